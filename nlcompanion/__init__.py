@@ -1,0 +1,74 @@
+"""Noether's learning dynamics, executable.
+
+Gradient descent is mechanics: the loss is potential energy, the learning rule kinetic energy, and every
+symmetry of the loss is a law of training. Each module is a noun, each function a verb:
+
+=================  =======================================================================
+``mechanics``      calculus on a Lagrangian ``L(t, q, v)``
+``learning_rules`` learning rules as Lagrangians and as differential equations
+``flows``          their continuous trajectories (SciPy)
+``descent``        the discrete algorithms
+``networks``       the papers' models; a loss as a function of one flat vector
+``datasets``       digits (embedded), KMNIST, Tiny ImageNet
+``checks``         a claim of the book and its verdict
+``plotting``       figures (import it by name)
+``explorers``      sliders that work live and in the static page (import it by name)
+=================  =======================================================================
+
+Importing this package loads neither torch nor SciPy; the first name that needs them does.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "mechanics": (
+        "acceleration",
+        "action",
+        "discrete_action",
+        "energy",
+        "euler_lagrange",
+        "generalized_momentum",
+        "lift",
+        "stationary_path",
+        "variational_derivative",
+    ),
+    "learning_rules": (
+        "LearningRule",
+        "bregman",
+        "bregman_momentum",
+        "damped",
+        "general",
+        "gradient_flow",
+        "kinetic_energy",
+        "lagrangian",
+        "natural_gradient",
+        "nesterov",
+        "newtonian",
+        "sgd",
+    ),
+    "flows": ("FlowError", "Trajectory", "integrate"),
+    "descent": ("DescentError", "descend"),
+    "networks": ("FlatLoss", "RePU", "Swish", "flat_loss", "mlp"),
+    "datasets": ("DataError", "Dataset", "digits", "kmnist", "tiny_imagenet"),
+    "checks": ("ClaimError", "claim"),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+_SUBMODULES = (*_EXPORTS, "explorers", "plotting")
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value  # the next access skips this function
+        return value
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBMODULES})

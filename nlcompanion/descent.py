@@ -1,0 +1,106 @@
+r"""The discrete algorithms, as the papers write them and as PyTorch runs them.
+
+One step of ``sgd`` is ``torch.optim.SGD``'s, of ``nesterov(lr=...)`` GU Eq. 20, of ``newtonian(lr=...)`` GU Eq. 21.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nlcompanion.flows import LossGradient, Recorder, Trajectory
+from nlcompanion.learning_rules import LearningRule
+from nlcompanion.mechanics import as_point
+
+__all__ = ["DescentError", "descend"]
+
+
+class DescentError(RuntimeError):
+    """A descent that met a non-finite loss; ``trajectory`` holds the steps before it."""
+
+    def __init__(self, message: str, trajectory: Trajectory):
+        super().__init__(message)
+        self.trajectory = trajectory
+
+
+def descend(
+    rule: LearningRule,
+    f: Callable[[Tensor], Tensor] | None,
+    q0,
+    *,
+    steps: int,
+    batches: Callable[[int], Callable[[Tensor], Tensor]] | None = None,
+    record: Callable[[float, Tensor, Tensor], dict] | None = None,
+    every: int = 1,
+) -> Trajectory:
+    r"""Run a rule's discrete algorithm.
+
+    Heavy ball (TK's convention and PyTorch's): :math:`b_n = \beta b_{n-1} + \nabla f(q_n) + k q_n`,
+    :math:`q_{n+1} = q_n - \eta b_n`, at times :math:`t_n = \eta n`; for NAGD and Newtonian steps
+    :math:`t_n = \sqrt\eta\, n`.
+
+    Args:
+        rule: ``sgd(...)``, ``nesterov(lr=...)`` or ``newtonian(lr=...)``.
+        f: loss ``f(q) -> scalar``; None when ``batches`` gives one per step.
+        q0: start, array-like of shape ``(n,)``.
+        steps: number of steps; the trajectory has ``steps // every + 1`` times.
+        batches: ``batches(n)`` is step ``n``'s own loss (a mini-batch). Asked for 0 to ``steps``: the last one gives
+            the final velocity.
+        record: ``record(t, q, v) -> dict of scalars``, instead of storing states.
+        every: keep (or record) each ``every``-th state.
+
+    Returns:
+        A :class:`Trajectory` with ``v = (q[n+1] - q[n]) / dt``, ``dt`` the rule's time step; a velocity at every kept
+        time, the last one included, by one gradient more.
+
+    Raises:
+        ValueError, TypeError: arguments out of range, a rule without a discrete algorithm.
+        DescentError: the loss or its gradient turned non-finite; the message names the step, ``.trajectory`` holds
+            what was reached.
+
+    Source: TK Section 1 (the update above Eq. 3); GU Eqs. 20 and 21.
+
+    Example:
+        >>> from nlcompanion import sgd
+        >>> descend(sgd(lr=0.5), lambda q: 0.5 * q @ q, [1.0], steps=3).q[:, 0].tolist()
+        [1.0, 0.5, 0.25, 0.125]
+    """
+    _check(rule, f, steps, batches, every)
+    q = as_point("q0", q0).clone()
+    dt, memory, calls = rule.time_step, None, 0
+    log = Recorder(record, len(q))
+    single = None if batches is not None else LossGradient(f)
+    for n in range(steps + 1):
+        gradient = single or LossGradient(batches(n))
+        q_next, memory = rule.step(n, q, memory, gradient)
+        calls += 1
+        if not torch.isfinite(q_next).all():
+            raise DescentError(
+                f"the loss or the parameters turned non-finite at step {n} (t = {n * dt:.6g}) of {steps}: the steps "
+                f"diverge. Lower lr (now {rule.lr:g}); gradient descent with heavy ball needs "
+                "lr < 2 (1 + momentum) / curvature",
+                log.trajectory(calls, rule.name),
+            )
+        if n % every == 0:
+            log.add(n * dt, q, (q_next - q) / dt)
+        q = q_next
+    return log.trajectory(calls, rule.name)
+
+
+def _check(rule, f, steps, batches, every) -> None:
+    if not isinstance(rule, LearningRule):
+        raise TypeError(f"rule must be a LearningRule such as sgd(lr=0.1), got {type(rule).__name__}")
+    if rule.step is None:
+        raise ValueError(
+            f"{rule.name} has no discrete algorithm; use sgd(lr=...), nesterov(lr=...) or newtonian(lr=...), or "
+            "integrate() for its flow"
+        )
+    if (f is None) == (batches is None):
+        raise ValueError("give either one loss f or batches(n) with a loss per step, and None for the other")
+    if batches is not None and not callable(batches):
+        raise TypeError(f"batches must be a function n -> loss, got {type(batches).__name__}")
+    for name, value, least in (("steps", steps, 0), ("every", every, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
