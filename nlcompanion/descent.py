@@ -5,7 +5,8 @@ One step of ``sgd`` is ``torch.optim.SGD``'s, of ``nesterov(lr=...)`` GU Eq. 20,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from nlcompanion.flows import LossGradient, Recorder, Trajectory
 from nlcompanion.learning_rules import LearningRule
 from nlcompanion.mechanics import as_point
 
-__all__ = ["DescentError", "descend"]
+__all__ = ["DescentError", "convergence_order", "descend"]
 
 
 class DescentError(RuntimeError):
@@ -87,6 +88,36 @@ def descend(
             log.add(n * dt, q, (q_next - q) / dt)
         q = q_next
     return log.trajectory(calls, rule.name)
+
+
+def convergence_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
+    r"""The observed order of convergence: the slope :math:`p` of :math:`\log` error against :math:`\log` size.
+
+    A least-squares fit through all points, so that one lucky error does not make the order.
+
+    Args:
+        sizes: step sizes, spacings or any small parameter, two or more different positive numbers.
+        errors: the error at each, positive.
+
+    Returns:
+        The order, dimensionless: 1 when halving the size halves the error, 2 when it quarters it.
+
+    Raises:
+        ValueError: different lengths, fewer than two sizes, or values that are not positive and finite (an error of
+            exactly 0 has no order: the sizes are below rounding).
+
+    Example:
+        >>> round(convergence_order([0.1, 0.05, 0.025], [4e-3, 1e-3, 2.5e-4]), 6)
+        2.0
+    """
+    sizes, errors = [float(x) for x in sizes], [float(x) for x in errors]
+    if len(sizes) != len(errors) or len(set(sizes)) < 2:
+        raise ValueError(f"{len(sizes)} sizes and {len(errors)} errors; an order needs as many of each, 2 or more")
+    if not all(math.isfinite(x) and x > 0 for x in (*sizes, *errors)):
+        raise ValueError(f"sizes and errors must be positive and finite, got {sizes} and {errors}")
+    x = torch.tensor(sizes, dtype=torch.float64).log()
+    y = torch.tensor(errors, dtype=torch.float64).log()
+    return float((x - x.mean()) @ (y - y.mean()) / (x - x.mean()).square().sum())
 
 
 def _check(rule, f, steps, batches, every) -> None:

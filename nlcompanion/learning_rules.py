@@ -36,6 +36,7 @@ __all__ = [
     "gradient_flow",
     "kinetic_energy",
     "lagrangian",
+    "modified_loss",
     "natural_gradient",
     "nesterov",
     "newtonian",
@@ -513,6 +514,39 @@ def lagrangian(rule: LearningRule, f: Callable[[Tensor], Tensor], *, t_ref: floa
         return torch.exp(gamma - shift) * (T(t, q, v) - torch.exp(alpha + beta) * potential)
 
     return L
+
+
+def modified_loss(f: Callable[[Tensor], Tensor], lr: float) -> Callable[[Tensor], Tensor]:
+    r"""The loss that gradient flow must follow to imitate gradient descent to second order in the step.
+
+    .. math:: \tilde f(q) = f(q) + \frac{\eta}{4}\,|\nabla f(q)|^2
+
+    TK put the same correction into the kinetic energy instead, as a mass; see :func:`sgd`. This one holds without
+    momentum.
+
+    Args:
+        f: loss ``f(q) -> scalar``, twice differentiable.
+        lr: step size :math:`\eta > 0`.
+
+    Returns:
+        ``q -> scalar``, differentiable by ``q``.
+
+    Raises:
+        ValueError: if ``lr`` is not positive.
+
+    Source: Barrett and Dherin (2021); TK Section 5.
+
+    Example:
+        >>> f = modified_loss(lambda q: 0.5 * q @ q, lr=0.4)
+        >>> round(f(torch.tensor([2.0]).double()).item(), 12)   # 2 + 0.1 * 4
+        2.4
+    """
+    lr = _positive("lr", lr)
+
+    def modified(q: Tensor) -> Tensor:
+        return f(q) + lr / 4 * grad(f)(q).square().sum()
+
+    return modified
 
 
 # --- shared pieces ----------------------------------------------------------------------------------------------

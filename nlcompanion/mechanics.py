@@ -19,16 +19,18 @@ from scipy.linalg import eigvals_banded, solve_banded
 from scipy.optimize import minimize
 from scipy.sparse import dia_array
 from torch import Tensor
-from torch.func import grad, hessian, jacfwd, jvp, vmap
+from torch.func import grad, hessian, jvp, vjp, vmap
 
 __all__ = [
     "Lagrangian",
     "StationaryPath",
     "acceleration",
     "action",
+    "along",
     "discrete_action",
     "energy",
     "euler_lagrange",
+    "first_variation",
     "generalized_momentum",
     "lift",
     "stationary_path",
@@ -149,16 +151,16 @@ def acceleration(L: Lagrangian) -> Callable[..., Tensor]:
         >>> a(0.0, torch.tensor([2.0]).double(), torch.tensor([7.0]).double()).tolist()
         [-2.0]
     """
-    L = _scalar(L)
-    momentum = grad(L, argnums=2)
-    force = grad(L, argnums=1)
+    slopes = grad(_scalar(L), argnums=(1, 2))
 
     def solved(t, q, v):
-        t = as_time(t)
-        mass = jacfwd(momentum, argnums=2)(t, q, v)
-        # one forward sweep gives d/dt of the momentum at frozen velocity
-        _, drift = jvp(lambda t, q: momentum(t, q, v), (t, q), (torch.ones_like(t), v))
-        a, info = torch.linalg.solve_ex(mass, force(t, q, v) - drift)
+        # one reverse sweep per component of the momentum gives its derivatives by t, q and v together
+        (force, p), pull = vjp(slopes, as_time(t), q, v)
+        still = torch.zeros_like(force)
+        by_t, by_q, by_v = (
+            torch.stack(rows) for rows in zip(*(pull((still, e)) for e in torch.eye(len(p)).to(p)), strict=True)
+        )
+        a, info = torch.linalg.solve_ex(by_v, force - by_t - by_q @ v)
         if info.item() or not torch.isfinite(a).all():
             raise ValueError(
                 f"the mass matrix d2L/dv2 is singular at t = {float(t):.6g}; this Lagrangian fixes no "
@@ -167,6 +169,32 @@ def acceleration(L: Lagrangian) -> Callable[..., Tensor]:
         return a
 
     return solved
+
+
+def along(path: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    r"""The state along a path: ``t -> (t, q, v)`` with :math:`v = dq/dt`, ready for any ``L(t, q, v)``.
+
+    Args:
+        path: differentiable ``path(t) -> q`` of shape ``(n,)``, in torch operations.
+
+    Returns:
+        A function ``t -> (t, q, v)``.
+
+    Source: the composition in GU Eq. 2.
+
+    Example:
+        >>> import torch
+        >>> t, q, v = along(lambda t: torch.stack([t**2, 3 * t]))(2.0)
+        >>> q.tolist(), v.tolist()
+        ([4.0, 6.0], [4.0, 3.0])
+    """
+
+    def state(t):
+        t = as_time(t)
+        q, v = jvp(path, (t,), (torch.ones_like(t),))
+        return t, q, v
+
+    return state
 
 
 def euler_lagrange(L: Lagrangian, path: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -190,15 +218,12 @@ def euler_lagrange(L: Lagrangian, path: Callable[[Tensor], Tensor]) -> Callable[
         >>> bool(residual(0.3).abs() < 1e-15)
         True
     """
-    L = _scalar(L)
+    L, state = _scalar(L), along(path)
 
     def residual(t):
         t = as_time(t)
-        one = torch.ones_like(t)
-        q, v = jvp(path, (t,), (one,))
-        velocity = lambda t: jvp(path, (t,), (one,))[1]  # noqa: E731
-        _, p_dot = jvp(lambda t: grad(L, argnums=2)(t, path(t), velocity(t)), (t,), (one,))
-        return p_dot - grad(L, argnums=1)(t, q, v)
+        _, p_dot = jvp(lambda t: grad(L, argnums=2)(*state(t)), (t,), (torch.ones_like(t),))
+        return p_dot - grad(L, argnums=1)(*state(t))
 
     return residual
 
@@ -254,18 +279,49 @@ def action(L: Lagrangian, path: Callable[[Tensor], Tensor], t_span: tuple[float,
         >>> round(S, 12)
         9.0
     """
-    t0, t1 = _span(t_span)
-
-    def integrand(t):
-        t = as_time(t)
-        q, v = jvp(path, (t,), (torch.ones_like(t),))
-        return _scalar(L)(t, q, v).item()
-
-    value, _ = quad_vec(integrand, t0, t1, epsabs=1e-13, epsrel=1e-12)
+    L, state = _scalar(L), along(path)
+    value, _ = quad_vec(lambda t: L(*state(t)).item(), *_span(t_span), epsabs=1e-13, epsrel=1e-12)
     return float(value)
 
 
-def discrete_action(L: Lagrangian, t: Tensor, q: Tensor) -> Tensor:
+def first_variation(L: Lagrangian, path: Callable, deformation: Callable, t_span: tuple[float, float]) -> float:
+    r"""How fast the action changes when a path is deformed.
+
+    .. math:: \delta S = \frac{d}{d\varepsilon} S[q + \varepsilon\,\delta q]\Big|_{\varepsilon = 0}
+              = \int \left(\frac{\partial L}{\partial q}\,\delta q
+              + \frac{\partial L}{\partial v}\,\delta \dot q\right) dt
+
+    Obtained by lifting the map :math:`q \mapsto q + \varepsilon\,\delta q(t)` and differentiating the Lagrangian
+    behind it, as a symmetry's effect is.
+
+    Args:
+        L: Lagrangian ``L(t, q, v) -> scalar``.
+        path: differentiable ``path(t) -> q`` of shape ``(n,)``.
+        deformation: differentiable ``deformation(t) -> delta q`` of shape ``(n,)``; it may move the ends.
+        t_span: ``(t0, t1)`` with ``t0 < t1``.
+
+    Returns:
+        The slope of the action, in units of the action per unit of the deformation.
+
+    Source: TK Eq. 19; GU Eq. 4.
+
+    Example:
+        >>> import torch
+        >>> line = lambda t: torch.stack([t])
+        >>> bump = lambda t: torch.stack([t * (1 - t)])
+        >>> abs(first_variation(lambda t, q, v: 0.5 * v @ v, line, bump, (0.0, 1.0))) < 1e-14
+        True
+    """
+
+    def density(t, q, v):
+        bent = lambda e: L(*lift(lambda t, q: q + e * deformation(t))(t, q, v))  # noqa: E731
+        zero = torch.zeros_like(t)
+        return jvp(bent, (zero,), (torch.ones_like(zero),))[1]
+
+    return action(density, path, t_span)
+
+
+def discrete_action(L: Lagrangian, t: Tensor, q: Tensor, *, midpoint: bool = False) -> Tensor:
     r"""The action of the broken line through ``q[0], ..., q[N]`` at evenly spaced times.
 
     .. math:: J = \sum_{i=0}^{N-1} L\!\left(t_i, x_i, \frac{x_{i+1} - x_i}{\Delta}\right) \Delta
@@ -276,9 +332,10 @@ def discrete_action(L: Lagrangian, t: Tensor, q: Tensor) -> Tensor:
         L: Lagrangian ``L(t, q, v) -> scalar``.
         t: times of shape ``(N + 1,)``, evenly spaced.
         q: nodes of shape ``(N + 1, n)``.
+        midpoint: evaluate ``L`` at the middle of each piece instead of its left end.
 
     Returns:
-        A scalar tensor; converges to :func:`action` with order 1 in the spacing.
+        A scalar tensor; converges to :func:`action` with order 1 in the spacing, with order 2 at midpoints.
 
     Source: GU Eq. 8.
 
@@ -290,7 +347,8 @@ def discrete_action(L: Lagrangian, t: Tensor, q: Tensor) -> Tensor:
     """
     delta = _spacing(t, q)
     v = (q[1:] - q[:-1]) / delta
-    return vmap(_scalar(L))(t[:-1], q[:-1], v).sum() * delta
+    at = ((t[1:] + t[:-1]) / 2, (q[1:] + q[:-1]) / 2) if midpoint else (t[:-1], q[:-1])
+    return vmap(_scalar(L))(*at, v).sum() * delta
 
 
 def variational_derivative(L: Lagrangian, t: Tensor, q: Tensor) -> Tensor:
@@ -508,5 +566,8 @@ def _spacing(t: Tensor, q: Tensor) -> Tensor:
         )
     delta = t[1:] - t[:-1]
     if not torch.allclose(delta, delta[0].expand_as(delta), rtol=1e-9, atol=0.0):
-        raise ValueError("the times t are not evenly spaced; the discretised action uses one spacing")
+        raise ValueError(
+            "the times t are not evenly spaced, to 1e-9 of the spacing; make them with torch.linspace(t0, t1, N + 1, "
+            "dtype=torch.float64), since .double() comes too late"
+        )
     return delta[0]

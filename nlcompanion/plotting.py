@@ -7,7 +7,7 @@ reddish purple.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "order_guide", "panels", "use_style"]
+__all__ = ["COLORS", "convergence", "order_guide", "panels", "use_style"]
 
 COLORS = {
     "prediction": "#0072B2",
@@ -125,3 +125,47 @@ def order_guide(axis: Axes, x, anchor: float, order: float, label: str | None = 
         label=f"order {order:g}" if label is None else label,
         zorder=1,
     )
+
+
+def convergence(
+    axis: Axes,
+    sizes: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    *,
+    guides: Mapping[str, float] | None = None,
+    xlabel: str = "step size η",
+) -> None:
+    """Errors against step sizes on log-log axes, with reference slopes under chosen curves.
+
+    Args:
+        axis: where to draw.
+        sizes: the step sizes, one per error; they become the ticks.
+        curves: ``{name: errors}``, drawn in this order.
+        guides: ``{name: order}``: under the curve of that name, a dashed line of that slope.
+        xlabel: what the sizes are.
+
+    Raises:
+        ValueError: if a size or an error is not positive, or a guide names no curve.
+
+    Example:
+        >>> figure, axis = panels()
+        >>> convergence(axis, [0.1, 0.05], {"midpoint": [4e-4, 1e-4]}, guides={"midpoint": 2})
+        >>> axis.get_xscale()
+        'log'
+        >>> plt.close(figure)
+    """
+    unknown = set(guides or ()) - set(curves)
+    if unknown:
+        raise ValueError(f"no curve named {', '.join(sorted(unknown))} to put a guide under; there are {list(curves)}")
+    colors = [COLORS[k] for k in ("control", "second", "prediction", "third")]
+    for i, (name, errors) in enumerate(curves.items()):
+        if min(errors) <= 0 or min(sizes) <= 0:
+            raise ValueError(f"{name} has an error or a size that is not positive; a log-log plot cannot show it")
+        axis.loglog(sizes, errors, "os^D"[i % 4] + "-", color=colors[i % 4], markersize=5, label=name)
+    for name, order in (guides or {}).items():
+        largest = int(np.argmax(sizes))
+        order_guide(axis, sizes, 0.6 * curves[name][largest], order, label="_")
+    axis.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
+    axis.minorticks_off()
+    axis.set_xlabel(xlabel)
+    axis.legend()

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import CURVATURES, START, heavy_ball, quadratic, quartic
 
-from nlcompanion.descent import DescentError, descend
+from nlcompanion.descent import DescentError, convergence_order, descend
 from nlcompanion.flows import integrate
-from nlcompanion.learning_rules import damped, gradient_flow, nesterov, newtonian, sgd
+from nlcompanion.learning_rules import damped, gradient_flow, modified_loss, nesterov, newtonian, sgd
 
 
 @given(st.floats(0.01, 0.3), st.floats(0, 0.95), st.floats(0, 0.5))
@@ -48,15 +48,16 @@ def test_nagd_by_hand():
     assert torch.allclose(descend(nesterov(lr=lr), quadratic, START, steps=8).q, torch.stack(path), rtol=1e-14)
 
 
-def _order(make, flow, start, steps=(40, 80, 160, 320), T=2.4, f=quartic, q0=(0.9, -0.4), time=lambda lr: lr):
+def _order(make, flow, start, steps=(40, 80, 160, 320), T=2.4, f=quartic, q0=(0.9, -0.4), modify=None):
     errors = []
     for n in steps:
         dt = T / n
         run = descend(make(dt), f, q0, steps=n)
         times = run.t.numpy().clip(max=T)
-        reference = integrate(flow(dt), f, q0, start(dt), t_span=(0, T), t_eval=times, rtol=1e-11)
+        loss = modified_loss(f, modify(dt)) if modify else f
+        reference = integrate(flow(dt), loss, q0, start(dt), t_span=(0, T), t_eval=times, rtol=1e-11)
         errors.append((run.q - reference.q).norm(dim=1)[n // 2 :].max().item())
-    return math.log(errors[0] / errors[-1]) / math.log(steps[-1] / steps[0])
+    return convergence_order([T / n for n in steps], errors)
 
 
 def test_second_order_flow_is_order_two_only_with_its_own_start():
@@ -69,6 +70,12 @@ def test_second_order_flow_is_order_two_only_with_its_own_start():
 def test_gradient_flow_is_order_one():
     order = _order(sgd, lambda lr: gradient_flow(), lambda lr: None)
     assert order == pytest.approx(1, abs=0.1)
+
+
+def test_modified_loss_is_order_two_and_a_wrong_weight_is_not():
+    assert _order(sgd, lambda lr: gradient_flow(), lambda lr: None, modify=lambda lr: lr) == pytest.approx(2, abs=0.1)
+    wrong = _order(sgd, lambda lr: gradient_flow(), lambda lr: None, modify=lambda lr: 2 * lr)
+    assert wrong < 1.5
 
 
 @pytest.mark.parametrize(("half", "order"), [(True, 2), (False, 1)])
@@ -129,3 +136,19 @@ def test_bad_arguments():
             go(**kw)
     with pytest.raises(TypeError, match="scalar"):
         go(f=lambda q: q)
+
+
+@given(st.floats(-3, 3), st.floats(-5, 5))
+@settings(max_examples=30)
+def test_convergence_order_is_the_slope(order, scale):
+    sizes = [0.1, 0.05, 0.02]
+    assert convergence_order(sizes, [math.exp(scale) * h**order for h in sizes]) == pytest.approx(order, abs=1e-9)
+
+
+def test_convergence_order_refuses_what_has_none():
+    for sizes, errors in (([0.1], [1.0]), ([0.1, 0.1], [1.0, 1.0]), ([0.1, 0.2], [1.0])):
+        with pytest.raises(ValueError, match="2 or more"):
+            convergence_order(sizes, errors)
+    for errors in ([0.0, 1.0], [math.nan, 1.0], [-1.0, 1.0]):
+        with pytest.raises(ValueError, match="positive and finite"):
+            convergence_order([0.1, 0.2], errors)

@@ -11,9 +11,11 @@ from nlcompanion import mechanics
 from nlcompanion.mechanics import (
     acceleration,
     action,
+    along,
     discrete_action,
     energy,
     euler_lagrange,
+    first_variation,
     generalized_momentum,
     lift,
     stationary_path,
@@ -121,6 +123,22 @@ def test_lift_of_a_moving_frame():
     assert (t.item(), Q.item(), V.item()) == (2.0, 5.0, 7.0)
 
 
+@given(number, number, number)
+@settings(max_examples=10, deadline=None)
+def test_first_variation_is_the_slope_of_the_action(a, b, c):
+    """The action of a quartic potential is a quartic in the deformation: a five-point difference is exact."""
+    L = lambda t, q, v: torch.exp(0.3 * t) * (0.5 * v @ v - (q**4).sum() / 4)  # noqa: E731
+    path = lambda t: torch.stack([torch.sin(2 * t) + a])  # noqa: E731
+    bump = lambda t: torch.stack([b * torch.cos(t) + c * t])  # noqa: E731
+    S = lambda e: action(L, lambda t: path(t) + e * bump(t), (0.0, 1.0))  # noqa: E731
+    slope = (8 * (S(1) - S(-1)) - S(2) + S(-2)) / 12
+    varied = first_variation(L, path, bump, (0.0, 1.0))
+    assert varied == pytest.approx(slope, rel=1e-9, abs=1e-9)
+    ends = [generalized_momentum(L)(*along(path)(t)) @ bump(torch.tensor(t).double()) for t in (0.0, 1.0)]
+    inside = action(lambda t, q, v: -euler_lagrange(L, path)(t) @ bump(t), path, (0.0, 1.0))
+    assert varied == pytest.approx((ends[1] - ends[0]).item() + inside, rel=1e-9, abs=1e-9)
+
+
 # --- discretised paths --------------------------------------------------------------------------------------------
 
 
@@ -132,13 +150,15 @@ def test_discrete_action_and_its_derivative_converge_with_order_one():
     path = lambda t: torch.sin(2 * t)[..., None] + 0.3 * t[..., None] ** 2  # noqa: E731
     exact = action(pendulum, path, (0.0, 1.0))
     residual = euler_lagrange(pendulum, path)(0.5)
-    errors, derivative_errors, sizes = [], [], (64, 128, 256, 512)
+    errors, middle_errors, derivative_errors, sizes = [], [], [], (64, 128, 256, 512)
     for n in sizes:
         t = torch.linspace(0, 1, n + 1, dtype=torch.float64)
         errors.append(abs(discrete_action(pendulum, t, path(t)).item() - exact))
+        middle_errors.append(abs(discrete_action(pendulum, t, path(t), midpoint=True).item() - exact))
         middle = variational_derivative(pendulum, t, path(t))[n // 2 - 1]
         derivative_errors.append((middle + residual).abs().item())
     assert _slope(errors, sizes) == pytest.approx(1, abs=0.1)
+    assert _slope(middle_errors, sizes) == pytest.approx(2, abs=0.1)
     assert derivative_errors[-1] < 1e-4  # here even order 2: the leading term is odd about the node
 
 

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +52,10 @@ def test_unknown_names_are_refused():
 def test_typed_and_versioned():
     assert (files("nlcompanion") / "py.typed").is_file()
     assert nlcompanion.__version__.count(".") == 2
+
+
+def test_code_and_notebooks_are_clean():
+    root = Path(__file__).resolve().parents[1]
+    for arguments in (["check", "."], ["format", "--check", "."]):
+        run = subprocess.run([sys.executable, "-m", "ruff", *arguments], cwd=root, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
