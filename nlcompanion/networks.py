@@ -185,13 +185,14 @@ class FlatLoss:
         q0: the model's parameters at construction, shape ``(n,)``, float64.
         names: parameter names in the order of ``q``.
         slices: where each parameter sits in ``q``, ``{name: slice}``.
+        model: the loss's own copy of the model; its weights are never used, its structure and modes are.
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: Callable):
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("the model has no trainable parameter; flat_loss needs one with requires_grad=True")
-        self._model = copy.deepcopy(model)
+        self.model = copy.deepcopy(model)
         self._loss, self._data = loss, (inputs, targets)
         self._shapes = {name: p.shape for name, p in trained.items()}
         self._sizes = [p.numel() for p in trained.values()]
@@ -228,7 +229,7 @@ class FlatLoss:
         own, _, state = self._as(q.dtype)
         # in train mode a layer may write to its buffers: give it copies, so that f stays a function of q alone
         state = {name: x.clone() for name, x in state.items()}
-        return functional_call(self._model, {**state, **self.unflatten(q)}, (own if inputs is None else inputs,))
+        return functional_call(self.model, {**state, **self.unflatten(q)}, (own if inputs is None else inputs,))
 
     def __call__(self, q: Tensor) -> Tensor:
         value = self._loss(self.outputs(q), self._as(q.dtype)[1])
@@ -247,8 +248,8 @@ class FlatLoss:
         """Inputs, targets and frozen state in the precision of ``q``; integers stay integers."""
         if dtype not in self._cast:
             to = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731
-            frozen = {name: p for name, p in self._model.named_parameters() if not p.requires_grad}
-            state = {**frozen, **dict(self._model.named_buffers())}
+            frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+            state = {**frozen, **dict(self.model.named_buffers())}
             self._cast[dtype] = (*map(to, self._data), {name: to(x.detach()) for name, x in state.items()})
         return self._cast[dtype]
 

@@ -106,7 +106,7 @@ def test_buffers_are_frozen_so_that_f_is_a_function():
     f = flat_loss(net, X, Y, cross_entropy)
     values = {f(f.q0).item() for _ in range(3)}
     assert len(values) == 1
-    f._model.eval()
+    f.model.eval()
     assert f(f.q0).item() == cross_entropy(net.eval()(X), Y).item()  # running statistics never moved
 
 
