@@ -9,8 +9,12 @@ symmetry of the loss is a law of training. Each module is a noun, each function 
 ``flows``          their continuous trajectories (SciPy)
 ``descent``        the discrete algorithms
 ``networks``       the papers' models; a loss as a function of one flat vector
+``symmetries``     one-parameter actions on parameters and their generators
+``noether``        charges, what moves them, and what a group conserves
+``laws``           what a network conserves, exactly, step by step
 ``datasets``       digits (embedded), KMNIST, Tiny ImageNet
 ``checks``         a claim of the book and its verdict
+``results``        measured results of long runs (import it by name)
 ``plotting``       figures (import it by name)
 ``explorers``      sliders that work live and in the static page (import it by name)
 =================  =======================================================================
@@ -55,10 +59,34 @@ _EXPORTS = {
     "descent": ("DescentError", "convergence_order", "descend"),
     "networks": ("FlatLoss", "RePU", "Swish", "flat_loss", "mlp"),
     "datasets": ("DataError", "Dataset", "digits", "kmnist", "tiny_imagenet"),
+    "symmetries": (
+        "LieAlgebra",
+        "Symmetry",
+        "generator",
+        "gl",
+        "input_rotation",
+        "invariance_defect",
+        "kinetic_symmetry_breaking",
+        "linear_action",
+        "linear_pair",
+        "rescale",
+        "rotation",
+        "scale",
+        "so",
+        "translation",
+    ),
+    "noether": (
+        "NLDTerms",
+        "find_conserved_quantities",
+        "noether_charge",
+        "noether_learning_dynamics",
+        "rund_trautmann",
+    ),
+    "laws": ("Law", "homogeneous", "homogeneous_laws"),
     "checks": ("ClaimError", "claim"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = (*_EXPORTS, "explorers", "plotting")
+_SUBMODULES = (*_EXPORTS, "explorers", "plotting", "results")
 
 __all__ = [*sorted(_HOME), "__version__"]
 

@@ -146,6 +146,7 @@ class _Descent(_System):
         return out - self.decay * y if self.decay else out
 
     def velocity(self, t, y):
+        self.nfev += 1
         return self.slope(t, y)
 
 
@@ -321,7 +322,7 @@ def integrate(
     log = _Log(system, record, t_eval)
     try:
         solver = solver_class(system, t0, y0, t1, rtol=rtol, atol=atol, **options)
-        log.start(t0, y0)
+        log.start(solver)
         while solver.status == "running":
             message = solver.step()
             if solver.status == "failed":
@@ -461,27 +462,32 @@ class _Log:
         self.next = 0
         self.last_t, self.warned = math.nan, False
 
-    def start(self, t, y):
-        self.last_t = t
-        if self.t_eval is None or self.t_eval[0] == t:
-            self.add(t, y)
+    def start(self, solver):
+        self.last_t = solver.t
+        if self.t_eval is None or self.t_eval[0] == solver.t:
+            self.add_state(solver)
             self.next = 1
 
     def step(self, solver):
         self.last_t = solver.t
         if self.t_eval is None:
-            self.add(solver.t, solver.y)
+            self.add_state(solver)
             return
         stop = int(np.searchsorted(self.t_eval, solver.t, side="right"))
         if stop > self.next:
-            dense = solver.dense_output()
-            for t in self.t_eval[self.next : stop]:
-                self.add(t, solver.y if t == solver.t else dense(t))
+            times = self.t_eval[self.next : stop]
+            dense = solver.dense_output() if times[0] < solver.t else None  # DOP853 pays three calls for it
+            for t in times:
+                self.add_state(solver) if t == solver.t else self.add(t, dense(t))
             self.next = stop
 
-    def add(self, t, y):
+    def add_state(self, solver):
+        slope = getattr(solver, "f", None)  # Runge-Kutta solvers keep it; q leads the state, so v leads the slope
+        self.add(solver.t, solver.y, None if slope is None else slope[: self.system.n])
+
+    def add(self, t, y, v=None):
         q = torch.from_numpy(y[: self.system.n])
-        v = torch.from_numpy(self.system.velocity(t, y))
+        v = torch.from_numpy(self.system.velocity(t, y) if v is None else v)
         if self.kept.record is None:
             q, v = q.clone(), v.clone()  # the solver goes on using its arrays
         self.kept.add(t, q, v)

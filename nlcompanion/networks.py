@@ -194,6 +194,8 @@ class FlatLoss:
             raise ValueError("the model has no trainable parameter; flat_loss needs one with requires_grad=True")
         self.model = copy.deepcopy(model)
         self._loss, self._data = loss, (inputs, targets)
+        held = [x for named in (model.named_parameters, model.named_buffers) for _, x in named(remove_duplicate=False)]
+        self._shared = len({id(x) for x in held}) < len(held)
         self._shapes = {name: p.shape for name, p in trained.items()}
         self._sizes = [p.numel() for p in trained.values()]
         self._cast: dict[torch.dtype, tuple] = {}
@@ -229,7 +231,9 @@ class FlatLoss:
         own, _, state = self._as(q.dtype)
         # in train mode a layer may write to its buffers: give it copies, so that f stays a function of q alone
         state = {name: x.clone() for name, x in state.items()}
-        return functional_call(self.model, {**state, **self.unflatten(q)}, (own if inputs is None else inputs,))
+        tensors = {**state, **self.unflatten(q)}
+        # the search for shared weights costs a seventh of a tiny gradient, so it is made only where there are any
+        return functional_call(self.model, tensors, (own if inputs is None else inputs,), tie_weights=self._shared)
 
     def __call__(self, q: Tensor) -> Tensor:
         value = self._loss(self.outputs(q), self._as(q.dtype)[1])

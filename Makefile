@@ -1,0 +1,69 @@
+# make book    the book, from nothing to a page to open
+# make test    every page, notebook, doctest and test
+# make help    all targets
+
+PYTHON      ?= python3
+PYTEST_ARGS ?=
+
+VENV    := .venv
+BIN     := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PY      := $(BIN)/python
+READY   := $(VENV)/nlcompanion-installed.json
+BENCHES := $(sort $(wildcard benchmarks/bench_*.py))
+
+# One thread everywhere: the same last bits, and no waiting for a busy neighbour.
+export OMP_NUM_THREADS = 1
+export OPENBLAS_NUM_THREADS = 1
+export MKL_NUM_THREADS = 1
+export VECLIB_MAXIMUM_THREADS = 1
+# Only what .venv holds is imported, and no figure opens a window or stays away from its notebook.
+unexport PYTHONPATH
+unexport PYTHONHOME
+unexport MPLBACKEND
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.NOTPARALLEL:
+.SUFFIXES:
+.DEFAULT_GOAL := help
+.PHONY: help book test test-all lab notebooks results offline bench clean FORCE
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+book: $(READY) ## install what is needed and build the book
+	@$(PY) -m nlcompanion.checks
+	@rm -rf _build/html
+	@$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet > /dev/null
+	@$(PY) -m tools.pages
+
+test: book ## build the book, then check its pages, every notebook, doctest and test
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+test-all: book ## the same with the slow tests
+	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter-lab book
+
+notebooks: $(READY) ## execute every notebook again and keep the outputs
+	@$(PY) -m tools.notebooks
+	@$(PY) -m nlcompanion.checks
+
+results: $(READY) ## measure book/results/ again (long runs, optional data)
+	@$(PY) -m nlcompanion.results
+
+offline: $(READY) ## build a book that needs no network to be read (npm fetches its libraries)
+	@$(PY) -m nlcompanion.checks
+	@$(PY) -m tools.offline
+
+bench: $(READY) ## run every benchmark, one after another
+	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(PY) "$$bench"; done
+
+clean: ## remove all that these commands made, .venv included
+	rm -rf $(VENV) _build .pytest_cache .hypothesis .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
+
+# Always looked at, rarely remade: the script compares what is installed with what is wanted.
+$(READY): FORCE
+	@$(PYTHON) tools/environment.py

@@ -1,0 +1,1 @@
+"""What the Makefile calls: the environment, the pins, the notebooks, the built pages, the offline book."""
