@@ -319,7 +319,7 @@ def integrate(
     solver_class = _choose(method, rule, system, len(y0), t0, t1)
     t_eval = _check_times(t_eval, t0, t1)
     options = {"jac": system.jacobian} if method in _IMPLICIT and system.jacobian else {}
-    log = _Log(system, record, t_eval)
+    log = _Log(system, record, t_eval, t0)
     try:
         solver = solver_class(system, t0, y0, t1, rtol=rtol, atol=atol, **options)
         log.start(solver)
@@ -456,11 +456,11 @@ class Recorder:
 class _Log:
     """The solver's steps, or the times asked for, handed to a :class:`Recorder`."""
 
-    def __init__(self, system: _System, record, t_eval):
+    def __init__(self, system: _System, record, t_eval, t0: float):
         self.system, self.t_eval = system, t_eval
         self.kept = Recorder(record, system.n)
         self.next = 0
-        self.last_t, self.warned = math.nan, False
+        self.last_t, self.warned = t0, False
 
     def start(self, solver):
         self.last_t = solver.t

@@ -258,8 +258,8 @@ def sgd(lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> Learning
 
     .. math:: \frac{\eta(1+\beta)}{2}\,\ddot q + (1-\beta)\,\dot q + \nabla f(q) + k q = 0
 
-    that starts with :math:`\dot q(0) = -(\nabla f + k q_0)/(1+\beta)`. Any other initial velocity gives order 1 when
-    :math:`\beta > 0`. The equation is stable for every step on a convex loss, the algorithm only below
+    that starts with :math:`\dot q(0) = -(\nabla f + k q_0)/(1+\beta)`. Any other initial velocity gives order 1.
+    The equation is stable for every step on a convex loss, the algorithm only below
     :math:`\eta\lambda < 2(1+\beta)`.
 
     Args:

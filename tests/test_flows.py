@@ -265,3 +265,8 @@ def test_any_increasing_times_are_met_exactly(times):
     assert run.t.tolist() == times
     exact = START * torch.cos(torch.tensor([0.5, 2.0, 3.0]).double().sqrt() * run.t[:, None])
     assert (run.q - exact).abs().max() < 1e-7
+
+
+def test_a_cap_before_the_first_step_names_the_start():
+    with pytest.raises(FlowError, match="at t = 0.5 of 1"):
+        integrate(newtonian(), quadratic, START, t_span=(0.5, 1), max_nfev=1)

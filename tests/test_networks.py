@@ -147,3 +147,27 @@ def test_bad_arguments():
     f = flat_loss(mlp((4, 3)), X, Y, lambda a, b: cross_entropy(a, b, reduction="none"))
     with pytest.raises(TypeError, match="reduction"):
         f(f.q0)
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.first = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+        self.second = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+        if shared:
+            self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def test_shared_weights_are_one_parameter_used_twice():
+    x = X[:, :3]
+    f = flat_loss(TwoLayers(shared=True), x, x, mse_loss)
+    assert len(f) == 9
+    assert len(flat_loss(TwoLayers(shared=False), x, x, mse_loss)) == 18
+    W = f.q0.view(3, 3).clone().requires_grad_()
+    loss = mse_loss(torch.tanh(x @ W.T) @ W.T, x)
+    q = f.q0.clone().requires_grad_()
+    assert torch.allclose(f(q), loss)
+    assert torch.allclose(torch.autograd.grad(f(q), q)[0], torch.autograd.grad(loss, W)[0].reshape(-1))

@@ -392,6 +392,15 @@ def test_files_that_are_gone_are_missed(tmp_path):
     assert environment.missing_files(venv) == [str(environment.python_of(venv))]
 
 
+def test_make_from_inside_an_activated_environment_wants_the_same(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    ask = "import json; from tools import environment as e; print(json.dumps(e.wanted(e.ROOT)))"
+    inside = subprocess.run(
+        [environment.python_of(tmp_path), "-c", ask], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert json.loads(inside.stdout) == environment.wanted(ROOT)
+
+
 def test_an_old_python_is_refused_with_the_fix(monkeypatch, capsys):
     monkeypatch.setattr(environment.sys, "version_info", (3, 9, 2))
     assert environment.main() == 1

@@ -33,7 +33,7 @@ print(*[os.fspath(f) for f in files if not os.path.exists(f)][:3], sep=os.linese
 def wanted(root: Path) -> dict[str, str]:
     """What an environment of this folder must have been made from."""
     return {
-        "python": f"{sys.version} in {getattr(sys, '_base_executable', sys.executable)}",
+        "python": f"{sys.version} in {os.path.realpath(sys.base_prefix)}",  # the same from inside .venv
         "folder": str(root.resolve()),  # scripts inside .venv carry their absolute path
         "requirements": hashlib.sha256((root / "requirements.txt").read_bytes()).hexdigest(),
         "project": hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest(),
@@ -91,7 +91,9 @@ def make(venv: Path, root: Path) -> None:
             venv.unlink()
         elif venv.exists():
             shutil.rmtree(venv)
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        # Not sys.executable: that may be the very .venv that was just removed.
+        base = getattr(sys, "_base_executable", sys.executable)
+        subprocess.run([base, "-m", "venv", str(venv)], check=True)
         subprocess.run([*pip, "--requirement", "requirements.txt"], cwd=root, check=True)
     else:
         print(f"Reinstalling the package ({why}).", flush=True)
