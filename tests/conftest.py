@@ -1,10 +1,10 @@
 """Settings for every test: one thread, a quiet matplotlib. (Denormals stay on: hypothesis draws them.)"""
 
-import os
-
-os.environ.setdefault("MPLBACKEND", "agg")
-
+import matplotlib
 import pytest
+
+# not through the environment: the notebooks' kernels would inherit it and show no figures
+matplotlib.use("agg")
 
 
 @pytest.fixture(autouse=True, scope="session")
