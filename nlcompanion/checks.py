@@ -44,7 +44,7 @@ __all__ = ["KINDS", "ClaimError", "Finding", "Row", "Verdict", "check", "claim",
 KINDS = ("exact", "order", "limit", "bound", "figure", "misprint", "false")
 PAPERS = {
     "TK": "Noether's Learning Dynamics (TK)",
-    "GU": "Noether: The More Things Change, the More They Stay the Same (GU)",
+    "GU": "Noether: The More Things Change, the More Stay the Same (GU)",
     "NL": "Beyond the papers (NL)",
 }
 CHAPTERS = {

@@ -373,7 +373,7 @@ def test_a_built_chapter_shows_its_equations_figures_and_verdicts(path: Path):
     page = Page(BUILT / "book" / f"{path.stem}.html")
     assert "math" in page.classes
     figures = [image for image in page.images if "_images/" in image.get("src", "")]
-    assert figures
+    assert figures or path.stem in REFERENCE
     assert all(image.get("alt") for image in figures)
     for finding in verdicts([path]).values():
         assert finding.text in page.text, f"the built page lacks the verdict {finding.text!r}; build again"
