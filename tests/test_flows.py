@@ -268,5 +268,5 @@ def test_any_increasing_times_are_met_exactly(times):
 
 
 def test_a_cap_before_the_first_step_names_the_start():
-    with pytest.raises(FlowError, match="at t = 0.5 of 1"):
+    with pytest.raises(FlowError, match=r"at t = 0\.5 of 1"):
         integrate(newtonian(), quadratic, START, t_span=(0.5, 1), max_nfev=1)
