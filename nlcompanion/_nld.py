@@ -119,7 +119,7 @@ def noether_learning_dynamics(
     Raises:
         ValueError: as for :func:`noether_charge`, or if the loss is not finite at ``q``.
 
-    Source: TK Eqs. 11 and 22. The supplement's Eq. 22 prints :math:`\gamma_t` where :math:`\dot\gamma_t` is meant.
+    Source: TK Eqs. 11 and 22.
 
     Example:
         >>> from nlcompanion import damped
