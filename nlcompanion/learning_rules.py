@@ -104,15 +104,16 @@ class LearningRule:
         r"""``(alpha, beta, d alpha/dt, d gamma/dt)`` at time ``t``, as floats."""
         if self.fixed_rates is not None:
             return self.fixed_rates
-        t = torch.as_tensor(t, dtype=torch.float64)
-        gamma_rate = self.gamma_rate or grad(lambda t: _at(self.gamma, "gamma", t))
-        values = (
-            _at(self.alpha, "alpha", t),
-            _at(self.beta, "beta", t),
-            grad(lambda t: _at(self.alpha, "alpha", t))(t),
-            gamma_rate(t),
-        )
-        return tuple(float(value) for value in values)
+        t = torch.tensor(float(t), dtype=torch.float64, requires_grad=True)
+
+        def slope(schedule, name):  # plain autograd: a right-hand side asks for this at every call
+            return torch.autograd.grad(_at(schedule, name, t), t)[0].item()
+
+        now = t.detach()
+        with torch.enable_grad():
+            alpha_rate = slope(self.alpha, "alpha")
+            gamma_rate = slope(self.gamma, "gamma") if self.gamma_rate is None else float(self.gamma_rate(now))
+        return float(_at(self.alpha, "alpha", now)), float(_at(self.beta, "beta", now)), alpha_rate, gamma_rate
 
     def equation(self, t) -> tuple[float, float]:
         r"""``(c1, c2)`` of the Euclidean equation :math:`a = -c_1 v - c_2(\nabla f + k q)` at time ``t``."""
