@@ -12,6 +12,9 @@ symmetry of the loss is a law of training. Each module is a noun, each function 
 ``symmetries``     one-parameter actions on parameters and their generators
 ``noether``        charges, what moves them, and what a group conserves
 ``laws``           what a network conserves, exactly, step by step
+``kernels``        the tangent kernel and linearised training
+``adaptivity``     normalisation as an adaptive optimiser
+``training``       the training loop, for one GPU too, and sweeps that survive
 ``datasets``       digits (embedded), KMNIST, Tiny ImageNet
 ``checks``         a claim of the book and its verdict
 ``results``        measured results of long runs (import it by name)
@@ -57,7 +60,19 @@ _EXPORTS = {
     ),
     "flows": ("FlowError", "Trajectory", "integrate"),
     "descent": ("DescentError", "convergence_order", "descend"),
-    "networks": ("FlatLoss", "RePU", "Swish", "flat_loss", "mlp"),
+    "networks": (
+        "Ensemble",
+        "FlatLoss",
+        "Power",
+        "RePU",
+        "Swish",
+        "ensemble",
+        "flat_loss",
+        "mlp",
+        "over_members",
+        "conv_bn",
+        "vgg11",
+    ),
     "datasets": ("DataError", "Dataset", "digits", "kmnist", "tiny_imagenet"),
     "symmetries": (
         "LieAlgebra",
@@ -87,7 +102,38 @@ _EXPORTS = {
         "spacetime_generators",
         "transformed",
     ),
-    "laws": ("Law", "homogeneous", "homogeneous_laws"),
+    "laws": (
+        "Account",
+        "Law",
+        "Ledger",
+        "LedgerError",
+        "RuleForm",
+        "data_rotation",
+        "homogeneous",
+        "homogeneous_laws",
+        "linear",
+    ),
+    "kernels": ("linearized_dynamics", "ntk"),
+    "adaptivity": (
+        "Equilibrium",
+        "Persistence",
+        "Polar",
+        "RMSPropTwin",
+        "RadiusTracker",
+        "angular_update",
+        "equilibrium",
+        "gradient_persistence",
+        "momentum_average",
+        "polar",
+        "radial_acceleration",
+        "radius_gain",
+        "radius_squared",
+        "radius_squared_acceleration",
+        "radius_squared_of_steps",
+        "rmsprop_accumulator",
+        "rmsprop_twin",
+    ),
+    "training": ("Moment", "Run", "Sweep", "SweepError", "TrainConfig", "load_sweep", "sweep", "train"),
     "checks": ("ClaimError", "claim"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

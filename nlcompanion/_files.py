@@ -243,6 +243,15 @@ def _plainly(error: Exception) -> str:
     return text
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to ``*.corrupt``, next to those that were there before; its new path."""
+    count = 0
+    while (aside := path.with_name(f"{path.name}.{count}.corrupt" if count else f"{path.name}.corrupt")).exists():
+        count += 1
+    path.rename(aside)
+    return aside
+
+
 @contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
     """Keep pooch's own lines out of notebooks: the progress bar says the same."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.integrate
@@ -44,6 +44,7 @@ class Trajectory:
         record: what ``record`` returned, as a dict of tensors of shape ``(T,)``.
         nfev: gradient evaluations (or calls of the right-hand side) spent.
         method: solver or algorithm.
+        beside: what was integrated beside the state, from 0 at the start: shape ``(T, ...)``; None if nothing was.
 
     All are float64 CPU tensors without gradient.
     """
@@ -54,6 +55,7 @@ class Trajectory:
     record: dict[str, Tensor] = field(default_factory=dict)
     nfev: int = 0
     method: str = ""
+    beside: Tensor | None = None
 
     def __repr__(self) -> str:
         span = f"t = {self.t[0]:.4g} .. {self.t[-1]:.4g}" if len(self.t) else "empty"
@@ -228,6 +230,68 @@ class _Lagrange(_System):
         return np.concatenate([y[self.n :], a.numpy()])
 
 
+class _Beside:
+    """Another system with an integral beside its state: (state, integral of g), of which nothing acts back.
+
+    In all systems q leads the state, so v leads its slope: g costs no gradient of its own.
+    """
+
+    def __init__(self, system: _System, g: Callable, t0: float, y0: np.ndarray):
+        self.system, self.n, self.size, self.g = system, system.n, len(y0), g
+        self.shape: tuple[int, ...] | None = None
+        self.shape = tuple(self._value(t0, y0, system.velocity(t0, y0)).shape)
+        self.start = np.concatenate([y0, np.zeros(math.prod(self.shape))])
+        self.jacobian = system.jacobian and self._jacobian
+
+    nfev = property(lambda self: self.system.nfev)
+    last_bad = property(lambda self: self.system.last_bad)
+
+    def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
+        slope = self.system(t, y[: self.size])
+        rate = self._value(t, y, slope).detach().numpy().reshape(-1)
+        if not np.isfinite(rate).all():
+            self.system.last_bad = t
+        return np.concatenate([slope, rate])
+
+    def velocity(self, t: float, y: np.ndarray) -> np.ndarray:
+        return self.system.velocity(t, y[: self.size])
+
+    def integral(self, y: np.ndarray) -> Tensor:
+        return torch.from_numpy(y[self.size :].copy()).view(self.shape)
+
+    def _value(self, t, y, slope) -> Tensor:
+        value = self.g(float(t), torch.from_numpy(y[: self.n]), torch.from_numpy(slope[: self.n]))
+        try:
+            value = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"beside(t, q, v) must return a tensor of any shape to be integrated, got {type(value).__name__}; "
+                "stack several quantities into one tensor"
+            ) from error
+        if self.shape is not None and value.shape != self.shape:
+            raise ValueError(
+                f"beside(t, q, v) returned shape {tuple(value.shape)} after {self.shape}; return the same each time"
+            )
+        return value
+
+    def _jacobian(self, t, y):
+        """The system's own, above the slopes of g: by q, and by v, which is itself a function of the state."""
+        inner = np.asarray(self.system.jacobian(t, y[: self.size]))
+        slope = self.system.slope(t, y[: self.size])
+        point = (torch.from_numpy(y[: self.n]), torch.from_numpy(slope[: self.n]))
+        by_q, by_v = (
+            block.numpy().reshape(-1, self.n)
+            for block in torch.autograd.functional.jacobian(
+                lambda q, v: torch.as_tensor(self.g(float(t), q, v), dtype=torch.float64), point
+            )
+        )
+        J = np.zeros((len(y), len(y)))
+        J[: self.size, : self.size] = inner
+        J[self.size :, : self.size] = by_v @ inner[: self.n]
+        J[self.size :, : self.n] += by_q
+        return J
+
+
 def _hessian(f, q: np.ndarray, decay: float) -> np.ndarray:
     H = torch.autograd.functional.hessian(f, torch.from_numpy(q)).numpy()
     return H + decay * np.eye(len(q)) if decay else H
@@ -271,6 +335,7 @@ def integrate(
     t_eval=None,
     max_nfev: float | None = None,
     record: Callable[[float, Tensor, Tensor], dict] | None = None,
+    beside: Callable[[float, Tensor, Tensor], Tensor] | None = None,
 ) -> Trajectory:
     r"""Integrate the continuous dynamics of a learning rule on a loss.
 
@@ -293,9 +358,12 @@ def integrate(
             solver at a kink; this is where it stops.
         record: ``record(t, q, v) -> dict of scalars``, called at every reported time instead of storing states:
             the way to follow large networks.
+        beside: ``g(t, q, v) -> tensor`` of any shape, whose integral over time is taken beside the state by the same
+            solver, at the same accuracy: the independent side of a law that an integral stands in. With ``method``
+            BDF, Radau or LSODA write it in torch operations, since its slopes enter the Jacobian.
 
     Returns:
-        A :class:`Trajectory`.
+        A :class:`Trajectory`; its ``beside`` holds the integrals from ``t0`` to each time, shape ``(T, ...)``.
 
     Raises:
         ValueError, TypeError: arguments out of range or of the wrong shape.
@@ -309,6 +377,10 @@ def integrate(
         >>> half_turn = integrate(newtonian(), lambda q: 0.5 * q @ q, [1.0], t_span=(0.0, torch.pi))
         >>> round(half_turn.q[-1].item(), 9)
         -1.0
+        >>> work = lambda t, q, v: v @ v
+        >>> half_turn = integrate(newtonian(), lambda q: 0.5 * q @ q, [1.0], t_span=(0, torch.pi), beside=work)
+        >>> round(half_turn.beside[-1].item() / torch.pi, 9)   # the mean of sin^2
+        0.5
     """
     t0, t1 = _span(t_span)
     q0 = as_point("q0", q0)
@@ -317,6 +389,10 @@ def integrate(
         raise ValueError(f"max_nfev must be at least 1, got {max_nfev}; math.inf removes the limit")
     system, y0 = _set_up(rule, f, q0, v0, t0, max_nfev)
     solver_class = _choose(method, rule, system, len(y0), t0, t1)
+    if beside is not None:
+        system = _Beside(system, _function("beside", beside), t0, y0)
+        y0 = system.start
+        _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
     t_eval = _check_times(t_eval, t0, t1)
     options = {"jac": system.jacobian} if method in _IMPLICIT and system.jacobian else {}
     log = _Log(system, record, t_eval, t0)
@@ -395,6 +471,12 @@ def _choose(method: str, rule, system: _System, size: int, t0: float, t1: float)
     return getattr(scipy.integrate, method)
 
 
+def _function(name: str, value: Callable) -> Callable:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function {name}(t, q, v), got {type(value).__name__}")
+    return value
+
+
 def _check_times(t_eval, t0: float, t1: float) -> np.ndarray | None:
     if t_eval is None:
         return None
@@ -408,8 +490,8 @@ def _why_failed(message: str, t: float, system: _System, method: str) -> str:
     if system.last_bad is not None or "step size" in message:
         return (
             f"the motion could not be followed beyond t = {t:.6g}: it runs to infinity there, or to the edge of the "
-            "domain where the loss (or h) turns non-finite. The trajectory up to then is on this error; check f near "
-            "its last point"
+            "domain where the loss (or h, or what stands beside) turns non-finite. The trajectory up to then is on "
+            "this error; check f near its last point"
         )
     return f"{method} gave up at t = {t:.6g}: {message}"
 
@@ -456,8 +538,9 @@ class Recorder:
 class _Log:
     """The solver's steps, or the times asked for, handed to a :class:`Recorder`."""
 
-    def __init__(self, system: _System, record, t_eval, t0: float):
+    def __init__(self, system: _System | _Beside, record, t_eval, t0: float):
         self.system, self.t_eval = system, t_eval
+        self.beside: list[Tensor] | None = [] if isinstance(system, _Beside) else None
         self.kept = Recorder(record, system.n)
         self.next = 0
         self.last_t, self.warned = t0, False
@@ -491,6 +574,8 @@ class _Log:
         if self.kept.record is None:
             q, v = q.clone(), v.clone()  # the solver goes on using its arrays
         self.kept.add(t, q, v)
+        if self.beside is not None:
+            self.beside.append(self.system.integral(y))
         if not self.warned and 16 * q.numel() * len(self.kept.q) > _WARN_STORED_BYTES:
             self.warned = True
             warnings.warn(
@@ -500,4 +585,9 @@ class _Log:
             )
 
     def trajectory(self, method: str) -> Trajectory:
-        return self.kept.trajectory(self.system.nfev, method)
+        run = self.kept.trajectory(self.system.nfev, method)
+        if self.beside is None:
+            return run
+        return replace(
+            run, beside=torch.stack(self.beside) if self.beside else torch.empty(0, *self.system.shape).double()
+        )

@@ -15,7 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["FlatLoss", "RePU", "Swish", "flat_loss", "mlp"]
+from nlcompanion._convnets import conv_bn, vgg11
+
+__all__ = [
+    "Ensemble",
+    "FlatLoss",
+    "Power",
+    "RePU",
+    "Swish",
+    "conv_bn",
+    "ensemble",
+    "flat_loss",
+    "mlp",
+    "over_members",
+    "vgg11",
+]
 
 
 class RePU(nn.Module):
@@ -45,6 +59,43 @@ class RePU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"
+
+
+class Power(nn.Module):
+    r"""A power with its sign, :math:`\sigma(x) = x^p` for integer :math:`p`, homogeneous of degree :math:`p`.
+
+    Args:
+        p: integer >= 1 (dimensionless); 1 is a linear network, 2 makes every layer a quadratic form.
+
+    Raises:
+        ValueError: if ``p`` is not an integer >= 1: a broken power of a negative number is not real.
+
+    Source: GU Section 4 and Observation 1, there for any :math:`p`.
+
+    Example:
+        >>> Power(3)(torch.tensor([-2.0, 3.0])).tolist()
+        [-8.0, 27.0]
+    """
+
+    def __init__(self, p: int):
+        super().__init__()
+        if isinstance(p, bool) or not isinstance(p, int):
+            half = isinstance(p, float) and math.isfinite(p) and p > 0
+            raise ValueError(
+                f"Power needs an integer p, got {p!r}: x**p of a negative x would not be a real number and the loss "
+                f"would be NaN; use RePU({p:g}), which cuts negative inputs off"
+                if half
+                else f"Power needs an integer p >= 1, got {p!r}"
+            )
+        if p < 1:
+            raise ValueError(f"Power needs p >= 1, got {p}: x**{p} is no activation, constant or singular at 0")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.p == 1 else x**self.p
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
 
 
 class Swish(nn.Module):
@@ -98,6 +149,7 @@ _INITS = {
     "default": None,  # nn.Linear's own: uniform with bound fan_in^-1/2
     "kaiming": 2.0,
     "lecun": 1.0,
+    "ntk": 1.0,  # variance 1, and the layer divides by the root of its fan-in
 }
 Activation = str | nn.Module | Callable[[int], nn.Module]
 
@@ -119,8 +171,9 @@ def mlp(
             ``"leaky_relu"``, ``"swish"``, ``"gelu"``, ``"tanh"``, ``"softplus"``, ``"linear"``), a module (copied), or
             a function ``width -> module``.
         bias: whether layers have biases; GU's main laws are for networks without.
-        init: ``"default"`` (``torch.nn.Linear``'s), ``"kaiming"`` (normal, variance 2 / fan-in) or ``"lecun"``
-            (1 / fan-in).
+        init: ``"default"`` (``torch.nn.Linear``'s), ``"kaiming"`` (normal, variance 2 / fan-in), ``"lecun"``
+            (1 / fan-in) or ``"ntk"``: variance 1 and layers :math:`W x / \sqrt{\text{fan-in}}`, the same functions as
+            ``"lecun"`` with gradients whose kernel stays of one size as the network widens.
         seed: of the initialisation; the global random state stays untouched.
         dtype: float64 for anything that claims conservation.
 
@@ -157,7 +210,24 @@ def mlp(
     return nn.Sequential(*layers).to(dtype)
 
 
+class ScaledLinear(nn.Linear):
+    r"""A layer in the tangent kernel's scaling, :math:`W x / \sqrt{\text{fan-in}} + b` (Jacot et al.)."""
+
+    @property
+    def scale(self) -> float:
+        return 1 / math.sqrt(self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.scale * self.weight, self.bias)
+
+
 def _linear(fan_in: int, fan_out: int, bias: bool, init: str) -> nn.Linear:
+    if init == "ntk":
+        layer = ScaledLinear(fan_in, fan_out, bias=bias, dtype=torch.float64)
+        nn.init.normal_(layer.weight)
+        if bias:
+            nn.init.zeros_(layer.bias)
+        return layer
     layer = nn.Linear(fan_in, fan_out, bias=bias, dtype=torch.float64)
     if _INITS[init] is not None:
         nn.init.normal_(layer.weight, std=math.sqrt(_INITS[init] / fan_in))
@@ -289,3 +359,7 @@ def flat_loss(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Callable[
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; a loss needs as many of each, at least one")
     return FlatLoss(model, inputs, targets, loss)
+
+
+# at the end: ensembles are made of this module's networks
+from nlcompanion._ensembles import Ensemble, ensemble, over_members  # noqa: E402

@@ -9,10 +9,19 @@ from torch import nn
 
 from nlcompanion.descent import descend
 from nlcompanion.flows import integrate
-from nlcompanion.laws import homogeneous, homogeneous_laws
-from nlcompanion.learning_rules import gradient_flow, sgd
+from nlcompanion.laws import data_rotation, homogeneous, homogeneous_laws, linear
+from nlcompanion.learning_rules import (
+    bregman,
+    damped,
+    general,
+    gradient_flow,
+    natural_gradient,
+    nesterov,
+    newtonian,
+    sgd,
+)
 from nlcompanion.mechanics import as_point
-from nlcompanion.networks import RePU, Swish, flat_loss, mlp
+from nlcompanion.networks import Power, RePU, Swish, flat_loss, mlp
 
 
 def loss_of(model, samples=12, seed=0):
@@ -37,6 +46,7 @@ ACTIVATIONS = {
     "linear": ("linear", 1.0),
     "repu2": (RePU(2), 2.0),
     "repu1.5": (RePU(1.5), 1.5),
+    "power3": (Power(3), 3.0),
 }
 
 # --- the charge ---------------------------------------------------------------------------------------------------
@@ -121,7 +131,7 @@ def defect(f, law, seed=0):
     bias=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_any_network_is_invariant_and_its_gradient_orthogonal(widths, kinds, bias, seed):
     hidden = len(widths) - 2
     activations = [ACTIVATIONS[kind][0] for kind in kinds[:hidden]]
@@ -173,6 +183,291 @@ def test_gradient_flow_conserves_every_neuron():
     assert (law.sides(end)[0] - law.sides(start)[0]).abs().max() > 0.1  # something moves
     assert law.change(start, end).abs().max() < 1e-8
     assert wrong.change(start, end).abs().max() > 0.05
+
+
+# --- Swish, across layers, dropout ----------------------------------------------------------------------------------
+
+
+def test_swish_takes_its_beta_along():
+    f = loss_of(mlp((6, 5, 4, 3), "swish", bias=True, seed=2))
+    W, law = f.unflatten(f.q0), homogeneous(f, 1)
+    by_hand = W["1.weight"].square().sum(1) + W["1.bias"] ** 2 - W["2.beta"] ** 2 - W["3.weight"].square().sum(0)
+    torch.testing.assert_close(law.charge(f.q0), by_hand, rtol=1e-14, atol=1e-15)
+    assert law.kind == "swish"
+    assert law.total.statement == "|1.weight|² + |1.bias|² - |2.beta|² - |3.weight|² = const"
+    g = gradient(f, f.q0)
+    assert defect(f, law) < 1e-13
+    assert law.cosine(g, f.q0).abs().max() < 1e-14
+    without = homogeneous(f, 1, p=1.0, verify=False)  # the control: beta left out
+    assert without.parameters == ("1.weight", "1.bias", "3.weight")
+    assert defect(f, without) > 1e-4
+    assert without.cosine(g, f.q0).abs().max() > 1e-3
+
+
+def test_swish_after_a_power_scales_its_beta_by_the_degree_reached():
+    model = nn.Sequential(nn.Linear(6, 5), RePU(2), Swish(5, beta=0.7), RePU(1.5), nn.Linear(5, 3)).double()
+    f = loss_of(model)
+    law = homogeneous(f, 1)
+    assert law.total.statement == "|0.weight|² + |0.bias|² - 2 |2.beta|² - 3 |4.weight|² = const"
+    assert defect(f, law) < 1e-13
+    assert law.cosine(gradient(f, f.q0), f.q0).abs().max() < 1e-13
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["relu", "repu1.5", "power3", "swish"]), min_size=3, max_size=3),
+    across=st.integers(2, 3),
+    bias=st.booleans(),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=15)
+def test_across_layers_degrees_multiply_and_biases_join(kinds, across, bias, seed):
+    activations = [ACTIVATIONS[kind][0] if kind in ACTIVATIONS else kind for kind in kinds]
+    f = loss_of(mlp((4, 3, 5, 4, 3), activations, bias=bias, seed=seed), seed=seed)
+    law, g = homogeneous(f, 1, across=across), gradient(f, f.q0)
+    degree = 1.0
+    for kind in kinds[:across]:
+        degree *= ACTIVATIONS[kind][1] if kind in ACTIVATIONS else 1.0
+    assert law.shape == ()
+    assert law.statement.endswith(f"{'' if degree == 1 else f'{degree:g} '}|{2 * across + 1}.weight|² = const")
+    assert ("bias" in law.statement) == bias
+    assert defect(f, law) < 1e-11
+    assert abs(law.cosine(g, f.q0)) < 1e-12
+    wrong = homogeneous(f, 1, across=across, p=degree + 0.05, verify=False)
+    if g.abs().max() > 1e-6 and not bias and "swish" not in kinds:
+        assert abs(wrong.cosine(g, f.q0)) > 1e-9
+    # layer by layer, weighted by the degrees, the same charge
+    total, weight = torch.zeros(()).double(), 1.0
+    for h in range(across):
+        total = total + weight * homogeneous(f, h + 1).total.charge(f.q0)
+        weight *= ACTIVATIONS[kinds[h]][1] if kinds[h] in ACTIVATIONS else 1.0
+    torch.testing.assert_close(law.charge(f.q0), total, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("layer", "across"), [(1, 0), (1, 3), (2, 2), (1, True), (1, 1.0)])
+def test_no_such_distance(layer, across):
+    with pytest.raises(ValueError, match="across is between 1 and"):
+        homogeneous(RELU, layer, across=across)
+
+
+# --- linear layers --------------------------------------------------------------------------------------------------
+
+
+@given(d=st.integers(1, 5), bias=st.booleans(), seed=st.integers(0, 100), strength=st.floats(0.01, 0.7))
+@settings(deadline=None, max_examples=12)
+def test_a_linear_pair_has_every_matrix_as_symmetry(d, bias, seed, strength):
+    f = loss_of(mlp((4, d, 3, 2), ["linear", "tanh"], bias=bias, seed=seed), seed=seed)
+    law, g = linear(f, 1), gradient(f, f.q0)
+    A = strength * torch.randn(d, d, generator=torch.Generator().manual_seed(seed)).double()
+    assert abs(f(law.act(f.q0, A)) - f(f.q0)) < 1e-11 * f(f.q0)
+    assert law.cosine(g, f.q0).abs().max() < 1e-13
+    torch.testing.assert_close(g @ law.generator(f.q0, A), (A * law.form(g, f.q0)).sum(), rtol=0, atol=1e-12)
+    a = torch.randn(len(f), generator=torch.Generator().manual_seed(seed + 1)).double()
+    torch.testing.assert_close(a @ law.generator(f.q0, A), (A * law.form(a, f.q0)).sum(), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(law.form(a, f.q0).T, law.form(f.q0, a), rtol=1e-12, atol=1e-13)
+
+
+def test_linear_charge_by_hand_and_its_trace():
+    f = loss_of(mlp((4, 3, 2), "linear", bias=True, seed=1))
+    W, law = f.unflatten(f.q0), linear(f, 1)
+    by_hand = W["1.weight"] @ W["1.weight"].T + torch.outer(W["1.bias"], W["1.bias"]) - W["3.weight"].T @ W["3.weight"]
+    torch.testing.assert_close(law.charge(f.q0), by_hand, rtol=1e-13, atol=1e-15)
+    neurons = homogeneous(f, 1)
+    torch.testing.assert_close(law.charge(f.q0).diagonal(), neurons.charge(f.q0), rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(law.total.charge(f.q0), neurons.total.charge(f.q0), rtol=1e-13, atol=1e-15)
+    reads, writes = law.sides(f.q0)
+    torch.testing.assert_close(reads - writes, by_hand, rtol=1e-13, atol=1e-15)
+    assert torch.linalg.eigvalsh(reads).min() > -1e-15
+    # a number moves along the identity, which is the layer's own rescaling
+    torch.testing.assert_close(law.act(f.q0, 0.3), neurons.act(f.q0, 0.3), rtol=1e-13, atol=1e-15)
+
+
+def test_control_an_activation_between_keeps_the_diagonal_only():
+    f = loss_of(mlp((4, 3, 2), "relu", seed=1))
+    with pytest.raises(ValueError, match=r"ReLU \(2\) stands between.*homogeneous\(f, 1\)"):
+        linear(f, 1)
+    with pytest.raises(ValueError, match=r"Tanh .* nothing or Identity"):
+        linear(loss_of(mlp((4, 3, 2), "tanh")), 1)
+    sham = linear(loss_of(mlp((4, 3, 2), "linear", seed=1)), 1)  # the same names and shapes, another network
+    cosine = sham.cosine(gradient(f, f.q0), f.q0)
+    assert cosine.diagonal().abs().max() < 1e-14
+    assert (cosine - cosine.diagonal().diag()).abs().max() > 1e-3
+
+
+def test_a_matrix_law_is_no_stack_of_neurons():
+    law = linear(loss_of(mlp((4, 3, 2), "linear")), 1)
+    with pytest.raises(TypeError, match=r"homogeneous\(f, layer\)\[i\]"):
+        law[0]
+    with pytest.raises(ValueError, match="law's shape"):
+        law.act(law.generator(torch.zeros(18).double()), torch.ones(3))
+    with pytest.raises(ValueError, match="gives 3 numbers and 1 takes 4"):
+        linear(loss_of(nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 2)).double()), 1)
+    with pytest.raises(ValueError, match="1 hidden layers"):
+        linear(loss_of(mlp((4, 3, 2), "linear")), 2)
+
+
+# --- rotated data ---------------------------------------------------------------------------------------------------
+
+
+class Population(nn.Module):
+    """A loss of the first weight's Gram matrix alone, as inputs of a rotation-invariant distribution make it."""
+
+    def __init__(self, hidden=3, d0=4, seed=0):
+        super().__init__()
+        g = torch.Generator().manual_seed(seed)
+        self.first = nn.Parameter(torch.randn(hidden, d0, generator=g).double())
+        self.second = nn.Parameter(torch.randn(hidden, generator=g).double())
+
+    def forward(self, x):
+        overlap = self.first @ self.first.T
+        return (self.second @ torch.tanh(overlap) @ self.second - 1) ** 2
+
+
+def population(module):
+    return flat_loss(module, torch.zeros(1), torch.zeros(1), lambda value, _: value)
+
+
+@given(hidden=st.integers(1, 4), d0=st.integers(1, 5), seed=st.integers(0, 100))
+@settings(deadline=None, max_examples=10)
+def test_rotations_of_the_data(hidden, d0, seed):
+    f = population(Population(hidden, d0, seed))
+    law, g = data_rotation(f, weight="first"), gradient(f, f.q0)
+    generator = torch.Generator().manual_seed(seed + 1)
+    S = torch.randn(d0, d0, generator=generator).double()
+    assert abs(f(law.act(f.q0, S)) - f(f.q0)) < 1e-11 * (1 + f(f.q0))
+    assert law.cosine(g, f.q0).abs().max() < 1e-12
+    assert not law.charge(f.q0).any()
+    v = torch.randn(len(f), generator=generator).double()
+    M, W, V = law.momentum(f.q0, v), f.unflatten(f.q0)["first"], f.unflatten(v)["first"]
+    torch.testing.assert_close(M, V.T @ W - W.T @ V, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(M.T, -M, rtol=0, atol=0)
+    torch.testing.assert_close(v @ law.generator(f.q0, S), (S * M).sum(), rtol=1e-11, atol=1e-12)
+
+
+def test_control_real_data_have_a_direction():
+    law = data_rotation(RELU)
+    assert law.parameters == ("1.weight",)
+    assert law.cosine(gradient(RELU, RELU.q0), RELU.q0).abs().max() > 0.01
+    with pytest.raises(ValueError, match="act on layer 1"):
+        data_rotation(RELU, 2)
+    with pytest.raises(ValueError, match="no parameter 'w'"):
+        data_rotation(RELU, weight="w")
+    with pytest.raises(ValueError, match="needs a matrix s"):
+        law.act(RELU.q0, 0.3)
+    with pytest.raises(TypeError, match="trace is 0"):
+        law.total  # noqa: B018
+    with pytest.raises(TypeError, match="Sequential"):
+        data_rotation(population(Population()))
+    with pytest.raises(TypeError, match="flat_loss"):
+        data_rotation(Population(), weight="first")
+
+
+# --- under a learning rule ------------------------------------------------------------------------------------------
+
+FLOWS = {
+    "gf": gradient_flow(),
+    "nd": newtonian(),
+    "nagf": nesterov(),
+    "general": general(lambda t: 1 + 0.5 * t, lambda t: 1 / t),
+    "damped": damped(0.7, 1.1),
+    "sgd": sgd(0.1, 0.5, 0.05),
+    "bregman": bregman(lambda t: -0.1 * t, lambda t: 0.3 * t, lambda t: 0.5 * t),
+}
+TABLE = {  # smooth activations: the kinks of RePU cost an eighth-order solver a second a run
+    "power": (mlp((3, 3, 2), Power(2), init="kaiming", seed=1), lambda f: homogeneous(f, 1)),
+    "across": (mlp((3, 3, 3, 2), ["swish", Power(2)], bias=True, seed=1), lambda f: homogeneous(f, 1, across=2)),
+    "swish": (mlp((3, 3, 2), "swish", bias=True, seed=1), lambda f: homogeneous(f, 1)[2]),
+    "linear": (mlp((3, 3, 2), "linear", bias=True, seed=1), lambda f: linear(f, 1)),
+    "data": (Population(), lambda f: data_rotation(f, weight="first")),
+}
+CELLS = [(row, rule) for row in TABLE for rule in FLOWS if row == "linear" or rule in ("gf", "nagf", "general")]
+
+
+def kick(f):
+    return 0.3 * torch.randn(len(f), generator=torch.Generator().manual_seed(3)).double()
+
+
+@pytest.mark.parametrize(("row", "rule"), CELLS)
+def test_tables_2_to_5(row, rule):
+    model, make = TABLE[row]
+    f = population(model) if row == "data" else loss_of(model, samples=5)
+    form = make(f).under(FLOWS[rule])
+    options = {"v0": None if rule == "gf" else kick(f), "t_span": (0.2, 0.5)}
+    residual = form.residual(f, rtol=1e-10, **options)
+    assert residual.shape == form.law.shape
+    assert residual.abs().max() < 1e-10
+    # the control: the same law of another loss, which does not have the symmetry
+    slope = torch.linspace(-1, 1, len(f)).double()
+    control = form.residual(lambda q: f(q) + slope @ q, q0=f.q0, rtol=1e-5, atol=1e-8, **options)
+    assert control.abs().max() > 1e-4
+
+
+def test_momentum_is_half_the_rate_of_a_charge():
+    f = loss_of(TABLE["linear"][0])
+    v = kick(f)
+    for law in (homogeneous(f, 1), homogeneous(f, 1)[2], linear(f, 1)):
+        rate = torch.autograd.functional.jvp(law.charge, f.q0, v)[1]
+        M = law.momentum(f.q0, v)
+        torch.testing.assert_close(M + M.T if M.ndim == 2 else 2 * M, rate, rtol=1e-12, atol=1e-13)
+
+
+STATEMENTS = {
+    "gf": ("C = const", "M - Mᵀ = 0"),
+    "nd": ("C'' = 2 Q(v)", "M - Mᵀ = const"),
+    "nagf": ("C'' + (3/t) C' = 2 Q(v)", "t³ (M - Mᵀ) = const"),
+    "general": ("kappa2 C'' + kappa1 C' = 2 kappa2 Q(v)", "exp(∫ kappa1/kappa2 dt) (M - Mᵀ) = const"),
+    "damped": ("0.7 C'' + 1.1 C' = 1.4 Q(v)", "exp(1.57143 t) (M - Mᵀ) = const"),
+    "sgd": ("0.075 C'' + 0.5 C' = 0.15 Q(v) - 0.1 C", "exp(6.66667 t) (M - Mᵀ) = const"),
+    "bregman": ("C'' + c1(t) C' = 2 Q(v)", "exp(∫ c1 dt) (M - Mᵀ) = const"),
+}
+
+
+@pytest.mark.parametrize("rule", STATEMENTS)
+def test_statements_of_flows(rule):
+    f = loss_of(TABLE["linear"][0])
+    of_charge, of_rest = STATEMENTS[rule]
+    assert homogeneous(f, 1).under(FLOWS[rule]).flow == of_charge
+    assert linear(f, 1).under(FLOWS[rule]).flow == f"{of_charge}, {of_rest}"
+    data = data_rotation(f).under(FLOWS[rule])
+    assert data.flow == of_rest.replace("(M - Mᵀ)", "M").replace("M - Mᵀ", "M")
+    assert "with M = vᵀ 1.weight - 1.weightᵀ v" in data.statement
+
+
+def test_statements_of_steps():
+    f = loss_of(mlp((4, 3, 2), "relu"))
+    law, data = homogeneous(f, 1).total, data_rotation(f)
+    assert law.under(damped(1.0, 0.0)).flow == "C'' = 2 Q(v)"
+    assert law.under(gradient_flow()).steps is None
+    for rule, of_charge, of_data in (
+        (sgd(0.1), "ΔC(n) = 0.01 Q(g)", "M(n) = 0"),
+        (sgd(0.1, 0.0, 0.5), "ΔC(n) = Q(d(n)) - 0.1 C(n)", "M(n) = 0"),
+        (sgd(0.1, 0.9), "ΔC(n) - 0.9 ΔC(n-1) = Q(d(n)) + 0.9 Q(d(n-1))", "M(n) = 0.9 M(n-1)"),
+        (
+            sgd(0.1, 0.9, 0.5),
+            "ΔC(n) - 0.9 ΔC(n-1) = Q(d(n)) + 0.9 Q(d(n-1)) - 0.1 C(n)",
+            "M(n) = 0.9 M(n-1)",
+        ),
+        (newtonian(0.04), "ΔC(n) - ΔC(n-1) = Q(d(n)) + Q(d(n-1))", "M(n) = M(n-1)"),
+        (nesterov(0.1), "C(w(n+1)) - C(y(n)) = 0.01 Q(g)", "form(w(n+1) - y(n), y(n)) = 0"),
+    ):
+        assert law.under(rule).steps == of_charge
+        assert data.under(rule).steps.removesuffix(" with M(n) = form(d(n), q(n))") == of_data
+        assert law.under(rule).statement.endswith(
+            f"with C = |1.weight|² - |3.weight|²; in steps of {rule.lr:g}: {of_charge}"
+        )
+
+
+def test_what_cannot_be_put_together():
+    law, f = homogeneous(RELU, 1), RELU
+    with pytest.raises(TypeError, match="LearningRule"):
+        law.under("sgd")
+    with pytest.raises(ValueError, match="noether_learning_dynamics"):
+        law.under(natural_gradient(lambda q: (q * q.log()).sum(), 1.0, 1.0))
+    with pytest.raises(TypeError, match="uses record of integrate"):
+        law.under(newtonian()).residual(f, t_span=(0, 1), record=lambda t, q, v: {})
+    with pytest.raises(ValueError, match="nothing is tested"):
+        law.under(gradient_flow()).residual(lambda q: 0.0 * q.sum(), q0=f.q0, t_span=(0, 1))
+    with pytest.raises(ValueError, match="no discrete steps"):
+        law.under(damped(1.0, 1.0)).residual_in_steps(f, steps=3)
 
 
 # --- discrete time --------------------------------------------------------------------------------------------------
@@ -268,7 +563,7 @@ def test_no_such_layer(layer):
         homogeneous(RELU, layer)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "gelu", "softplus", "swish"])
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "softplus", nn.SiLU()], ids=str)
 def test_activation_without_known_degree(activation):
     f = loss_of(mlp((4, 3, 2), activation))
     with pytest.raises(ValueError, match="not known to be homogeneous"):
@@ -334,8 +629,6 @@ def test_models_of_unknown_order():
         homogeneous(loss_of(Custom()), 1)
     with pytest.raises(TypeError, match="flat_loss"):
         homogeneous(mlp((3, 3, 3)), 1)
-    with pytest.raises(ValueError, match="Swish"):
-        homogeneous(loss_of(nn.Sequential(nn.Linear(3, 3), Swish(3), nn.Linear(3, 2)).double()), 1)
 
 
 @pytest.mark.parametrize("neuron", [5, -6, 100])

@@ -1,0 +1,95 @@
+"""What it costs to book every step of training, and how much of the machine a step uses.
+
+Full-batch SGD with momentum on 1,000 synthetic images: the loop as PyTorch has it, with its charges noted, and with a
+`Ledger` that splits each step's change of each charge into causes; one charge per layer, or one per neuron. The
+machine's own speed is that of a large matrix product.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import torch
+from _timing import Report, Timings, compare, single_thread
+from torch.nn.functional import cross_entropy
+
+import nlcompanion as nl
+
+IMAGES = 1000
+WIDTHS = {
+    50: (12, {"least": 5, "budget": 5.0}),
+    200: (6, {"least": 9, "budget": 20.0}),
+    800: (1, {"least": 5, "most": 5}),
+}
+PRODUCT = 1536  # side of the matrices whose product shows the machine's peak
+BARE, CHARGES, LEDGER, NEURONS, PEAK = "bare loop", "charges", "ledger", "ledger, per neuron", "matrix product"
+
+
+class Loop:
+    """A task of the timer: steps of a training loop of its own, booked as ``watch`` says."""
+
+    def __init__(self, width: int, dtype: torch.dtype, watch: str):
+        g = torch.Generator().manual_seed(0)
+        ink = torch.rand(IMAGES, 784, generator=g) < 0.2
+        self.x = (ink * torch.rand(IMAGES, 784, generator=g)).to(dtype)
+        self.y = torch.randint(10, (IMAGES,), generator=g)
+        self.model = nl.mlp((784, width, width, width, 10), "relu", init="kaiming", dtype=dtype)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        self.steps, _ = WIDTHS[width]
+        laws = nl.homogeneous_laws(nl.flat_loss(self.model, self.x[:1], self.y[:1], cross_entropy))
+        totals = [law.total for law in laws]
+        self.ledger, self.laws, self.charges = None, totals if watch == CHARGES else [], []
+        if watch in (LEDGER, NEURONS):
+            self.ledger = nl.Ledger(laws if watch == NEURONS else totals, self.model, self.optimizer, every=100)
+
+    def __call__(self) -> int:
+        for _ in range(self.steps):
+            self.optimizer.zero_grad()
+            cross_entropy(self.model(self.x), self.y).backward()
+            self.optimizer.step()
+            with torch.no_grad():
+                self.charges += [law.charge(self.model) for law in self.laws]
+        return self.steps
+
+
+def operations(width: int) -> float:
+    """Multiplications and additions of a step: each weight twice forward and twice backward, and twice more for what
+    the layers before it need."""
+    widths = (784, width, width, width, 10)
+    weights = [a * b for a, b in itertools.pairwise(widths)]
+    return 2.0 * IMAGES * (3 * sum(weights) - weights[0])
+
+
+def measure(width: int, dtype: torch.dtype) -> Timings:
+    a, b = torch.randn(2, PRODUCT, PRODUCT, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+    def product() -> int:
+        a @ b
+        return 1
+
+    loops = {watch: Loop(width, dtype, watch) for watch in (BARE, CHARGES, LEDGER, NEURONS)}
+    timings = compare({**loops, PEAK: product}, **WIDTHS[width][1])
+    for watch in (LEDGER, NEURONS):  # a fast ledger that books nothing, or wrongly, would be none
+        loops[watch].ledger.check()
+    print(f"width {width}, {dtype}: {timings}")
+    return timings
+
+
+def main() -> int:
+    single_thread()
+    report = Report("A training step of 784-d-d-d-10 on 1,000 images, with its charges booked")
+    for width in WIDTHS:
+        for dtype in (torch.float32, torch.float64):
+            timings, name = measure(width, dtype), f"d = {width}, {str(dtype).removeprefix('torch.')}"
+            paper = width == 200
+            report.add(f"{name}: charges of the layers / bare", timings.ratio(CHARGES), target=1.05 if paper else None)
+            report.add(f"{name}: ledger of the layers / bare", timings.ratio(LEDGER), target=1.05 if paper else None)
+            report.add(f"{name}: ledger of all neurons / bare", timings.ratio(NEURONS), target=1.10 if paper else None)
+            peak = 2.0 * PRODUCT**3 / operations(width) / timings.ratio(PEAK)  # product's speed / bare step's
+            report.add(f"{name}: matrix-product peak / bare step", peak, target=1 / 0.6 if paper else None)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
