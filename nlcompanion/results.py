@@ -35,7 +35,8 @@ from nlcompanion._files import DataError, replacing
 
 __all__ = ["Recipe", "ResultError", "describe", "make", "read", "recipes", "result", "thin", "write"]
 
-_EXPERIMENTS = ("nlcompanion._experiments",)  # modules whose import registers their results
+# modules whose import registers their results
+_EXPERIMENTS = ("nlcompanion._experiments", "nlcompanion._experiments_adaptivity", "nlcompanion._experiments_time")
 _KEYS = ("name", "title", "settings", "data", "curves", "numbers", "provenance")
 _DIGITS = 8
 
