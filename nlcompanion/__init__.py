@@ -113,7 +113,7 @@ _EXPORTS = {
         "homogeneous_laws",
         "linear",
     ),
-    "kernels": ("linearized_dynamics", "ntk"),
+    "kernels": ("OutputMotion", "linearized_dynamics", "ntk", "output_motion"),
     "adaptivity": (
         "Equilibrium",
         "Persistence",

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy.signal import lfilter
 from torch import Tensor
 
 from nlcompanion.learning_rules import sgd
@@ -39,11 +40,7 @@ def momentum_average(gradients, momentum: float) -> Tensor:
     """
     gradients = _gradients(gradients)
     _memory(momentum)
-    averages, now = torch.empty_like(gradients), torch.zeros_like(gradients[0])
-    for n, gradient in enumerate(gradients):
-        now = now * momentum + (1 - momentum) * gradient
-        averages[n] = now
-    return averages
+    return torch.from_numpy(lfilter([1 - momentum], [1, -momentum], gradients.numpy(), axis=0))
 
 
 @dataclass(frozen=True)
@@ -123,8 +120,9 @@ def gradient_persistence(
             f"{steps} gradients do not reach back {lags} steps from each of the last {window}; record more steps, or "
             "take fewer lags or a smaller window"
         )
-    last = g[steps - window :]
-    products = [(last * g[steps - window - lag : steps - lag]).sum() for lag in range(lags + 1)]
+    g = g.contiguous()
+    past = lambda lag: g[steps - window - lag : steps - lag].reshape(-1)  # noqa: E731  a view: no products are stored
+    products = [past(0) @ past(lag) for lag in range(lags + 1)]
     if not products[0] > 0:
         raise ValueError(f"the gradient vanishes in all of the last {window} steps; there is nothing to correlate")
     rho = torch.stack(products) / products[0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nlcompanion.flows import integrate
-from nlcompanion.kernels import linearized_dynamics, ntk
+from nlcompanion.kernels import linearized_dynamics, ntk, output_motion
 from nlcompanion.learning_rules import damped, general, gradient_flow, natural_gradient, nesterov, newtonian, sgd
 from nlcompanion.networks import flat_loss, mlp
 
@@ -171,6 +171,23 @@ def test_other_bad_input():
             ntk(net, X, chunk=chunk)
     with pytest.raises(ValueError, match="x2 must be a tensor of inputs"):
         ntk(net, X, torch.empty(0, 4))
+
+
+# --- what moves the outputs ---------------------------------------------------------------------------------------
+
+
+def test_rate_push_and_bend_are_derivatives_along_a_curve():
+    f = flat_loss(NETWORKS["swish"], X, Y, HALF_SUM)
+    v, a = torch.randn(2, len(f), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    u = lambda t: f.outputs(f.q0 + t * v + t**2 / 2 * a)  # noqa: E731
+    motion, h = output_motion(f, f.q0, v, a), 1e-3
+    assert torch.allclose(motion.rate, (u(h) - u(-h)) / (2 * h), rtol=1e-4, atol=1e-4)
+    second = (u(h) - 2 * u(0.0) + u(-h)) / h**2
+    assert torch.allclose(motion.push + motion.bend, second, rtol=1e-4, atol=1e-4)
+    assert (motion.push - second).abs().max() > 1e-1  # the control: without the bend
+    slope = torch.func.grad(f)(f.q0)
+    force = torch.einsum("ijcd,jd->ic", ntk(f, X), Y - f.outputs(f.q0))
+    assert torch.allclose(output_motion(f, f.q0, v, -slope).push, force, rtol=1e-10)
 
 
 # --- linearised training ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlcompanion import results
-from nlcompanion._experiments import two_layer_norms
+from nlcompanion._experiments import layers_apart, two_layer_norms
 from nlcompanion.datasets import DataError, digits
 from nlcompanion.results import ResultError, describe, make, read, thin, write
 
@@ -252,3 +252,25 @@ def test_the_stored_figure_is_the_papers():
     assert curves["loss"][0] > 2.2 > 0.5 > curves["loss"][-1]
     assert stored["numbers"]["gd_drift_over_move"] < 1e-4
     assert max(abs(a - b) for a, b in zip(curves["drift"], curves["predicted"], strict=True)) < 1e-11
+
+
+# --- GU Fig. 2 ------------------------------------------------------------------------------------------------------
+
+
+def test_two_layers_apart_on_digits():
+    got = layers_apart(digits("train").first(100), (64, 12, 12, 12, 12, 10), lr=2e-4, steps=200)
+    numbers, curves = got["numbers"], got["curves"]["gd"]
+    assert float(numbers["prediction_error_over_drift"]) < 1e-9
+    assert abs(float(numbers["slope"]) - 4) < 0.1 < abs(float(numbers["slope_one_layer"]) - 4)
+    assert abs(curves["reads"][-1] - curves["reads"][0]) > 0.1  # something moves, or a slope would mean nothing
+
+
+def test_the_stored_second_figure_is_the_papers():
+    stored = read("gu_fig2_kmnist")
+    assert stored["settings"]["widths"] == [784, 200, 200, 200, 200, 10]
+    assert stored["settings"]["activations"] == ["relu", "repu(2)", "repu(2)", "relu"]
+    assert (stored["data"]["name"], stored["data"]["samples"]) == ("kmnist test", 1000)
+    assert abs(stored["numbers"]["slope"] - 4) < 0.01
+    curves = stored["curves"]["gd"]
+    assert curves["loss"][0] > 20 > 0.05 > curves["loss"][-1]
+    assert max(abs(a - b) for a, b in zip(curves["drift"], curves["predicted"], strict=True)) < 1e-10
