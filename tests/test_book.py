@@ -52,6 +52,7 @@ WRITTEN = {
     "data_symmetry",
     "euler_lagrange",
     "homogeneity",
+    "implicit_adaptivity",
     "kinetic_symmetry_breaking",
     "lie_groups",
     "linear_layers",
