@@ -7,9 +7,7 @@ import torch
 from torch.func import grad
 
 from nlcompanion._experiments_time import Ride, bound_weights, half_sum, kicks, width_study, zeros_and_ones
-from nlcompanion.kernels import ntk
 from nlcompanion.networks import ensemble, flat_loss, mlp
-from nlcompanion.results import read
 
 
 def test_the_data():
@@ -72,18 +70,3 @@ def test_a_small_study():
     assert got["curves"]["gaussian"]["parameters"] == [8 * 17, 256 * 17, 512 * 17]
     assert float(got["numbers"]["gaussian_bound"]) < 1
     assert "deep_kick_exponent" not in got["numbers"]
-
-
-def test_the_stored_study():
-    stored = read("gu_time_width")
-    numbers = stored["numbers"]
-    assert all(numbers[f"{family}_bound"] < 1 for family in ("gaussian", "bounded", "deep"))
-    assert numbers["gaussian_mean_speed_exponent"] < numbers["gaussian_max_speed_exponent"] - 0.03
-    curve = stored["curves"]["gaussian"]
-    assert len(curve["width"]) >= 5
-    live = Ride("gaussian", 64, 4, stored["settings"]["time_step"]).go(stored["settings"]["time"]).measures
-    for name in ("mean_speed", "bound", "prediction"):  # four of its seeds, made again
-        at = curve["width"].index(64)
-        assert abs(live[name].log().mean() - math.log(curve[name][at])) < 5 * curve[f"{name}_error"][at] * math.sqrt(16)
-    kernel = ntk(ensemble((16, 64, 1), seeds=1, init="ntk").member(0), zeros_and_ones()[0], output=0)
-    assert torch.linalg.eigvalsh(kernel)[-1] > 1

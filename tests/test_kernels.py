@@ -138,7 +138,7 @@ for allowed in (2**26, 2**31):
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     small, large = (int(line) * (1 if sys.platform == "darwin" else 1024) for line in out.split())
-    assert small < 1.05 * 2**26
+    assert small < 1.25 * 2**26  # allocators take whole pages, and pages can have 2 MB
     assert large > 1.5 * 2**26  # the control: without the limit it takes more
 
 
