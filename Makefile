@@ -4,6 +4,8 @@
 
 PYTHON      ?= python3
 PYTEST_ARGS ?=
+# one process per core; a file's tests, and a notebook's cells, stay together
+PYTEST_RUNS := -n logical --maxprocesses 8 --dist loadfile
 
 VENV    := .venv
 BIN     := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -37,10 +39,10 @@ book: $(READY) ## install what is needed and build the book
 	@$(PY) -m tools.pages
 
 test: book ## build the book, then check its pages, every notebook, doctest and test
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest $(PYTEST_RUNS) $(PYTEST_ARGS)
 
 test-all: book ## the same with the slow tests
-	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
+	@$(PY) -m pytest $(PYTEST_RUNS) -m "" $(PYTEST_ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter-lab book

@@ -1,4 +1,4 @@
-"""The width study behind the chapter on time symmetry (private): a result registered with ``results.result``."""
+"""The studies behind the chapter on time symmetry (private): results registered with ``results.result``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 
 import torch
 from torch import Tensor
+from torch.func import grad
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
 
 from nlcompanion.datasets import digits
 from nlcompanion.descent import descend
 from nlcompanion.kernels import linearized_dynamics, ntk, output_motion
-from nlcompanion.learning_rules import newtonian
+from nlcompanion.learning_rules import LearningRule, newtonian, sgd
 from nlcompanion.networks import Ensemble, ensemble, flat_loss
 from nlcompanion.results import describe, result
 
@@ -57,6 +58,9 @@ def width_study(sizes: dict[str, tuple[tuple[int, ...], int]], *, time: float = 
             numbers[f"{family}_{name}_exponent"] = slopes.mean()
             numbers[f"{family}_{name}_exponent_error"] = slopes.std() / math.sqrt(seeds)
         numbers[f"{family}_bound"] = max(ride.measures["bound"].max() for ride in rides)
+        if rides[0].shallow:
+            ahead = [ride.measures["max_outgoing_speed"] > ride.measures["max_incoming_speed"] for ride in rides]
+            numbers[f"{family}_outgoing_is_fastest"] = torch.cat(ahead).double().mean()
     settings = {
         "rule": "Newtonian steps (leapfrog) from rest",
         "time": time,
@@ -82,7 +86,8 @@ class Ride:
         measures: name to values of shape (members,): ``mean_speed``, ``max_speed``, ``mean_moved``, ``max_moved`` (the
             largest on the way, over the root of twice the initial loss), ``bound`` (mean speed over GU Eq. 49's
             bound), ``prediction`` (the kernel's error over the distance that it predicts), and the shares that the
-            terms missing from GU Eq. 52 have in the motion: ``bend`` and, with one hidden layer, ``kick``.
+            terms missing from GU Eq. 52 have in the motion: ``bend`` and, with one hidden layer, ``kick``. There also
+            the largest speed on either side of the hidden layer, ``max_incoming_speed`` and ``max_outgoing_speed``.
     """
 
     def __init__(self, family: str, width: int, seeds: int, step: float):
@@ -106,8 +111,9 @@ class Ride:
         rows = {name: torch.stack(values) for name, values in self._rows.items()}
         u0 = rows["u"][0]
         scale = (u0 - self.y[:, 0]).norm(dim=1)  # the root of twice the initial loss
-        for name in ("mean_speed", "max_speed", "mean_moved", "max_moved"):
-            self.measures[name] = rows[name].amax(0) / scale
+        for name in ("mean_speed", "max_speed", "mean_moved", "max_moved", "max_incoming_speed", "max_outgoing_speed"):
+            if name in rows:
+                self.measures[name] = rows[name].amax(0) / scale
         self.measures["bound"] = self.measures["mean_speed"] * math.sqrt(self.parameters)
         times = self.step * torch.arange(steps + 1)
         foreseen = torch.stack([self._foreseen(e, u0[e], times) for e in range(len(u0))], dim=1)
@@ -136,6 +142,8 @@ class Ride:
         row |= {"u": self.f.outputs(q)[..., 0].detach(), "rate": rate[..., 0], "mean_speed": speeds.mean(1)}
         row |= {"max_speed": speeds.amax(1), "mean_moved": moved.mean(1), "max_moved": moved.amax(1)}
         if self.shallow:
+            first, second = self.f.unflatten(ahead).values()
+            row |= {"max_incoming_speed": first.abs().amax((1, 2)), "max_outgoing_speed": second.abs().amax((1, 2))}
             first, second = self.f.unflatten(q).values()
             now["z"] = self.x @ first.transpose(1, 2) / math.sqrt(self.x.shape[1])  # (members, samples, width)
             row["kick"] = kicks(self._before.get("z", now["z"]), now["z"], second) / self.step
@@ -167,3 +175,71 @@ def _slopes(x: Tensor, y: Tensor) -> Tensor:
     """Least-squares slopes of the columns of ``y`` over ``x``."""
     x = x - x.mean()
     return (x[:, None] * y).sum(0) / x.square().sum()
+
+
+# --- mini-batches heat --------------------------------------------------------------------------------------------
+
+
+@result("The work of gradient noise on mini-batches of 4 of 16 images, against half the step times its covariance")
+def gu_time_heat() -> dict:
+    rules = {f"newtonian {length:g}": newtonian(lr=length**2) for length in (0.2, 0.1, 0.05)}
+    return heat_study(rules | {"descent 0.02": sgd(lr=0.02), "momentum 0.5": sgd(lr=0.01, momentum=0.5)}, groups=256)
+
+
+def heat_study(rules: dict[str, LearningRule], *, groups: int, time: float = 3.0) -> dict:
+    """The noise's work along each rule's run, as a mean over copies of one network, and its prediction."""
+    curves, numbers = {}, {}
+    for seed, (name, rule) in enumerate(tqdm(rules.items(), disable=None)):
+        work, foreseen = noise_work(rule, groups, time, seed)
+        error = work.std(1) / math.sqrt(groups)
+        curves[name] = {
+            "time": (rule.time_step * torch.arange(1, len(work) + 1)).tolist(),
+            "work": work.mean(1).tolist(),
+        }
+        curves[name] |= {"work_error": error.tolist(), "foreseen": foreseen.mean(1).tolist()}
+        ratio = work[-1] / foreseen[-1].mean()
+        numbers |= {f"{name} ratio": ratio.mean(), f"{name} ratio_error": ratio.std() / math.sqrt(groups)}
+    settings = {
+        "network": "(16, 64, 1), tanh, init ntk, seed 1; all copies start alike",
+        "copies": 4 * groups,
+        "batches": "4 of 16 images; copies in groups of four share out the images, errors are those of group means",
+        "seeds": "step n of the run number r draws with 10000 r + n",
+        "time": time,
+        "rules": {name: rule.name for name, rule in rules.items()},
+        "dtype": "float64",
+    }
+    return {"settings": settings, "data": describe(digits("train")), "curves": curves, "numbers": numbers}
+
+
+def noise_work(rule: LearningRule, groups: int, time: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    r"""What noise has given to the energy after each step but the first, and what it should give.
+
+    Sums of :math:`-\tfrac12\langle\xi_n, q_{n+1} - q_{n-1}\rangle` and :math:`\tfrac\eta2\operatorname{tr}\Sigma(q_n)`,
+    shape ``(steps - 1, groups)`` each, means over the four copies of a group.
+    """
+    x, y = zeros_and_ones()
+    team = ensemble((16, 64, 1), "tanh", seeds=[1] * (4 * groups), init="ntk")
+    f = flat_loss(team, x, y, half_sum)
+
+    def batch(n: int):
+        order = torch.rand(groups, 1, 16, generator=torch.Generator().manual_seed(10000 * seed + n)).argsort(2)
+        lots = (order // 4 == torch.arange(4)[:, None]).reshape(4 * groups, 16)  # a group shares out the images
+        return lambda q: 2 * (lots * (f.outputs(q)[..., 0] - y[:, 0]).square()).sum()
+
+    q = descend(rule, None, f.q0, steps=round(time / rule.time_step), batches=batch).q
+    work, foreseen = [], []
+    for n in range(1, len(q) - 1):
+        full = grad(f)(q[n])
+        noise, both = team.split(grad(batch(n))(q[n]) - full), team.split(q[n + 1] - q[n - 1])
+        work.append(-(noise * both).sum(1) / 2)
+        foreseen.append(rule.lr / 2 * noise_trace(f.unflatten(q[n]), x, y, team.split(full)))
+    return tuple(torch.stack(rows).cumsum(0).unflatten(1, (groups, 4)).mean(2) for rows in (work, foreseen))
+
+
+def noise_trace(weights: dict[str, Tensor], x: Tensor, y: Tensor, full: Tensor) -> Tensor:
+    """Trace of the covariance of the gradient of 4 images out of 16, drawn without replacement; one per member."""
+    first, second = weights.values()
+    h = torch.tanh(x @ first.mT / 4)  # inputs have the length 4, so that a row of weights has the slope of h's square
+    single = ((h * second).sum(2) / math.sqrt(h.shape[2]) - y[:, 0]).square()
+    single = single * (h.square() + (second * (1 - h.square())).square()).mean(2)  # squared gradients of each image
+    return (16 * single.sum(1) - full.square().sum(1)) / 5

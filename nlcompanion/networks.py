@@ -268,11 +268,12 @@ class FlatLoss:
         self._shared = len({id(x) for x in held}) < len(held)
         self._shapes = {name: p.shape for name, p in trained.items()}
         self._sizes = [p.numel() for p in trained.values()]
-        self._cast: dict[torch.dtype, tuple] = {}
         self.names = tuple(trained)
         ends = torch.tensor([0, *self._sizes]).cumsum(0).tolist()
         self.slices = {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.names)}
         self.q0 = torch.cat([p.detach().reshape(-1).double().cpu() for p in trained.values()])
+        # made here, once: a tensor first cast inside a torch.func.jvp is bound to that differentiation for ever
+        self._double = self._cast_to(torch.float64)
 
     def __repr__(self) -> str:
         return f"FlatLoss({len(self.q0)} parameters in {len(self.names)} tensors)"
@@ -315,17 +316,19 @@ class FlatLoss:
     def on(self, inputs: Tensor, targets: Tensor) -> FlatLoss:
         """The same model and criterion on other data: a mini-batch's loss."""
         other = copy.copy(self)
-        other._data, other._cast = (inputs, targets), {}
+        other._data = (inputs, targets)
+        other._double = other._cast_to(torch.float64)
         return other
 
     def _as(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Inputs, targets and frozen state in the precision of ``q``; integers stay integers."""
-        if dtype not in self._cast:
-            to = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731
-            frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
-            state = {**frozen, **dict(self.model.named_buffers())}
-            self._cast[dtype] = (*map(to, self._data), {name: to(x.detach()) for name, x in state.items()})
-        return self._cast[dtype]
+        """Inputs, targets and frozen state in the precision of ``q``."""
+        return self._double if dtype == torch.float64 else self._cast_to(dtype)
+
+    def _cast_to(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        to = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731  (integers stay integers)
+        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+        state = {**frozen, **dict(self.model.named_buffers())}
+        return (*map(to, self._data), {name: to(x.detach()) for name, x in state.items()})
 
 
 def flat_loss(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> FlatLoss:

@@ -8,6 +8,7 @@ reddish purple.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -133,6 +134,8 @@ def convergence(
     curves: Mapping[str, Sequence[float]],
     *,
     guides: Mapping[str, float] | None = None,
+    control: str | None = None,
+    orders: bool = False,
     xlabel: str = "step size η",
 ) -> None:
     """Errors against step sizes on log-log axes, with reference slopes under chosen curves.
@@ -142,10 +145,12 @@ def convergence(
         sizes: the step sizes, one per error; they become the ticks.
         curves: ``{name: errors}``, drawn in this order.
         guides: ``{name: order}``: under the curve of that name, a dashed line of that slope.
+        control: the curve that must fail, drawn in the colour of controls; the others never have it.
+        orders: say each curve's measured order behind its name, from :func:`~nlcompanion.convergence_order`.
         xlabel: what the sizes are.
 
     Raises:
-        ValueError: if a size or an error is not positive, or a guide names no curve.
+        ValueError: if a size or an error is not positive, or a guide or the control names no curve.
 
     Example:
         >>> figure, axis = panels()
@@ -154,14 +159,18 @@ def convergence(
         'log'
         >>> plt.close(figure)
     """
-    unknown = set(guides or ()) - set(curves)
+    from nlcompanion.descent import convergence_order  # not before it is needed: it brings torch
+
+    unknown = {*(guides or ()), *([control] if control else [])} - set(curves)
     if unknown:
-        raise ValueError(f"no curve named {', '.join(sorted(unknown))} to put a guide under; there are {list(curves)}")
-    colors = [COLORS[k] for k in ("control", "second", "prediction", "third")]
+        raise ValueError(f"no curve named {', '.join(sorted(unknown))}, as guides or control have it: {list(curves)}")
+    others = cycle(("second", "prediction", "third", "measurement"))
     for i, (name, errors) in enumerate(curves.items()):
         if min(errors) <= 0 or min(sizes) <= 0:
             raise ValueError(f"{name} has an error or a size that is not positive; a log-log plot cannot show it")
-        axis.loglog(sizes, errors, "os^D"[i % 4] + "-", color=colors[i % 4], markersize=5, label=name)
+        color = COLORS["control" if name == control else next(others)]
+        label = f"{name}: {convergence_order(sizes, errors):.2f}".replace("-0.00", "0.00") if orders else name
+        axis.loglog(sizes, errors, "os^D"[i % 4] + "-", color=color, markersize=5, label=label)
     for name, order in (guides or {}).items():
         largest = int(np.argmax(sizes))
         order_guide(axis, sizes, 0.6 * curves[name][largest], order, label="_")

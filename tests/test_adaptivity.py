@@ -1,7 +1,12 @@
 """Normalisation as an adaptive optimiser: exact solutions, synthetic gradients of known persistence, real networks."""
 
+import copy
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -11,8 +16,14 @@ from scipy.integrate import solve_ivp
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import nlcompanion
+from nlcompanion import _experiments_adaptivity as experiments
 from nlcompanion import adaptivity as ad
 from nlcompanion import damped, descend, digits, flat_loss, integrate, mlp, sgd
+from nlcompanion._files import DataError
+from nlcompanion.plotting import COLORS, panels
+from nlcompanion.results import read, write
+from nlcompanion.training import TrainConfig, load_sweep
 
 F64 = torch.float64
 LR, BETA, DECAY = 0.1, 0.9, 5e-3
@@ -450,3 +461,111 @@ def test_a_twin_needs_a_memory():
         ad.rmsprop_twin(1.0, 0.3)
     with pytest.raises(ValueError, match="grows for ever"):
         ad.rmsprop_twin(0.1, 0.0)
+
+
+# --- TK Fig. 4: the study, what is stored of it, and the cell that draws it ----------------------------------------
+
+
+def small_study(**base):
+    """Two values and two seeds of the study; at the second rate all runs diverge."""
+    short = TrainConfig(subset=64, batch_size=32, epochs=2, lr_drops=(), width=0.5, **base)
+    return experiments.figure4({"a": ("lr", (0.01, 1e30), short)}, seeds=(0, 1))
+
+
+def test_figure_4_counts_what_diverged_and_leaves_it_out_of_the_means(monkeypatch, tmp_path):
+    monkeypatch.setenv(experiments.RUNS, str(tmp_path))
+    study = small_study()
+    free, constrained = (study["curves"]["a"][kind] for kind in experiments.NORMS)
+    assert free["diverged"] == constrained["diverged"] == [0, 2]
+    assert free["accuracy_mean"][1] is None
+    assert study["curves"]["a_loss"]["free"]["loss_mean"][1] == ()
+    runs = load_sweep(tmp_path).where(lr=0.01)
+    ends = {held: [run.run.accuracy for run in runs.where(constrain_norm=held)] for held in (False, True)}
+    assert free["accuracy_mean"][0] == pytest.approx(np.mean(ends[False]), rel=1e-12)
+    assert free["accuracy_sem"][0] == pytest.approx(np.std(ends[False], ddof=1) / math.sqrt(2), rel=1e-9, abs=1e-15)
+    numbers = study["numbers"]["a"]
+    assert numbers["accuracy_gap"] == [pytest.approx(np.mean(ends[False]) - np.mean(ends[True]), abs=1e-12), None]
+    assert numbers["loss_change_free"] == [0.0, None]
+    assert constrained["growth_mean"][0] == pytest.approx(1, abs=1e-6)
+    assert free["growth_mean"][0] > 1 + 1e-4
+    assert study["numbers"]["runs"]["count"] == 8
+    again = small_study()  # from the folder
+    assert again["curves"] == study["curves"]
+    assert write("small", {"name": "small", "title": "", **study, "provenance": {}}, tmp_path).exists()
+
+
+def test_the_paper_s_own_study_is_not_begun_by_accident(monkeypatch, tmp_path):
+    monkeypatch.delenv(experiments.RUNS, raising=False)
+    with pytest.raises(DataError, match=f"168 runs .*{experiments.RUNS}"):
+        experiments.tk_fig4_tiny_imagenet()
+    monkeypatch.setenv(experiments.RUNS, str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DataError, match="GPU"):
+        experiments.tk_fig4_tiny_imagenet()
+    panels = experiments.tiny_imagenet_panels()
+    assert {base.model for _, _, base in panels.values()} == {"vgg11"}
+    assert [base.lr_drops for _, _, base in panels.values()] == [(), (30, 60, 80), (30, 60, 80)]
+    assert {(b.batch_size, b.momentum, b.weight_decay, b.epochs) for _, _, b in panels.values()} == {
+        (128, 0.9, 1e-4, 100)
+    }
+
+
+def test_what_the_chapter_says_of_the_stored_study():
+    stored = read("tk_fig4_digits")
+    growth = dict(zip(stored["curves"]["b"]["momentum"], stored["curves"]["b"]["free"]["growth_mean"], strict=True))
+    assert 65 < growth[0.98] < 75
+    assert 4.5 < growth[0.9] < 5.5
+    large, a = slice(3, 6), stored["numbers"]["a"]
+    assert min(a["accuracy_gap"][large]) > 0.2
+    assert [round(100 * gap) for gap in a["recalibrated_gap"][large]] == [5, 8, 13]
+    ends = [stored["curves"]["a"][kind]["loss_mean"][large] for kind in ("constrained", "free")]
+    assert min(x / y for x, y in zip(*ends, strict=True)) > 15
+    assert max(map(abs, stored["numbers"]["b"]["accuracy_gap"][:4])) < 0.003
+    assert 0 < stored["numbers"]["c"]["accuracy_change_free"][-1] < 0.01
+    for panel in ("a", "b", "b_constant", "c"):
+        assert stored["curves"][panel]["free"]["diverged"] == stored["curves"][panel]["constrained"]["diverged"]
+        assert not any(stored["curves"][panel]["free"]["diverged"])
+        for kind in ("free", "constrained"):  # two standard errors of a difference are within the claims' tolerances
+            error = stored["curves"][panel][kind]
+            assert panel != "c" or max(error["loss_sem"][:3]) * 2 * math.sqrt(2) < 0.003
+    assert len(stored["settings"]["seeds"]) == 6
+
+
+def test_the_chapter_s_cell_draws_tiny_imagenet_where_it_was_measured(monkeypatch, tmp_path):
+    """The cell itself, in a folder with a made-up result: without the panel at a constant rate, with diverged runs."""
+    folder = tmp_path / "book" / "results"
+    folder.mkdir(parents=True)
+    stored = read("tk_fig4_digits")
+    write("tk_fig4_digits", stored, folder)
+    tiny = copy.deepcopy(stored) | {"name": "tk_fig4_tiny_imagenet"}
+    for part in (tiny["curves"], tiny["numbers"], tiny["settings"]["varied"], tiny["settings"]["base"]):
+        part.pop("b_constant")
+    del tiny["curves"]["b_constant_loss"]
+    lost = tiny["curves"]["a"]["constrained"]
+    lost["accuracy_mean"] = [0.01 * i for i in range(5)] + [None]  # far below the digits'
+    lost["accuracy_sem"][5] = lost["recalibrated_mean"][5] = None
+    lost["diverged"][5] = 4
+    tiny["curves"]["a_loss"]["constrained"]["loss_mean"][4] = []
+    chapter = nbformat.read(Path(__file__).parents[1] / "book" / "implicit_adaptivity.ipynb", 4)
+    (cell,) = (c.source for c in chapter.cells if c.cell_type == "code" and "def figure4" in c.source)
+    monkeypatch.chdir(tmp_path)
+    drawn = {}
+    for name in ("digits", "both"):
+        if name == "both":
+            write("tk_fig4_tiny_imagenet", tiny, folder)
+        plt.close("all")
+        names = {"nl": nlcompanion, "torch": torch, "TrainConfig": TrainConfig, "COLORS": COLORS, "panels": panels}
+        exec(cell, names | {"train": lambda config, **how: SimpleNamespace(accuracy=0.5)})
+        drawn[name] = [plt.figure(i) for i in plt.get_fignums()]
+    assert len(drawn["digits"]) == 1
+    digits_axes, tiny_axes = (figure.axes for figure in drawn["both"])
+    assert [len(digits_axes), len(tiny_axes)] == [8, 6]
+    assert [axis.get_title(loc="left") for axis in tiny_axes[:3]] == ["A: step size", "B: rate drops", "C: decay"]
+    low, high = tiny_axes[0].get_ylim()
+    assert low < 0.0
+    assert high > 0.04
+    triangles = [
+        line for line in tiny_axes[0].lines if line.get_marker() == "v" and not np.isnan(line.get_ydata()).all()
+    ]
+    assert len(triangles) == 1
+    plt.close("all")

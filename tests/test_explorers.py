@@ -72,6 +72,25 @@ def test_convergence_draws_curves_and_guides():
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0.2", "0.1"]
     with pytest.raises(ValueError, match="no curve named c"):
         convergence(axis, [0.2, 0.1], {"a": [1, 1]}, guides={"c": 2})
+    with pytest.raises(ValueError, match="no curve named b"):
+        convergence(axis, [0.2, 0.1], {"a": [1, 1]}, control="b")
     with pytest.raises(ValueError, match="not positive"):
         convergence(axis, [0.2, 0.1], {"a": [1, 0]})
+    plt.close(figure)
+
+
+def test_measured_orders_are_written_behind_the_names():
+    figure, axis = panels()
+    convergence(axis, [0.2, 0.1], {"two": [0.4, 0.1], "none": [0.3, 0.3]}, orders=True)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["two: 2.00", "none: 0.00"]
+    plt.close(figure)
+
+
+def test_only_a_control_has_the_colour_of_controls():
+    figure, (left, right) = panels(2)
+    curves = {name: [0.2, 0.1] for name in "abcdef"}
+    convergence(left, [0.2, 0.1], curves)
+    convergence(right, [0.2, 0.1], curves, control="c")
+    assert COLORS["control"] not in [line.get_color() for line in left.lines]
+    assert [line.get_label() for line in right.lines if line.get_color() == COLORS["control"]] == ["c"]
     plt.close(figure)

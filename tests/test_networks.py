@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import jvp
 from torch.nn.functional import cross_entropy, mse_loss
 
 from nlcompanion.flows import integrate
@@ -118,6 +119,14 @@ def test_other_samples_and_precisions():
     single = f(f.q0.float())
     assert single.dtype == torch.float32
     assert single.item() == pytest.approx(f(f.q0).item(), rel=1e-5)
+
+
+def test_data_of_another_precision_first_used_inside_nested_differentiation():
+    f = flat_loss(mlp((4, 2, 1), "tanh", seed=1), X.float(), X[:, :1].float(), mse_loss)
+    twice = lambda g: jvp(lambda p: jvp(g, (p,), (f.q0,))[1], (f.q0,), (f.q0,))[1]  # noqa: E731
+    for g in (f, f.on(X[:3].float(), X[:3, :1].float())):
+        assert torch.equal(twice(g), twice(g))
+        assert torch.isfinite(g(f.q0))
 
 
 def test_gradient_flow_of_a_network_descends():
