@@ -456,11 +456,11 @@ def _echelon(rows: Tensor) -> Tensor:
 
 def _combined(elements: list[Symmetry], coefficients: Tensor) -> Symmetry:
     """One action after the other: at first order in s, their generators add up."""
+    parts = [(symmetry, c) for symmetry, c in zip(elements, coefficients.tolist(), strict=True) if c]
 
     def action(q, s):
-        for symmetry, c in zip(elements, coefficients.tolist(), strict=True):
-            if c:
-                q = symmetry(q, c * s)
+        for symmetry, c in parts:
+            q = symmetry(q, c * s)
         return q
 
     return Symmetry(action)

@@ -136,14 +136,14 @@ def peak():
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 ntk(net, x[:2], output=0)
 before = peak()
-for allowed in (2**26, 2**31):
+for allowed in (2**27, 2**31):
     ntk(net, x, output=0, max_memory=allowed)
     print(peak() - before)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     small, large = map(int, out.split())
-    assert small < 1.05 * 2**26
-    assert large > 1.5 * 2**26  # the control: without the limit it takes more
+    assert small < 1.05 * 2**27  # a smaller limit would drown in what torch itself loads when first used
+    assert large > 1.5 * 2**27  # the control: without the limit it takes more
 
 
 def test_models_that_couple_samples_are_refused():
