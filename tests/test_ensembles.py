@@ -42,7 +42,7 @@ def test_members_are_the_single_networks(activation, init, bias):
 
 
 @pytest.mark.parametrize(
-    "rule", [sgd(lr=0.1), sgd(lr=0.05, momentum=0.9, weight_decay=0.01), newtonian(lr=0.05)], ids=str
+    "rule", [sgd(lr=0.1), sgd(lr=0.05, momentum=0.9, weight_decay=0.01), newtonian(lr=0.05)], ids=lambda rule: rule.name
 )
 def test_a_run_of_the_ensemble_is_a_run_of_each(rule):
     team, f, singles = pair((4, 8, 3), "tanh", seeds=[5, 11, 7])
