@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nlcompanion._matrices import matrix_exp
+
 
 @dataclass(frozen=True)
 class Squares:
@@ -82,7 +84,7 @@ class Gram:
         return self._apply(self.coefficient * A, q)
 
     def move(self, q: Tensor, A: Tensor) -> Tensor:
-        return self._apply(torch.linalg.matrix_exp(self.coefficient * A), q)
+        return self._apply(matrix_exp(self.coefficient * A), q)
 
     def _apply(self, A: Tensor, q: Tensor) -> Tensor:
         q = self._matrix(q)
@@ -120,7 +122,7 @@ class Torque:
         return (self._matrix(q) @ (S.T - S)).reshape(self.shape)
 
     def move(self, q: Tensor, S: Tensor) -> Tensor:
-        return (self._matrix(q) @ torch.linalg.matrix_exp(S.T - S)).reshape(self.shape)
+        return (self._matrix(q) @ matrix_exp(S.T - S)).reshape(self.shape)
 
     def _matrix(self, x: Tensor) -> Tensor:
         return x if x.ndim == 2 else x[None]

@@ -169,8 +169,8 @@ def convergence(
         if min(errors) <= 0 or min(sizes) <= 0:
             raise ValueError(f"{name} has an error or a size that is not positive; a log-log plot cannot show it")
         color = COLORS["control" if name == control else next(others)]
-        label = f"{name}: {convergence_order(sizes, errors):.2f}".replace("-0.00", "0.00") if orders else name
-        axis.loglog(sizes, errors, "os^D"[i % 4] + "-", color=color, markersize=5, label=label)
+        order = f": {convergence_order(sizes, errors):.2f}".replace("-", "−") if orders else ""
+        axis.loglog(sizes, errors, "os^DvP"[i % 6] + "-", color=color, markersize=5, label=name + order)
     for name, order in (guides or {}).items():
         largest = int(np.argmax(sizes))
         order_guide(axis, sizes, 0.6 * curves[name][largest], order, label="_")

@@ -81,8 +81,8 @@ def test_convergence_draws_curves_and_guides():
 
 def test_measured_orders_are_written_behind_the_names():
     figure, axis = panels()
-    convergence(axis, [0.2, 0.1], {"two": [0.4, 0.1], "none": [0.3, 0.3]}, orders=True)
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["two: 2.00", "none: 0.00"]
+    convergence(axis, [0.2, 0.1], {"two": [0.4, 0.1], "minus": [0.3, 0.6]}, orders=True)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["two: 2.00", "minus: −1.00"]
     plt.close(figure)
 
 

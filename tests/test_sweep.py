@@ -589,7 +589,7 @@ from nlcompanion import TrainConfig, sweep, training
 from nlcompanion.training import train
 
 def told(config, **options):
-    print(config.key, flush=True)
+    os.write(1, f"{{config.key}}\\n".encode())  # at once, or two processes print into each other
     return train(config, **options)
 
 def child(configs):
