@@ -1,8 +1,8 @@
 """What it costs to book every step of training, and how much of the machine a step uses.
 
-Full-batch SGD with momentum on 1,000 synthetic images: the loop as PyTorch has it, with its charges noted, and with a
-`Ledger` that splits each step's change of each charge into causes; one charge per layer, or one per neuron. The
-machine's own speed is that of a large matrix product.
+Full-batch SGD with momentum on 1,000 synthetic images: the loop as PyTorch has it, with its charges noted at each step,
+and with a `Ledger` that splits each step's change of each charge into causes; one charge per layer, or one per neuron.
+The machine's own speed is that of a large matrix product.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ WIDTHS = {
     800: (1, {"least": 5, "most": 5}),
 }
 PRODUCT = 1536  # side of the matrices whose product shows the machine's peak
-BARE, CHARGES, LEDGER, NEURONS, PEAK = "bare loop", "charges", "ledger", "ledger, per neuron", "matrix product"
+BARE, PEAK = "bare loop", "matrix product"
+CHARGES, CHARGES_EACH = "charges", "charges, per neuron"
+LEDGER, LEDGER_EACH = "ledger", "ledger, per neuron"
+WATCHES = (BARE, CHARGES, CHARGES_EACH, LEDGER, LEDGER_EACH)
 
 
 class Loop:
@@ -39,9 +42,9 @@ class Loop:
         self.steps, _ = WIDTHS[width]
         laws = nl.homogeneous_laws(nl.flat_loss(self.model, self.x[:1], self.y[:1], cross_entropy))
         totals = [law.total for law in laws]
-        self.ledger, self.laws, self.charges = None, totals if watch == CHARGES else [], []
-        if watch in (LEDGER, NEURONS):
-            self.ledger = nl.Ledger(laws if watch == NEURONS else totals, self.model, self.optimizer, every=100)
+        self.ledger, self.laws, self.charges = None, {CHARGES: totals, CHARGES_EACH: laws}.get(watch, []), []
+        if watch in (LEDGER, LEDGER_EACH):
+            self.ledger = nl.Ledger(laws if watch == LEDGER_EACH else totals, self.model, self.optimizer, every=100)
 
     def __call__(self) -> int:
         for _ in range(self.steps):
@@ -68,9 +71,9 @@ def measure(width: int, dtype: torch.dtype) -> Timings:
         a @ b
         return 1
 
-    loops = {watch: Loop(width, dtype, watch) for watch in (BARE, CHARGES, LEDGER, NEURONS)}
+    loops = {watch: Loop(width, dtype, watch) for watch in WATCHES}
     timings = compare({**loops, PEAK: product}, **WIDTHS[width][1])
-    for watch in (LEDGER, NEURONS):  # a fast ledger that books nothing, or wrongly, would be none
+    for watch in (LEDGER, LEDGER_EACH):  # a fast ledger that books nothing, or wrongly, would be none
         loops[watch].ledger.check()
     print(f"width {width}, {dtype}: {timings}")
     return timings
@@ -84,8 +87,11 @@ def main() -> int:
             timings, name = measure(width, dtype), f"d = {width}, {str(dtype).removeprefix('torch.')}"
             paper = width == 200
             report.add(f"{name}: charges of the layers / bare", timings.ratio(CHARGES), target=1.05 if paper else None)
-            report.add(f"{name}: ledger of the layers / bare", timings.ratio(LEDGER), target=1.05 if paper else None)
-            report.add(f"{name}: ledger of all neurons / bare", timings.ratio(NEURONS), target=1.10 if paper else None)
+            report.add(
+                f"{name}: charges of all neurons / bare", timings.ratio(CHARGES_EACH), target=1.10 if paper else None
+            )
+            report.add(f"{name}: ledger of the layers / bare", timings.ratio(LEDGER))
+            report.add(f"{name}: ledger of all neurons / bare", timings.ratio(LEDGER_EACH))
             peak = 2.0 * PRODUCT**3 / operations(width) / timings.ratio(PEAK)  # product's speed / bare step's
             report.add(f"{name}: matrix-product peak / bare step", peak, target=1 / 0.6 if paper else None)
     return report.finish()
