@@ -23,6 +23,10 @@ symmetry of the loss is a law of training. Each module is a noun, each function 
 =================  =======================================================================
 
 Importing this package loads neither torch nor SciPy; the first name that needs them does.
+
+Docstrings cite two papers: TK is H. Tanaka and D. Kunin, *Noether's Learning Dynamics: Role of Symmetry Breaking in
+Neural Networks*, 2021 (arXiv:2105.02716), with its supplement SI; GU is G. Gluch and R. Urbanke, *Noether: The More
+Things Change, the More Stay the Same*, 2021 (arXiv:2104.05508). "This book" is the one that the package belongs to.
 """
 
 from importlib import import_module
@@ -137,7 +141,8 @@ _EXPORTS = {
     "checks": ("ClaimError", "claim"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = (*_EXPORTS, "explorers", "plotting", "results")
+_OF_THE_BOOK = ("explorers", "plotting")  # what they import comes with the extra "book"
+_SUBMODULES = (*_EXPORTS, *_OF_THE_BOOK, "results")
 
 __all__ = [*sorted(_HOME), "__version__"]
 
@@ -148,9 +153,17 @@ def __getattr__(name: str):
         globals()[name] = value  # the next access skips this function
         return value
     if name in _SUBMODULES:
-        return import_module(f"{__name__}.{name}")
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if name not in _OF_THE_BOOK:
+                raise
+            raise ImportError(
+                f"nlcompanion.{name} draws the book's figures with {error.name}, which the package alone does not "
+                "install: pip install '.[book]' in its folder brings it"
+            ) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_SUBMODULES})
+    return sorted({*__all__, *_SUBMODULES} - {*_OF_THE_BOOK})  # help() looks at all of these

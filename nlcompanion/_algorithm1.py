@@ -245,6 +245,7 @@ def find_conserved_quantities(
     Source: GU Algorithm 1, Eqs. 15 to 17, Appendix A.
 
     Example:
+        >>> import torch
         >>> from nlcompanion import newtonian
         >>> from nlcompanion.symmetries import rotation, scale
         >>> bowl, q = (lambda q: (q @ q - 1) ** 2), torch.tensor([0.3, 0.4]).double()

@@ -286,7 +286,7 @@ def _entries(path: Path | None) -> list[dict]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _Wrong(f"the configuration {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of thousands of brackets
         raise _Wrong(f"the configuration {path} is no JSON: {error}") from None
     entries = content if isinstance(content, list) else [content]
     if not all(isinstance(entry, dict) for entry in entries):

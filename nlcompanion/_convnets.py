@@ -56,6 +56,7 @@ def vgg11(
     Source: TK Section 4 and SI E; Simonyan and Zisserman (2015), configuration A.
 
     Example:
+        >>> import torch
         >>> model = vgg11(10, size=16, width=0.25)
         >>> [tuple(p.shape) for name, p in model.named_parameters() if name.startswith("conv")][:2]
         [(16, 3, 3, 3), (32, 16, 3, 3)]
@@ -104,6 +105,7 @@ def conv_bn(
         ValueError: sizes that are impossible.
 
     Example:
+        >>> import torch
         >>> model = conv_bn()
         >>> sum(p.numel() for p in model.parameters())
         3778

@@ -35,11 +35,13 @@ class Ensemble(nn.Module):
         members: networks as :func:`~nlcompanion.mlp` makes them, all of one shape.
 
     Raises:
-        ValueError: no members, members of different shapes, layers that are no elementwise activation.
+        ValueError: no members, members of different shapes, frozen weights, layers that are no elementwise activation.
+        TypeError: members that are not ``nn.Sequential``.
 
     Source: none; what GU Section 7 asks for is an average over initial weights.
 
     Example:
+        >>> import torch
         >>> from nlcompanion import mlp
         >>> team = Ensemble([mlp((4, 8, 2), seed=seed) for seed in range(3)])
         >>> team(torch.ones(5, 4, dtype=torch.float64)).shape
@@ -51,6 +53,18 @@ class Ensemble(nn.Module):
         members = list(members)
         if not members:
             raise ValueError("an ensemble needs members; pass seeds=32, or a list of networks")
+        for e, member in enumerate(members):
+            if not isinstance(member, nn.Sequential) or not len(member):
+                raise TypeError(
+                    f"member {e} is a {type(member).__name__}, and the order of its layers is not known; give "
+                    "nn.Sequential networks such as mlp(...)"
+                )
+            frozen = [name for name, p in member.named_parameters() if not p.requires_grad]
+            if frozen:
+                raise ValueError(
+                    f"{frozen[0]} of member {e} is frozen (requires_grad=False), and the ensemble would train it; "
+                    "train all weights, or such networks one after the other"
+                )
         first = members[0]
         odd = next((e for e, member in enumerate(members) if repr(member) != repr(first)), None)
         if odd is not None:
@@ -133,7 +147,9 @@ def ensemble(
     Source: GU Section 7, whose statements are about typical initial weights.
 
     Example:
-        >>> from nlcompanion import flat_loss
+        >>> import torch
+        >>> from torch import nn
+        >>> from nlcompanion import flat_loss, over_members
         >>> team = ensemble((64, 100, 10), seeds=32)
         >>> x, y = torch.randn(20, 64), torch.arange(20) % 10
         >>> f = flat_loss(team, x, y, over_members(nn.functional.cross_entropy))
@@ -159,6 +175,8 @@ def over_members(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
     Source: none.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> loss = over_members(nn.functional.mse_loss)
         >>> u = torch.tensor([[[1.0]], [[3.0]]])
         >>> loss(u, torch.zeros(1, 1)).item(), loss.each(u, torch.zeros(1, 1)).tolist()
@@ -205,14 +223,14 @@ class _Activations(nn.Module):
 
 
 def _stack(layers: list[nn.Module], name: str) -> nn.Module:
-    from nlcompanion.networks import RePU, Swish
+    from nlcompanion.networks import Power, RePU, Swish
 
     kind = layers[0]
     if isinstance(kind, nn.Linear):
         return _Linears(layers)
     if isinstance(kind, nn.Flatten):
         return nn.Identity()
-    if isinstance(kind, (*_ELEMENTWISE, RePU)):
+    if isinstance(kind, (*_ELEMENTWISE, RePU, Power)):
         return copy.deepcopy(kind)
     if isinstance(kind, Swish | nn.PReLU):
         return _Activations(layers)

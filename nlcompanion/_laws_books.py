@@ -187,7 +187,8 @@ class OfOptimizer:
         self._groups_of(optimizer)
         self.books.to(next(iter(self.parameters.values())).device)
         self._before = {name: torch.empty_like(p) for name, p in self.parameters.items()}
-        self._position = self._last = self._seen = None
+        self._position = self._last = self._seen = self._groups = None
+        self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
         self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
 
     def attach(self) -> list:
@@ -209,21 +210,23 @@ class OfOptimizer:
     @torch.no_grad()
     def _pre(self, optimizer, args, kwargs) -> None:
         groups, old = self._groups_of(optimizer), self._before
+        self._same_kind()
         self._outside = None
         weights, held = self._versions()
         if self._seen is None:
             self._remember()
         elif weights != self._seen[0]:  # someone moved the weights since the last step
-            charges = self.books.form(self._position)
+            charges, scale = self.books.form(self._position), self.books.scale(self._position, old)
             self._remember()
-            self._outside = self.books.form(self._position) - charges
+            self._outside = self.books.form(self._position) - charges, scale
         elif held != self._seen[1]:
             self._last = None
+        self._groups = groups
         if not self.is_sgd:
             self._refuse_closure(args, kwargs, self.name)
             self._slopes = self.books.generators(self._gradients(), old)
             return
-        buffers = {name: optimizer.state[p].get("momentum_buffer") for name, p in self.parameters.items()}
+        buffers = dict(zip(self.parameters, self._buffers(), strict=True))
         self._rates = {name: _rates(groups[name], buffer is not None) for name, buffer in buffers.items()}
         self._rate = {name: float(group["lr"]) for name, group in groups.items()}
         self._memory = self._pull = None
@@ -242,6 +245,7 @@ class OfOptimizer:
             old[name].sub_(new[name])  # minus the step
 
         moved = books.pairs((old, old, step), (old, new))
+        scale = torch.maximum(scale, books.scale(moved[0], old))  # a step may be longer than the weights
         square, product, charges = books.form(torch.cat([moved, position[None]]))
         change = -2 * product - square
         causes, judged = {"finite_step": square}, ()
@@ -250,8 +254,9 @@ class OfOptimizer:
         else:
             causes["optimizer"], judged = -2 * (product + square), self._judge()
         if self._outside is not None:
-            causes["outside"] = self._outside
-            change, charges = change + self._outside, charges - self._outside
+            causes["outside"], earlier = self._outside
+            change, charges = change + causes["outside"], charges - causes["outside"]
+            scale = torch.maximum(scale, earlier)  # rounding is that of the larger weights
         self.ledger._enter(change, scale, charges, causes, *judged)
         self._remember(moved)
 
@@ -259,8 +264,11 @@ class OfOptimizer:
         """Where the weights are now, and their squares: from the last step's, or afresh every so often."""
         torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
         self._seen = self._versions()
-        if moved is None or self.ledger.steps % _AFRESH == 0 or self.books.has_matrices:
+        if moved is not None:
+            self._faded += max(_fading(group) for group in self._groups.values())
+        if moved is None or self.ledger.steps % _AFRESH == 0 or self._faded > 1 or self.books.has_matrices:
             (self._position,) = self.books.pairs((self._before, self._before))
+            self._faded = 0.0
         else:
             self._position = self._position - 2 * moved[1] - moved[0]
         self._last = None
@@ -269,8 +277,10 @@ class OfOptimizer:
 
     def _keeps_its_buffer(self) -> bool:
         """Whether the step was the buffer times the rate, for every parameter."""
+        groups, has_buffer = self._groups.items(), dict(zip(self.parameters, self._seen[1], strict=True))
         return all(p.grad is not None for p in self.parameters.values()) and not any(
-            group["nesterov"] for group in self.optimizer.param_groups
+            group["nesterov"] or (has_buffer[name] and not group["momentum"])  # a buffer laid aside for a while
+            for name, group in groups
         )
 
     def _of_last_step(self) -> tuple[Tensor, dict[str, float]] | None:
@@ -291,9 +301,22 @@ class OfOptimizer:
 
     def _versions(self) -> tuple[list, list]:
         """What tells that a weight or a buffer was written to, or replaced."""
-        parameters = self.parameters.values()
-        buffers = [self.optimizer.state[p].get("momentum_buffer") for p in parameters]
-        return [p._version for p in parameters], [None if b is None else (id(b), b._version) for b in buffers]
+        weights = [p._version for p in self.parameters.values()]
+        return weights, [None if b is None else (id(b), b._version) for b in self._buffers()]
+
+    def _buffers(self) -> list[Tensor | None]:
+        state = self.optimizer.state  # whose [] would add entries to it
+        return [state.get(p, {}).get("momentum_buffer") for p in self.parameters.values()]
+
+    def _same_kind(self) -> None:
+        for name, p in self.parameters.items():
+            old = self._before[name]
+            if p.dtype != old.dtype or p.device != old.device:
+                raise ValueError(
+                    f"{name} was {old.dtype} on {old.device} when the ledger was made and is {p.dtype} on {p.device} "
+                    "now, so its steps cannot be booked to the stated precision; convert or move the model first, "
+                    "close() this ledger and make a new one"
+                )
 
     def _of_sgd(self, causes: dict[str, Tensor], charges: Tensor) -> None:
         """What momentum, decay and unequal rates make of a step of SGD."""
@@ -307,7 +330,9 @@ class OfOptimizer:
             same = len(set(of_decay)) == 1
             causes["decay"] = -2 * (of_decay[0] * charges if same else books.form(self._position, of_decay))
         if self._pull is not None:
-            causes["rates"] = -2 * books.excess(self._pull, [x for x, *_ in rates.values()])
+            signs = [-1.0 if self._groups[name]["maximize"] else 1.0 for name in rates]
+            pull = [sign * x for sign, (x, *_) in zip(signs, rates.values(), strict=True)]
+            causes["rates"] = -2 * books.excess(self._pull, pull)
 
     def _gradients(self) -> Tensors:
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
@@ -342,6 +367,12 @@ def _rates(group: dict, buffered: bool) -> tuple[float, float, float]:
     else:  # without momentum, or with a buffer that starts as the gradient itself, undampened
         of_gradient, of_buffer = 1.0, 0.0
     return lr * of_gradient, lr * of_buffer, lr * of_gradient * float(group["weight_decay"])
+
+
+def _fading(group: dict) -> float:
+    """By how much weight decay shrinks the logarithm of a squared weight in a step, in the long run."""
+    lr, decay, momentum = (float(group.get(name) or 0.0) for name in ("lr", "weight_decay", "momentum"))
+    return 2 * lr * decay / max(1 - momentum, 1e-3)
 
 
 class OfDescend:
@@ -398,15 +429,19 @@ class OfDescend:
         if k:
             entry["decay"] = -2 * lr * k * charges
         causes = {"finite_step": finite, **entry}
-        self.ledger._enter(2 * product - square, books.scale(position, old), charges, causes)
+        scale = torch.maximum(books.scale(position, old), books.scale(squares, step))
+        self.ledger._enter(2 * product - square, scale, charges, causes)
         self.step = step
 
 
 def _find(model: nn.Module, terms: dict[str, Term]) -> dict[str, nn.Parameter]:
     """The laws' parameters in a model, which may be wrapped (``DistributedDataParallel``, ``torch.compile``)."""
     named = dict(model.named_parameters())
-    for prefix in ("module.", "_orig_mod."):
-        named = {name.removeprefix(prefix): p for name, p in named.items()}
+    for name, p in list(named.items()):
+        bare = name  # wrappers come in any order, and a layer may be called "module" itself
+        while bare.startswith(("module.", "_orig_mod.")):
+            bare = bare.partition(".")[2]
+            named.setdefault(bare, p)
     for name, term in terms.items():
         if name not in named or tuple(named[name].shape) != term.shape:
             got = f"one of shape {tuple(named[name].shape)}" if name in named else "none"

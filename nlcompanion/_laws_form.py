@@ -39,6 +39,7 @@ class Law:
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from nlcompanion import flat_loss, homogeneous, mlp
         >>> model, x, y = mlp((4, 3, 2)), torch.ones(5, 4).double(), torch.zeros(5).long()
         >>> law = homogeneous(flat_loss(model, x, y, nn.functional.cross_entropy), layer=1)
@@ -193,6 +194,8 @@ class Law:
         Source: GU Tables 2 to 5; the discrete laws are this book's.
 
         Example:
+            >>> import torch
+            >>> from torch import nn
             >>> from nlcompanion import flat_loss, homogeneous, mlp, nesterov
             >>> x, y = torch.ones(5, 4).double(), torch.zeros(5).long()
             >>> f = flat_loss(mlp((4, 3, 2), "leaky_relu"), x, y, nn.functional.cross_entropy)

@@ -30,7 +30,7 @@ class LedgerError(AssertionError):
     the optimiser's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Account:
     r"""One law's account: what moved its charge, entry by entry. All tensors have shape ``(T, *law.shape)``.
 
@@ -66,6 +66,10 @@ class Account:
     residual: Tensor
     cosine: Tensor | None
     worst: Tensor
+
+    def __repr__(self) -> str:
+        entries, worst = len(self.steps), float(self.worst.max())
+        return f"Account({_short(self.law)}: {entries} {'entry' if entries == 1 else 'entries'}, worst {worst:.1e})"
 
     @property
     def cumulative(self) -> dict[str, Tensor]:
@@ -120,6 +124,7 @@ class Ledger:
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from nlcompanion import flat_loss, homogeneous_laws, mlp
         >>> model, x, y = mlp((4, 3, 2)), torch.eye(4).double(), torch.tensor([0, 1, 0, 1])
         >>> f = flat_loss(model, x, y, nn.functional.cross_entropy)
@@ -166,6 +171,7 @@ class Ledger:
 
         Example:
             >>> import torch
+            >>> from torch import nn
             >>> from nlcompanion import descend, flat_loss, homogeneous, mlp, nesterov
             >>> x, y = torch.eye(4).double(), torch.tensor([0, 1, 0, 1])
             >>> f, rule = flat_loss(mlp((4, 3, 2)), x, y, nn.functional.cross_entropy), nesterov(lr=0.1)
@@ -221,7 +227,8 @@ class Ledger:
     def check(self, tol: float | None = None) -> float:
         r"""Insist that the causes explain every change of every charge so far.
 
-        Judged is the residual of each step against :math:`\sum|c|\,|\theta|^2`, the squares that the law compares;
+        Judged is the residual of each step against :math:`\sum|c|\,|\theta|^2`, the squares that the law compares
+        (those of the step, if that is longer);
         for optimisers other than SGD the gradient's component along the symmetry against the largest gradient so far.
 
         Args:
@@ -255,11 +262,17 @@ class Ledger:
         return f"Ledger({len(self)} laws, {self.steps} steps of {self._follower.name})"
 
     def __str__(self) -> str:
-        """A table: for each law what moved its charge in all, a stack's summed over its neurons, a matrix's norms."""
+        """A table: for each law what moved its charge in all, a stack's summed over its neurons, a matrix's norms.
+
+        The last column is what :meth:`check` judges: the largest residual of a step, ``relative`` to the law's
+        parameters, or for optimisers other than SGD the largest part of the ``gradients`` along the symmetry.
+        """
         if not self.steps:
             return repr(self)
         used = [name for name in CAUSES if any(getattr(account, name).any() for account in self)]
-        lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", "relative"]]
+        # without SGD's formula the residual is 0 by definition, and the gradients are judged instead
+        judged = "relative" if getattr(self._follower, "is_sgd", True) else "gradients"
+        lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", judged]]
         for account, place in zip(self, self._books.places, strict=True):
             law = account.law
             shown = (lambda x: x.norm()) if law._is_matrix else (lambda x: x.sum())
@@ -316,7 +329,10 @@ def _short(law: Law) -> str:
 def _laws(laws) -> tuple[Law, ...]:
     laws = (laws,) if isinstance(laws, Law) else tuple(laws)
     if not laws:
-        raise ValueError("a ledger needs at least one law; a network of tanh or GELU has none of these")
+        raise ValueError(
+            "a ledger needs at least one law, got none; homogeneous_laws(f) finds those of pairs of nn.Linear with "
+            "ReLU, leaky ReLU, powers or Swish between them, and tanh, GELU and convolutions have none of these"
+        )
     for law in laws:
         if not isinstance(law, Law):
             raise TypeError(f"laws must be Laws such as homogeneous(f, 1), got {type(law).__name__}")

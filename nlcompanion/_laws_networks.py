@@ -10,7 +10,7 @@ from torch import nn
 
 from nlcompanion._laws_form import Law
 from nlcompanion._laws_terms import Gram, Squares, Term, Torque, expression
-from nlcompanion.networks import FlatLoss, Power, RePU, Swish
+from nlcompanion.networks import FlatLoss, Power, RePU, ScaledLinear, Swish
 
 _Named = tuple[str, nn.Module]
 _Chain = list[tuple[_Named, list[_Named]]]  # each linear layer with what follows it
@@ -58,12 +58,13 @@ def homogeneous(f: FlatLoss, layer: int, *, p: float | None = None, across: int 
     Raises:
         ValueError: no such layer; layers that do not chain; an activation that is not homogeneous, or of another
             degree; a weight that is frozen or used twice.
-        TypeError: if the model is not an ``nn.Sequential``.
+        TypeError: if the model is not an ``nn.Sequential``, or a layer has a ``forward`` of its own.
 
     Source: GU Section 4.1 (Eqs. 28 to 31), Section 4.2, Section 4.3 and, with biases, Section 4.4 (Eqs. 36 and 37).
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from nlcompanion import RePU, flat_loss, mlp
         >>> model = mlp((4, 3, 3, 2), RePU(2), bias=True)
         >>> f = flat_loss(model, torch.ones(5, 4).double(), torch.zeros(5).long(), nn.functional.cross_entropy)
@@ -77,6 +78,10 @@ def homogeneous(f: FlatLoss, layer: int, *, p: float | None = None, across: int 
     """
     chain = _chain(f)
     _check_layer(chain, layer, across)
+    if p is not None and (isinstance(p, bool) or not isinstance(p, int | float)):
+        raise TypeError(
+            f"p is the degree of homogeneity, a number such as 2.0, got {p!r}; leave it out for the known one"
+        )
     if not verify and p is None:
         raise ValueError("with verify=False nothing tells the degree; give it as p=1.0 or what you want to try")
     degree, parts = 1.0, []
@@ -110,7 +115,9 @@ def homogeneous(f: FlatLoss, layer: int, *, p: float | None = None, across: int 
 def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
     """The laws of all hidden layers with a homogeneous activation, one stack per layer, input side first.
 
-    Layers with another activation (tanh, GELU) have none and are left out.
+    Layers with another activation (tanh, GELU) have none and are left out. Only pairs of ``nn.Linear`` are read: the
+    channels of convolutions balance too, but of a convolutional network you get the laws of its head alone, and of one
+    without two linear layers none. ``find_conserved_quantities`` tests any symmetry that you write down.
 
     Args:
         f: a loss from :func:`flat_loss` whose model is an ``nn.Sequential``.
@@ -122,6 +129,7 @@ def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from nlcompanion import flat_loss, mlp
         >>> model = mlp((4, 3, 5, 4, 2), ["relu", "tanh", "swish"])
         >>> f = flat_loss(model, torch.ones(5, 4).double(), torch.zeros(5).long(), nn.functional.cross_entropy)
@@ -162,6 +170,7 @@ def linear(f: FlatLoss, layer: int) -> Law:
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from nlcompanion import flat_loss, mlp
         >>> f = flat_loss(mlp((4, 3, 2), "linear"), torch.ones(5, 4).double(), torch.zeros(5).long(),
         ...               nn.functional.cross_entropy)
@@ -214,14 +223,15 @@ def data_rotation(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> 
         A law of shape ``(d_0, d_0)``, antisymmetric.
 
     Raises:
-        ValueError: another layer than the first, no such parameter, or one that is frozen, used twice or of more
-            than two dimensions.
+        ValueError: another layer than the first, or a first that does not meet the inputs; no such parameter, or one
+            that is frozen, used twice or of more than two dimensions.
         TypeError: if the model is not an ``nn.Sequential`` and no ``weight`` is named.
 
     Source: GU Section 6 (Eqs. 44 to 48).
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from nlcompanion import flat_loss
         >>> class Ring(nn.Module):   # a population loss of w alone
         ...     def __init__(self):
@@ -240,7 +250,7 @@ def data_rotation(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> 
                 f"layer {layer!r} does not see the data, only what the layers before make of them; rotations of the "
                 "data act on layer 1"
             )
-        weight = f"{_chain(f)[0][0][0]}.weight"
+        weight = f"{_first(f)}.weight"
     elif not isinstance(f, FlatLoss):
         raise TypeError(f"laws are made from flat_loss(model, ...), got {type(f).__name__}; wrap the model in it")
     name, place, shape = _parameter(f, weight)
@@ -267,11 +277,13 @@ def _chain(f: FlatLoss) -> _Chain:
     if not isinstance(f.model, nn.Sequential):
         raise TypeError(
             f"{type(f.model).__name__} does not say in which order its layers act; laws of layers need an "
-            "nn.Sequential of Linear layers and activations, such as mlp(...)"
+            "nn.Sequential of Linear layers and activations, such as mlp(...), of a wrapped model (torch.compile, "
+            "DataParallel) the one inside"
         )
     chain: _Chain = []
     for name, module in _leaves(f.model):
         if isinstance(module, nn.Linear):
+            _check_forward(name, module, nn.Linear, ScaledLinear)
             chain.append(((name, module), []))
         elif chain:
             chain[-1][1].append((name, module))
@@ -280,12 +292,37 @@ def _chain(f: FlatLoss) -> _Chain:
     return chain
 
 
+def _first(f: FlatLoss) -> str:
+    """The linear layer that meets the inputs themselves."""
+    first = _chain(f)[0][0][0]
+    for name, module in _leaves(f.model):
+        if name == first:
+            break
+        if type(module) not in (nn.Flatten, nn.Unflatten, nn.Identity):
+            raise ValueError(
+                f"{type(module).__name__} ({name}) stands before {first}, which then does not meet the inputs, and "
+                "turning its weight does not turn them; name the parameter that does with weight="
+            )
+    return first
+
+
 def _leaves(model: nn.Sequential, prefix: str = "") -> Iterator[_Named]:
+    _check_forward(prefix.removesuffix("."), model, nn.Sequential)
     for name, module in model._modules.items():  # named_children() skips a module that is used twice
         if isinstance(module, nn.Sequential):
             yield from _leaves(module, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", module
+
+
+def _check_forward(name: str, module: nn.Module, *known: type[nn.Module]) -> None:
+    """A subclass may do anything in a forward of its own: skip connections, normalised weights."""
+    if type(module).forward not in [kind.forward for kind in known]:
+        raise TypeError(
+            f"{type(module).__name__} ({name or 'the model'}) has a forward of its own, so it need not act as "
+            f"{known[0].__name__} does and no law follows from its weights; take it apart into nn.Linear, activations "
+            "and plain nn.Sequential"
+        )
 
 
 def _check_layer(chain: _Chain, layer, across) -> None:
@@ -328,7 +365,7 @@ def _walk(between: list[_Named], degree: float, layer: int) -> tuple[float, list
 
 
 def _compare(claimed: float | None, degree: float, layers: _Chain, layer: int) -> None:
-    if claimed is None or claimed == degree:
+    if claimed is None or math.isclose(claimed, degree, rel_tol=1e-12):  # degrees multiply with rounding
         return
     names = " and ".join(type(module).__name__ for _, between in layers for _, module in between) or "nothing"
     raise ValueError(
@@ -341,7 +378,10 @@ def _parameter(f: FlatLoss, name: str) -> tuple[str, slice, tuple[int, ...]]:
     """Name, place and shape of a parameter that training moves, and that stands in one place only."""
     named = dict(f.model.named_parameters(remove_duplicate=False))
     if name not in named:
-        raise ValueError(f"the model has no parameter {name!r}; it has {', '.join(named)}")
+        raise ValueError(
+            f"the model has no parameter {name!r}, so no law can speak of it; it has {', '.join(named)}. A weight "
+            "computed from others (weight_norm, spectral_norm, pruning) is none: take that away, or name one of these"
+        )
     uses = Counter(id(x) for x in named.values())
     if uses[id(named[name])] > 1:
         raise ValueError(

@@ -132,7 +132,7 @@ class RuleForm:
             if name in solver:
                 raise TypeError(f"residual uses {name} of integrate itself; call integrate(..., {name}=...) yourself")
         law, rule = self.law, self.rule
-        q0 = f.q0 if q0 is None else q0
+        q0 = _start_of(f) if q0 is None else q0
         start, ends = {}, {}
 
         def record(t, q, v):
@@ -175,7 +175,7 @@ class RuleForm:
         """
         from nlcompanion._laws_ledger import Ledger
 
-        q0 = f.q0 if q0 is None else q0
+        q0 = _start_of(f) if q0 is None else q0
         ledger = Ledger(self.law, rule=self.rule, every=None)
         descend(self.rule, None if batches is not None else f, q0, steps=steps, batches=batches, record=ledger.record)
         return ledger[0].worst
@@ -205,6 +205,14 @@ class RuleForm:
         """Of the law's terms for two vectors, before they cancel: lengths, so that no cancellation hides one."""
         shares = [term.lengths(self.law._of(a, term), self.law._of(b, term)) for term in self.law._terms]
         return sum((x * y).sqrt() for x, y in shares).max()
+
+
+def _start_of(f) -> Tensor:
+    try:
+        return f.q0
+    except AttributeError:
+        got = "none" if f is None else type(f).__name__
+        raise ValueError(f"no start: f is {got}, which has no q0 as a flat_loss does; pass q0=") from None
 
 
 def _coefficients(rule: LearningRule) -> tuple[str, str, str]:

@@ -85,6 +85,7 @@ def noether_charge(rule: LearningRule, symmetry: Symmetry, t, q, v) -> Tensor:
     Source: TK Eqs. 8 to 11.
 
     Example:
+        >>> import torch
         >>> from nlcompanion import newtonian
         >>> from nlcompanion.symmetries import rotation
         >>> q, v = torch.tensor([2.0, 0.0]).double(), torch.tensor([5.0, 3.0]).double()
@@ -122,6 +123,7 @@ def noether_learning_dynamics(
     Source: TK Eqs. 11 and 22.
 
     Example:
+        >>> import torch
         >>> from nlcompanion import damped
         >>> from nlcompanion.symmetries import scale
         >>> q, v = torch.tensor([1.0, 0.0]).double(), torch.tensor([3.0, 4.0]).double()

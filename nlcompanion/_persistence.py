@@ -89,17 +89,19 @@ def gradient_persistence(
         momentum: :math:`\beta` in [0, 1).
         window: how many of the last steps to average over; all that have a past when None.
         lags: the longest distance, in steps; by default where :math:`\beta^l` falls below 0.001, or what a quarter
-            of the run allows.
+            of the run allows, if :math:`\beta^l` has fallen below 0.1 there.
 
     Returns:
         A :class:`Persistence`.
 
     Raises:
-        ValueError: too few steps for the lags or the window, gradients that all vanish, shapes, non-finite values.
+        ValueError: too few steps for the lags, the window or the momentum's memory, gradients that all vanish, shapes,
+            non-finite values.
 
     Source: a law of this book ("between the persistent and the white regime").
 
     Example:
+        >>> import torch
         >>> still = torch.ones(1000, 3, dtype=torch.float64)
         >>> gradient_persistence(still, 0.5).regime
         'persistent'
@@ -111,9 +113,19 @@ def gradient_persistence(
     g = g.reshape(len(g), -1)
     _memory(momentum)
     steps = len(g)
+    for name, value in (("window", window), ("lags", lags)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is a number of steps, an integer, got {value!r}")
     if lags is None:
         needed = math.ceil(math.log(1e-3) / math.log(momentum)) if momentum else 0
         lags = min(needed, steps // 4)
+        left = momentum ** (lags + 1) if momentum else 0.0
+        if left > 0.1:  # of a lasting gradient P would miss 2 left / (1 + momentum)
+            raise ValueError(
+                f"{steps} gradients reach back {lags} steps, where momentum {momentum:g} still has {left:.2g} of its "
+                f"memory, so that P would be far too low for gradients that last; record {4 * needed} steps or more, "
+                "or give lags= to cut it there all the same"
+            )
     window = steps - lags if window is None else window
     if not (0 <= lags < steps and 1 <= window <= steps - lags):
         raise ValueError(
@@ -161,6 +173,7 @@ class RadiusTracker:
     Source: TK Eq. 17 and a law of this book.
 
     Example:
+        >>> import torch
         >>> q = torch.tensor([1.0, 0.0], dtype=torch.float64)
         >>> tracker = RadiusTracker(q, lr=0.01)
         >>> for _ in range(10):
@@ -182,7 +195,7 @@ class RadiusTracker:
         window: int = 200,
     ):
         sgd(lr, momentum, weight_decay)
-        if not 0 <= keep <= weight.ndim:
+        if not (isinstance(keep, int) and 0 <= keep <= weight.ndim):
             raise ValueError(f"keep = {keep} of a weight with {weight.ndim} dimensions; 0 is the whole, 1 its filters")
         if not window >= 1:
             raise ValueError(f"window must be at least one step, got {window}")
@@ -190,8 +203,10 @@ class RadiusTracker:
         self.steps, self._keep, self._window = 0, keep, window
         self._shape = weight.shape
         start = self._squared(weight)
-        if not (start > 0).all():
-            raise ValueError("a weight of length 0 has no direction; start from weights that do not vanish")
+        if not ((start > 0) & start.isfinite()).all():
+            raise ValueError(
+                "a weight of length 0 or without a finite one has no direction; start from weights that do not vanish"
+            )
         self._fourth = {name: start.square() for name in ("persistent", "white", "averaged")}
         self._average = torch.zeros_like(weight, dtype=torch.float64)
         self._norms = {name: torch.zeros_like(start) for name in ("gradient", "average", "reach")}
@@ -204,13 +219,16 @@ class RadiusTracker:
             weight, gradient: of the shape at the start.
             lr: the step size from this step on, where a schedule changed it.
         """
+        if gradient is None:
+            raise TypeError("the gradient is None, as after zero_grad(); update after backward(), before the step")
         if weight.shape != self._shape or gradient.shape != self._shape:
             raise ValueError(
                 f"weight {tuple(weight.shape)} and gradient {tuple(gradient.shape)}; the tracker was made for "
                 f"{tuple(self._shape)}: make one tracker for each parameter"
             )
         if lr is not None:
-            sgd(lr, self.momentum, self.weight_decay)
+            if lr != 0:  # a schedule may rest at 0, where the momentum goes on averaging
+                sgd(lr, self.momentum, self.weight_decay)
             self.lr = lr
         eta, beta = self.lr, self.momentum
         r_squared = self._squared(weight)
@@ -284,8 +302,17 @@ def at_least_zero(name: str, value) -> Tensor:
 def positive(name: str, value) -> Tensor:
     value = numbers(name, value)
     if not (value > 0).all():
-        raise ValueError(f"{name} must be positive, got {value.min().item():g}; a weight of length 0 has no direction")
+        raise ValueError(
+            f"{name} must be positive, got {value.min().item():g}; a length or gradient of 0 has no direction"
+        )
     return value
+
+
+def one(name: str, value) -> float:
+    value = positive(name, value)
+    if value.numel() != 1:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, and an equilibrium is one weight's; call it for each")
+    return value.item()
 
 
 def broadcast(name: str, value: Tensor, like: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def stored(folder: Path, key: str) -> dict | None:
         return None
     try:
         content = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except ValueError as error:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one; the other is of thousands of brackets
         raise Damaged(f"it is no JSON ({error})") from error
     missing = [entry for entry in _ENTRIES if entry not in content] if isinstance(content, dict) else list(_ENTRIES)
     if missing:

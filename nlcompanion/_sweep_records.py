@@ -202,18 +202,29 @@ def load_sweep(folder: Path | str) -> Sweep:
                 records.append(interpret(content, path))
         except ValueError as error:
             warnings.warn(f"{path} is damaged and left out: {error}; repeat its sweep", stacklevel=2)
+        except OSError as error:
+            warnings.warn(f"{path} cannot be read and is left out ({error}); mend its permissions", stacklevel=2)
     records.sort(key=lambda record: [(str(type(v)), str(v)) for v in map(record.config.__getattribute__, _SETTINGS)])
     return Sweep(folder, tuple(records))
 
 
 def read(config: TrainConfig, folder: Path) -> Record:
-    """The record of a configuration, whatever state it is in."""
+    """The record of a configuration, whatever state it is in.
+
+    Raises:
+        SweepError: the file is there and cannot be read; it may be whole.
+    """
     path = files.result_path(folder, config.key)
     try:
         content = files.stored(folder, config.key)
         return Record(config, "missing", path) if content is None else interpret(content, path)
     except ValueError as error:
         return Record(config, "damaged", path, error=f"{path} is damaged: {error}")
+    except OSError as error:
+        raise SweepError(
+            f"what is stored of the run {config.key} cannot be read ({error}); mend the permissions there, or move it "
+            "out of the way"
+        ) from error
 
 
 def interpret(content: Mapping[str, Any], path: Path) -> Record:

@@ -52,6 +52,7 @@ def transformed(L: Lagrangian, transformation: SpaceTimeMap) -> Callable[..., Te
     Source: GU Definition 1.
 
     Example:
+        >>> import torch
         >>> free = lambda t, q, v: 0.5 * v @ v
         >>> dilation = lambda t, q, s: (torch.exp(2 * s) * t, torch.exp(s) * q)
         >>> q, v = torch.tensor([1.0]).double(), torch.tensor([3.0]).double()
@@ -90,6 +91,7 @@ def spacetime_generators(transformation: SpaceTimeMap) -> tuple[Callable[..., Te
     Source: GU Eq. 10.
 
     Example:
+        >>> import torch
         >>> xi, tau = spacetime_generators(lambda t, q, s: (t / (1 - s * t), q / (1 - s * t)))
         >>> q = torch.tensor([5.0]).double()
         >>> tau(2.0, q).item(), xi(2.0, q).tolist()
@@ -148,6 +150,7 @@ def rund_trautmann(
     Source: GU Eqs. 11 and 12, Lemmas 1 and 2; the gauge term is Bessel-Hagen's.
 
     Example:
+        >>> import torch
         >>> L = lambda t, q, v: 0.5 * v @ v - 0.5 * q @ q
         >>> identity, charge = rund_trautmann(L, tau=lambda t, q: 1.0)
         >>> q, v = torch.tensor([3.0]).double(), torch.tensor([4.0]).double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -23,10 +25,32 @@ _KEYS = {"format", "config", "data", "pace", "status", "epoch", "steps", "model"
 def write(path: Path, content: dict[str, Any]) -> None:
     """Store a checkpoint; whoever is killed meanwhile leaves the one before."""
     with replacing(path) as temporary:
-        torch.save({"format": _FORMAT, **content}, temporary)
+        try:
+            torch.save({"format": _FORMAT, **content}, temporary)
+        except RuntimeError as error:  # torch's own writer, whose words about a full disk do not name it
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"the checkpoint {path} could not be written ({reason}); is the disk full?") from error
+        if content["watch"] is not None:
+            _readable(temporary)
     if content["status"] != "running":
         for partial in path.parent.glob(f".{path.name}.*.part"):  # of processes that were killed while they wrote
             partial.unlink(missing_ok=True)
+
+
+def _readable(path: Path) -> None:
+    """Raise TypeError if the watch's state, the one part that is not ours, could not be read without running code."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TypeError(
+            "the state_dict of watch holds more than tensors, numbers, texts, lists and dictionaries, and a checkpoint "
+            f"with it could not be read again without running code ({_culprit(error)}); convert it to those"
+        ) from error
+
+
+def _culprit(error: Exception) -> str:
+    found = re.search(r"Unsupported (?:global|class|operand)\S* .*?(?= was not| Please|$)", str(error))
+    return found.group() if found else str(error).partition("\n")[0]
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -30,6 +31,7 @@ DATASETS = {
 MODELS = {"conv_bn": 8, "vgg11": 64}  # and the channels of their first, narrowest layer at width 1
 PRECISIONS = ("float64", "float32", "tf32", "bf16")
 _DROPS = (0.3, 0.6, 0.8)  # TK's 30, 60 and 80 of 100 epochs
+_SEEDS = 2**64 - 1  # that torch takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class TrainConfig:
             the last whole batch is not used in it.
         epochs: passes through the training set.
         lr_drops: the rate is divided by 10 after so many epochs, each below ``epochs``. None is the paper's schedule,
-            after 30, 60 and 80 % of them; ``()`` a constant rate.
+            after 30, 60 and 80 % of them, which in a run of a few epochs is early; ``()`` a constant rate.
         constrain_norm: set every filter's norm back to its initial value after each step (TK Fig. 4, blue).
         init_scale: factor on the initial filters; the loss of a network with ``eps=0`` does not notice.
         width: factor on the numbers of channels.
@@ -108,8 +110,8 @@ class TrainConfig:
             self._number(name, least=0.0)
         self._number("momentum", least=0.0, below=1.0)
         self._number("label_noise", least=0.0, most=1.0)
-        self._integer("epochs", least=1)
-        self._integer("seed", least=0)
+        self._integer("epochs", least=1, most=10**9)
+        self._integer("seed", least=0, most=_SEEDS)
         self._integer("subset", least=2)
         if self.batch_size == "full":
             object.__setattr__(self, "batch_size", None)
@@ -122,6 +124,7 @@ class TrainConfig:
         self._drops()
         self._sizes()
         self._machine()
+        self._range()
 
     # --- checks, each of which also brings its field to one form, so that equal settings have equal keys ---
 
@@ -144,7 +147,7 @@ class TrainConfig:
             raise ValueError(f"{name} is a number {' and '.join(bounds)}, got {value!r}")
         object.__setattr__(self, name, number + 0.0)  # -0.0 is 0.0 and has its key
 
-    def _integer(self, name: str, *, least: int, why: str = "") -> None:
+    def _integer(self, name: str, *, least: int, most: float = math.inf, why: str = "") -> None:
         value = getattr(self, name)
         if value is None and name in ("subset", "batch_size"):
             return
@@ -152,9 +155,12 @@ class TrainConfig:
             count = None if isinstance(value, bool) else as_integer(value)
         except TypeError:
             count = None
-        if count is None or count < least:
+        if count is None or not least <= count <= most:
             full = ', or "full" for the full batch' if name == "batch_size" else ""
-            raise ValueError(f"{name} is an integer >= {least}{full}, got {value!r}" + (f"; {why}" if why else ""))
+            limit = f" and <= {most}" if math.isfinite(most) else ""
+            raise ValueError(
+                f"{name} is an integer >= {least}{limit}{full}, got {value!r}" + (f"; {why}" if why else "")
+            )
         object.__setattr__(self, name, count)
 
     def _choice(self, name: str, known) -> None:
@@ -199,12 +205,29 @@ class TrainConfig:
             )
 
     def _machine(self) -> None:
-        if not (isinstance(self.device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", self.device)):
+        if not (isinstance(self.device, str) and re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", self.device)):
             raise ValueError(f'device is "cpu", "cuda" or "cuda:<number>", got {self.device!r}')
         if self.precision == "tf32" and self.device == "cpu":
             raise ValueError(
                 'precision "tf32" is a number format of GPUs and device is "cpu"; take "float32", or device="cuda"'
             )
+
+    def _range(self) -> None:
+        """Refuse what the weights' arithmetic makes infinite, and denormals: a sweep takes them for 0."""
+        most = math.inf if self.precision == "float64" else 2.0**128
+        rates = ("lr", "filter_lr", "weight_decay", "filter_weight_decay")
+        for name in (*rates, "momentum", "init_scale", "eps", "label_noise"):
+            value = getattr(self, name)
+            if value and value < sys.float_info.min:
+                raise ValueError(
+                    f"{name} is below {sys.float_info.min:.2g}, where float64 loses its digits, got {value!r}; take 0 "
+                    "or more than that"
+                )
+            if value and value >= most:
+                raise ValueError(
+                    f"{name} = {value:g} is beyond float32, which ends at 3.4e+38, and the weights are float32; "
+                    'take a smaller one, or precision="float64"'
+                )
 
     # --- what follows from the settings ---
 
@@ -219,6 +242,11 @@ class TrainConfig:
             (22, 1)
         """
         if self.batch_size is None:
+            if samples < 2:
+                raise ValueError(
+                    f"the full batch of {samples} training sample is a batch of one, which BatchNorm cannot normalise; "
+                    "train on 2 samples or more"
+                )
             return 1
         if self.batch_size > samples:
             raise ValueError(

@@ -26,7 +26,8 @@ class Run:
 
     Attributes:
         config: the settings.
-        status: ``"finished"``, or ``"diverged"`` if the loss ceased to be a finite number; what came before is kept.
+        status: ``"finished"``, or ``"diverged"`` if the loss ceased to be a finite number, or a weight did in an
+            epoch's last step; what came before is kept.
         steps: how many steps had a finite loss.
         layers: names of the convolutions, L of them.
         records: ``step`` (R,), from 0; ``loss`` (R,) of the step's mini-batch; ``lr`` (R,), the filters' step size;
@@ -42,6 +43,8 @@ class Run:
         model: the trained network; None for a run that was read from a file.
 
     Example:
+        >>> import torch
+        >>> from nlcompanion import TrainConfig
         >>> from nlcompanion.training import train
         >>> run = train(TrainConfig(subset=64, batch_size=32, epochs=2))
         >>> again = Run.from_dict(run.to_dict())

@@ -107,6 +107,10 @@ class Stepper:
         for q, norms in zip(self.filters, self.norms, strict=True):
             q.mul_(norms / _filter_norms(q))
 
+    def finite(self) -> bool:
+        """Whether all weights are numbers; waits for the device."""
+        return bool(torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all())
+
     def _observe(self, before: list[Tensor]) -> Tensor:
         r"""Each layer's |q|, |g| and angular update, shape (3 * layers,).
 
@@ -120,6 +124,11 @@ class Stepper:
         g = torch.stack([norm(q.grad) for q in self.filters])
         turn = ((moved.square() - (after - r).square()).clamp_(min=0) / (r * after)).sqrt()
         return torch.cat([r, g, turn])
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a replay would notice a new step size."""
+        return all(isinstance(group["lr"], Tensor) for group in self.optimizer.param_groups)
 
     # --- what a checkpoint holds, and what a capture must leave as it was ---
 
@@ -144,7 +153,8 @@ class Stepper:
         for record in (False, True):
             self._rewind()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # on the warm-up's stream: torch's default one lives on the device of the process's first capture
+            with torch.cuda.graph(graph, pool=pool, stream=side):
                 self._step(record)
             replays.append(graph.replay)
         self._plain, self._recording = replays
@@ -161,17 +171,18 @@ def _filter_norms(q: Tensor) -> Tensor:
 
 def _sgd(model: nn.Module, filters: list[Tensor], config: TrainConfig, device: torch.device) -> torch.optim.SGD:
     """torch's own SGD; the filters are a group of their own where their settings are."""
-    # A step size in a tensor changes under a captured graph; CUDA's fused kernel reads it, in float32. On a CPU the
-    # fused kernel contracts a product and a sum in the last few elements: not torch's plain SGD to the last bit.
-    cuda = device.type == "cuda"
-    rate = lambda: torch.zeros((), device=device) if cuda else 0.0  # noqa: E731
+    # A step size in a tensor changes under a captured graph; CUDA's fused kernel reads it, always as float32: too
+    # coarse for weights in float64, which take numbers and no capture. On a CPU the fused kernel contracts a product
+    # and a sum in the last few elements: not torch's plain SGD to the last bit.
+    fused = device.type == "cuda" and config.precision != "float64"
+    rate = lambda: torch.zeros((), dtype=torch.float32, device=device) if fused else 0.0  # noqa: E731
     groups = [{"params": list(model.parameters()), "lr": rate()}]
     if config.filter_lr is not None or config.filter_weight_decay is not None:
         chosen = {id(q) for q in filters}
         decay = config.weight_decay if config.filter_weight_decay is None else config.filter_weight_decay
         groups[0]["params"] = [p for p in model.parameters() if id(p) not in chosen]
         groups.append({"params": filters, "lr": rate(), "weight_decay": decay})
-    kind = {"fused": True} if cuda else {"foreach": True}
+    kind = {"fused": True} if fused else {"foreach": True}
     optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay, **kind)
     if config.momentum:
         # zeros lead to the same first step as torch's missing buffers, and have a fixed place from the beginning

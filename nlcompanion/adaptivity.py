@@ -36,6 +36,7 @@ from nlcompanion._persistence import (
     gradient_persistence,
     momentum_average,
     numbers,
+    one,
     positive,
 )
 from nlcompanion.learning_rules import sgd
@@ -105,6 +106,7 @@ def radius_squared(
     Source: TK Eqs. 17 and 33; with ``persistence``, a law of this book.
 
     Example:
+        >>> import torch
         >>> t = torch.linspace(0, 40, 5, dtype=torch.float64)
         >>> radius_squared(t, torch.ones(5), 1.0, lr=0.1, momentum=0.9, weight_decay=0.005).round(decimals=3).tolist()
         [1.0, 40.534, 43.188, 43.535, 43.582]
@@ -279,6 +281,7 @@ def polar(q: Tensor, v: Tensor) -> Polar:
     Source: TK supplement C.1.
 
     Example:
+        >>> import torch
         >>> r, u, dr, du = polar(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 3.0]))
         >>> r.item(), dr.item(), du.tolist()
         (2.0, 1.0, [0.0, 1.5])
@@ -504,13 +507,13 @@ def equilibrium(
     """
     turn = angular_update(lr, weight_decay, momentum, decoupled=decoupled)
     coupled = weight_decay * (1 - momentum) if decoupled else weight_decay
-    P = positive("persistence", persistence).item()
+    P = one("persistence", persistence)
     mass, friction = lr * (1 + momentum) / 2, 1 - momentum
     drive = friction * math.sqrt(coupled / (mass * P))
     return Equilibrium(
         angular_update=turn,
         angular_speed=turn / lr,
-        radius=None if grad_norm is None else math.sqrt(positive("grad_norm", grad_norm).item() / drive),
+        radius=None if grad_norm is None else math.sqrt(one("grad_norm", grad_norm) / drive),
         drive=drive,
         time_constant=friction / (4 * coupled),
         time_constant_steps=friction / (4 * coupled * lr),

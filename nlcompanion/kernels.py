@@ -16,10 +16,12 @@ import torch
 from scipy import special
 from torch import Tensor, nn
 from torch.func import jacrev, jvp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from nlcompanion.flows import integrate
 from nlcompanion.learning_rules import LearningRule, gradient_flow
-from nlcompanion.networks import FlatLoss
+from nlcompanion.networks import FlatLoss, flat_loss
 
 __all__ = ["OutputMotion", "linearized_dynamics", "ntk", "output_motion"]
 
@@ -44,7 +46,10 @@ def ntk(
 
     Rows of the Jacobian are formed for ``chunk`` samples of either argument at a time and thrown away again. What is
     held at most, in bytes, is the result and :math:`6 \cdot \mathrm{chunk} \cdot C\,n \cdot 8`, with :math:`n`
-    parameters and :math:`C` outputs. Where all samples fit into one chunk each Jacobian is computed once.
+    parameters and :math:`C` outputs. Where activations outweigh the parameters, as in convolutions, it is
+    :math:`\mathrm{chunk} \cdot (4\,C\,n \cdot 8 + (8 + 5\,C)\,S)`, with :math:`S` the bytes that backpropagation
+    keeps of one sample, as measured; this part is a rule of thumb. Where all samples fit into one chunk each Jacobian
+    is computed once.
 
     Args:
         model: a module, copied and never changed, or a :class:`~nlcompanion.FlatLoss`. Parameters that do not require
@@ -67,17 +72,24 @@ def ntk(
     Raises:
         MemoryError: result and smallest blocks exceed ``max_memory``; says by how much and what to do.
         ValueError: the outputs of a sample depend on its batch (batch normalisation in train mode, dropout), an
-            unknown ``output``, shapes that do not fit.
+            unknown ``output``, shapes that do not fit, outputs or a kernel that are not finite.
+        TypeError: no module, or one that does not return a tensor.
 
     Source: GU Eq. 52, where the sum over parameters appears as :math:`H`.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> line = nn.Linear(2, 1, bias=False)      # the kernel of a linear model is the inputs' own
         >>> x = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
         >>> ntk(line, x, output=0).tolist()
         [[1.0, 3.0], [3.0, 25.0]]
     """
-    f = model if isinstance(model, FlatLoss) else FlatLoss(model, x1, x1, lambda outputs, targets: outputs.sum())
+    for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2)):
+        if not isinstance(x, Tensor) or x.ndim < 1 or len(x) == 0:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name} must be a tensor of inputs, samples first and at least one, got {got}")
+    f = model if isinstance(model, FlatLoss) else flat_loss(model, x1, x1, lambda outputs, targets: outputs.sum())
     q = (f.q0 if q is None else q).detach()
     if q.shape != f.q0.shape:
         raise ValueError(f"q has shape {tuple(q.shape)}, this model's parameters make {tuple(f.q0.shape)}")
@@ -87,7 +99,10 @@ def ntk(
     picked = _picked(output, width)
     shape = (len(x1), len(x1 if x2 is None else x2))
     shape = (*shape, width, width) if output == "full" else shape
-    chunk = _chunk(chunk, shape, len(picked) * len(q), q.element_size(), max_memory)
+    row = q.element_size() * len(picked) * len(q)
+    kept = _kept(f, q, x1[:1]) if vectorize else 0  # else one sample's at a time
+    block = max(2 * _BUFFERS * row, 4 * row + (8 + 5 * len(picked)) * kept)
+    chunk = _chunk(chunk, shape, block, q.element_size(), max_memory)
     rows = _Rows(f, q, picked, vectorize)
     result = torch.empty(shape, dtype=q.dtype)
     for i in range(0, len(x1), chunk):
@@ -95,6 +110,7 @@ def ntk(
         for j in range(i if x2 is None else 0, shape[1], chunk):
             right = left if x2 is None and i == j else rows((x1 if x2 is None else x2)[j : j + chunk])
             block = _product(left, right, output)
+            _finite("the kernel", block)
             result[i : i + chunk, j : j + chunk] = block
             if x2 is None and j > i:
                 result[j : j + chunk, i : i + chunk] = (
@@ -138,28 +154,58 @@ def _product(left: Tensor, right: Tensor, output: str | int) -> Tensor:
 
 def _inputs(f: FlatLoss, q: Tensor, x: Tensor, name: str) -> Tensor:
     """``x`` in the precision of ``q``, after a look whether a sample's outputs depend on its neighbours."""
-    if not isinstance(x, Tensor) or x.ndim < 1 or len(x) == 0:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be a tensor of inputs, samples first and at least one, got {got}")
+    for where, module in f.model.named_modules():  # a single sample, or equal ones, would not show it
+        if module.training and (isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)):
+            raise ValueError(
+                f"{type(module).__name__} ({where}) is in train mode, where outputs depend on the batch or on chance "
+                "and there is no kernel between samples; call model.eval() first"
+            )
     x = x.to(q.dtype) if x.is_floating_point() else x
     few = x[:3]
+    try:
+        together = f.outputs(q, few)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"this module cannot run on {name} of shape {tuple(x.shape)} and {x.dtype} ({str(error).splitlines()[0]}); "
+            "give inputs as it takes them, samples first (integers only for an embedding, else x.double())"
+        ) from error
+    if not isinstance(together, Tensor):
+        raise TypeError(
+            f"the module returns a {type(together).__name__}, and a kernel needs one tensor of outputs; wrap it in a "
+            "module that returns the tensor you mean"
+        )
+    if together.ndim == 0 or len(together) != len(few):
+        raise ValueError(
+            f"the module gives outputs of shape {tuple(together.shape)} for {len(few)} sample(s) of {name}, and a "
+            "kernel between samples needs those first; take a module that does not average over samples, one member of "
+            "an ensemble"
+        )
+    _finite(f"the output for {name}", together)
+    together = together.reshape(len(few), -1)
     if len(few) == 1:
         return x
     try:
-        together = f.outputs(q, few).reshape(len(few), -1)
         alone = torch.cat([f.outputs(q, sample[None]).reshape(1, -1) for sample in few])
         apart = (together - alone).abs().max() / together.abs().max().clamp(min=torch.finfo(q.dtype).tiny)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"this module cannot run on {name} sample by sample ({str(error).splitlines()[0]}), and a kernel needs the "
-            "outputs of single samples; put batch normalisation into evaluation mode with model.eval()"
+            "outputs of single samples; put whatever looks at the whole batch into evaluation mode with model.eval()"
         ) from error
     if not apart <= 1e3 * torch.finfo(q.dtype).eps ** 0.75:
         raise ValueError(
             f"the outputs of a sample alone and among others differ by {apart:.2g} of their size, so there is no "
-            "kernel between samples: batch normalisation or dropout is in train mode; call model.eval() first"
+            "kernel between samples: the module mixes or draws at random; call model.eval() first, or take that out"
         )
     return x
+
+
+def _finite(what: str, x: Tensor) -> None:
+    if not all(torch.isfinite(end) for end in x.detach().aminmax()):  # a NaN is both ends; needs no memory
+        raise ValueError(
+            f"{what} is not finite in {x.dtype}, so nothing follows from it; look for NaN in the inputs and weights, "
+            "or make them smaller"
+        )
 
 
 def _picked(output: str | int, width: int) -> range:
@@ -170,11 +216,26 @@ def _picked(output: str | int, width: int) -> range:
     raise ValueError(f"output must be 'full', 'trace' or an integer from 0 to {width - 1}, got {output!r}")
 
 
-def _chunk(chunk: int | None, shape: tuple[int, ...], row: int, itemsize: int, max_memory: int) -> int:
+def _kept(f: FlatLoss, q: Tensor, sample: Tensor) -> int:
+    """Bytes that backpropagation keeps of a sample, its parameters left out."""
+    q, kept = q.clone().requires_grad_(), {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.numel() * x.element_size()
+        return x
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = f.outputs(q, sample)  # its graph keeps all of it alive, so that no address comes twice
+        kept.pop(q.untyped_storage().data_ptr(), None)
+        del outputs
+    return sum(kept.values())
+
+
+def _chunk(chunk: int | None, shape: tuple[int, ...], block: int, itemsize: int, max_memory: int) -> int:
     """How many samples' rows to hold at a time, or why there is no such number."""
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise ValueError(f"chunk is a number of samples, an integer >= 1, got {chunk!r}; None chooses one")
-    result, block = itemsize * int(np.prod(shape)), 2 * _BUFFERS * itemsize * row
+    result = itemsize * int(np.prod(shape))
     most = (max_memory - result) // block
     wanted = 1 if chunk is None else chunk
     if most < wanted:
@@ -217,6 +278,8 @@ def output_motion(f: FlatLoss, q: Tensor, v: Tensor, a: Tensor) -> OutputMotion:
     Source: GU Eq. 52, with its last term kept and its sign corrected.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from nlcompanion import flat_loss, mlp
         >>> f = flat_loss(mlp((1, 1, 1), "linear"), torch.ones(1, 1), torch.ones(1, 1), nn.functional.mse_loss)
         >>> q, v, a = torch.tensor([[3.0, 5.0], [1.0, 2.0], [0.0, 0.0]]).double()   # u = q[0] q[1]
@@ -278,12 +341,14 @@ def linearized_dynamics(
         in their parameters.
 
     Raises:
-        ValueError: shapes that do not fit, a kernel that is not symmetric, times before the start, a rule with weight
-            decay or with a metric (their linearised outputs do not follow from the kernel).
+        ValueError: shapes that do not fit, values that are not finite, a kernel that is not symmetric or has negative
+            eigenvalues, a weight that is not positive, times before the start, a rule with weight decay or with a
+            metric (their linearised outputs do not follow from the kernel).
 
     Source: GU Eqs. 52 and 53, with the sign corrected, and their remark on kernel regression.
 
     Example:
+        >>> import torch
         >>> from nlcompanion import newtonian
         >>> H, u0, y = torch.tensor([[4.0]]), torch.tensor([0.0]), torch.tensor([1.0])
         >>> u = linearized_dynamics(H, u0, y, [0.0, torch.pi / 2], newtonian())
@@ -296,12 +361,25 @@ def linearized_dynamics(
     H = _matrix(kernel, u0.shape, u0.shape, "kernel")
     if y.shape != u0.shape or u0.ndim not in (1, 2):
         raise ValueError(f"u0 has shape {tuple(u0.shape)} and y {tuple(y.shape)}; both are (N,) or both (N, C)")
+    if not (H.isfinite().all() and u0.isfinite().all() and y.isfinite().all()):
+        raise ValueError("kernel, u0 or y holds a value that is not finite, so nothing is predicted; find where it is")
+    if not (np.isfinite(weight) and weight > 0):
+        raise ValueError(
+            f"weight must be positive, got {weight}: the loss has no minimum; half the sum of squares has 1"
+        )
+    if cross is None and u0_cross is not None:
+        raise ValueError("u0_cross= was given without cross=, the kernel that moves those points; pass both or neither")
     if not (H - H.T).abs().max() <= 1e-6 * H.abs().max():
         raise ValueError("the kernel is not symmetric, so it is not one of training points with themselves; see cross=")
     times = np.atleast_1d(np.asarray(t, dtype=float))
     if times.ndim != 1 or not times.size or not (times >= t0).all():
         raise ValueError(f"t must be times of shape (T,), none before t0 = {t0:g}")
     curvature, modes = torch.linalg.eigh(weight * (H + H.T) / 2)
+    if curvature.min() < -1e-5 * curvature.abs().max():  # a kernel of float32 has some from rounding
+        raise ValueError(
+            f"the kernel has a negative eigenvalue, {curvature.min() / weight:.3g}, which no J Jᵀ has: its modes would "
+            "grow; pass the kernel of the training points as ntk() makes it"
+        )
     curvature = torch.where(curvature > 1e-14 * curvature.abs().max(), curvature, 0.0).numpy()  # below is rounding
     start = modes.T @ (u0 - y).reshape(-1)
     path = torch.from_numpy(_mode_paths(rule, curvature, start.numpy(), times, t0))

@@ -407,6 +407,7 @@ def bregman(
     Source: TK Eq. 2; Wibisono, Wilson and Jordan (2016).
 
     Example:
+        >>> import math
         >>> cubic = bregman(lambda t: math.log(3) - t.log(), lambda t: 3 * t.log(), lambda t: 3 * t.log())
         >>> [round(c, 12) for c in cubic.equation(2.0)]   # 4 / t and 9 t
         [2.0, 18.0]
@@ -434,6 +435,8 @@ def kinetic_energy(rule: LearningRule) -> Callable[..., Tensor]:
     Source: TK Eqs. 5 and 6 (Eq. 5 is printed with a stray bracket).
 
     Example:
+        >>> import torch
+        >>> from nlcompanion import damped
         >>> T = kinetic_energy(damped(mass=3.0, friction=1.0))
         >>> round(T(0.0, torch.zeros(2).double(), torch.tensor([1.0, 1.0]).double()).item(), 12)
         3.0
@@ -461,6 +464,8 @@ def bregman_momentum(rule: LearningRule) -> Callable[..., Tensor]:
     Source: TK Eqs. 10 and 24.
 
     Example:
+        >>> import torch
+        >>> from nlcompanion import damped
         >>> p = bregman_momentum(damped(mass=3.0, friction=1.0))
         >>> [round(x, 12) for x in p(0.0, torch.zeros(1).double(), torch.ones(1).double()).tolist()]
         [3.0]
@@ -498,6 +503,8 @@ def lagrangian(rule: LearningRule, f: Callable[[Tensor], Tensor], *, t_ref: floa
     Source: TK Eqs. 2 and 4; GU Eq. 23.
 
     Example:
+        >>> import torch
+        >>> from nlcompanion import damped
         >>> from nlcompanion.mechanics import acceleration
         >>> L = lagrangian(damped(mass=1.0, friction=2.0), lambda q: 0.5 * q @ q)
         >>> a = acceleration(L)(0.0, torch.tensor([1.0]).double(), torch.tensor([3.0]).double())
@@ -538,6 +545,7 @@ def modified_loss(f: Callable[[Tensor], Tensor], lr: float) -> Callable[[Tensor]
     Source: Barrett and Dherin (2021); TK Section 5.
 
     Example:
+        >>> import torch
         >>> f = modified_loss(lambda q: 0.5 * q @ q, lr=0.4)
         >>> round(f(torch.tensor([2.0]).double()).item(), 12)   # 2 + 0.1 * 4
         2.4

@@ -44,6 +44,7 @@ class RePU(nn.Module):
     Source: GU Section 4 and Observation 1.
 
     Example:
+        >>> import torch
         >>> RePU(2)(torch.tensor([-1.0, 3.0])).tolist()
         [0.0, 9.0]
     """
@@ -55,7 +56,10 @@ class RePU(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x) if self.p == 1 else torch.relu(x) ** self.p
+        if self.p == 1 or float(self.p).is_integer():
+            return torch.relu(x) if self.p == 1 else torch.relu(x) ** self.p
+        dead = x <= 0  # a broken power is singular at 0: 0 * inf = NaN in its second derivatives
+        return torch.where(dead, 0.0, torch.where(dead, 1.0, x) ** self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"
@@ -73,6 +77,7 @@ class Power(nn.Module):
     Source: GU Section 4 and Observation 1, there for any :math:`p`.
 
     Example:
+        >>> import torch
         >>> Power(3)(torch.tensor([-2.0, 3.0])).tolist()
         [-8.0, 27.0]
     """
@@ -114,6 +119,7 @@ class Swish(nn.Module):
     Source: GU Section 4.3 and Observation 1.
 
     Example:
+        >>> import torch
         >>> Swish(2)(torch.tensor([0.0, 100.0])).tolist()
         [0.0, 100.0]
     """
@@ -348,17 +354,25 @@ def flat_loss(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Callable[
 
     Raises:
         ValueError: nothing to train, or inputs and targets of different lengths.
-        TypeError: when called, if ``loss`` does not reduce to a scalar.
+        TypeError: inputs or targets that are no tensors of samples; when called, if ``loss`` does not reduce to a
+            scalar.
 
     Source: GU Eq. 18.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from nlcompanion import mlp
         >>> f = flat_loss(mlp((4, 3, 2)), torch.ones(5, 4), torch.zeros(5).long(), nn.functional.cross_entropy)
         >>> f(f.q0).ndim, len(f), f.unflatten(f.q0)["1.weight"].shape
         (0, 18, torch.Size([3, 4]))
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module")
+    for name, given in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(given, Tensor) or given.ndim == 0:
+            got = "a single number" if isinstance(given, Tensor) else type(given).__name__
+            raise TypeError(f"{name} must be a tensor with the samples first, got {got}; use torch.as_tensor")
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; a loss needs as many of each, at least one")
     return FlatLoss(model, inputs, targets, loss)

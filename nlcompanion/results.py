@@ -22,6 +22,7 @@ import math
 import platform
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ def read(name: str, folder: Path | str | None = None) -> dict:
         raise ResultError(f"the result {path} cannot be read ({error}); {remedy}") from error
     try:
         content = json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultError(f"the result {path} is damaged ({error}); {remedy}") from error
     missing = [key for key in _KEYS if key not in content] if isinstance(content, dict) else list(_KEYS)
     if missing or content["name"] != name:
@@ -284,7 +285,7 @@ def make(name: str, folder: Path | str | None = None) -> Path:
     known = recipes()
     if name not in known:
         raise ResultError(f"there is no result {name!r} to make; there are {', '.join(sorted(known))}")
-    path_of(name, folder)  # nowhere to store it: say so before the run, not after
+    _writable(path_of(name, folder))  # nowhere to store it: say so before the run, not after
     import torch
 
     threads = torch.get_num_threads()
@@ -300,6 +301,21 @@ def make(name: str, folder: Path | str | None = None) -> Path:
     empty = {"settings": {}, "data": None, "curves": {}, "numbers": {}}
     head = {"name": name, "title": known[name].title}
     return write(name, {**head, **empty, **content, "provenance": _provenance(duration)}, folder)
+
+
+def _writable(path: Path) -> None:
+    """Raise ResultError unless a file can be put there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ResultError(
+            f"the result {path} cannot be stored ({error}), so it was not made; name another folder, or mend the "
+            "permissions there"
+        ) from error
 
 
 def _provenance(duration: float) -> dict:

@@ -73,6 +73,8 @@ class Symmetry:
 
     Example:
         >>> import math
+        >>> import torch
+        >>> from nlcompanion import rotation
         >>> q, sixth_turn = torch.tensor([1.0, 0.0]), math.pi / 3
         >>> [round(x, 6) for x in rotation(plane=(0, 1))(q, sixth_turn).tolist()]
         [0.5, 0.866025]
@@ -133,6 +135,7 @@ def translation(direction) -> Symmetry:
     Source: TK Section 2.1.
 
     Example:
+        >>> import torch
         >>> translation([0.0, 1.0])(torch.tensor([5.0, 5.0]), 0.5).tolist()
         [5.0, 5.5]
     """
@@ -161,6 +164,8 @@ def rotation(generator=None, *, plane: tuple[int, int] | None = None, dimension:
     Source: TK Section 2.1; GU Examples 6 to 9, whose matrix (56) turns the other way.
 
     Example:
+        >>> import torch
+        >>> from nlcompanion import generator
         >>> turn = rotation([[0.0, -1.0], [1.0, 0.0]])
         >>> q = torch.tensor([3.0, 4.0]).double()
         >>> turn(q, 1.0).norm().item(), generator(turn)(q).tolist()
@@ -210,6 +215,7 @@ def scale(part: Part | None = None) -> Symmetry:
 
     Example:
         >>> import math
+        >>> import torch
         >>> [round(x, 6) for x in scale(part=slice(0, 2))(torch.ones(3), math.log(2)).tolist()]
         [2.0, 2.0, 1.0]
     """
@@ -236,6 +242,7 @@ def rescale(inputs: Part, outputs: Part, p: float = 1.0, extra: Sequence[tuple[P
 
     Example:
         >>> import math
+        >>> import torch
         >>> [round(x, 6) for x in rescale([0, 1], [2], p=2)(torch.ones(3), math.log(2)).tolist()]
         [2.0, 2.0, 0.25]
     """
@@ -257,6 +264,9 @@ def linear_action(generator) -> Symmetry:
     Source: GU Appendix A, Eqs. 54 and 57.
 
     Example:
+        >>> import torch
+        >>> import torch
+        >>> from nlcompanion import linear_action
         >>> shear = linear_action([[0.0, 1.0], [0.0, 0.0]])
         >>> shear(torch.tensor([1.0, 2.0]), 3.0).tolist()
         [7.0, 2.0]
@@ -281,6 +291,7 @@ def linear_pair(first: slice, second: slice, A) -> Symmetry:
     Source: GU Eq. 38 and Appendix B.2.
 
     Example:
+        >>> import torch
         >>> pair = linear_pair(slice(0, 2), slice(2, 4), [[0.0, 1.0], [0.0, 0.0]])
         >>> pair(torch.tensor([1.0, 2.0, 3.0, 4.0]), 1.0).tolist()   # the product stays 11
         [3.0, 2.0, 3.0, 1.0]
@@ -313,6 +324,8 @@ def input_rotation(weights: slice, P) -> Symmetry:
     Source: GU Eq. 44 and Appendix B.3.
 
     Example:
+        >>> import torch
+        >>> from nlcompanion import generator
         >>> turn = input_rotation(slice(0, 2), [[0.0, 1.0], [-1.0, 0.0]])
         >>> generator(turn)(torch.tensor([3.0, 4.0, 7.0]).double()).tolist()
         [-4.0, 3.0, 0.0]
@@ -347,6 +360,7 @@ class LieAlgebra:
     Source: GU Appendix A and Appendix B.
 
     Example:
+        >>> import torch
         >>> algebra = LieAlgebra([[[0.0, -1.0], [1.0, 0.0]]])
         >>> len(algebra), [round(x, 6) for x in algebra[0](torch.tensor([1.0, 0.0]), 0.5).tolist()]
         (1, [0.877583, 0.479426])
@@ -400,6 +414,8 @@ class LieAlgebra:
         Source: GU Lemmas 3 and 4, Eqs. 41 and 47.
 
         Example:
+            >>> import torch
+            >>> from nlcompanion import so
             >>> so(2).pack(torch.tensor([3.0])).tolist()
             [[0.0, -3.0], [3.0, 0.0]]
         """
@@ -473,6 +489,8 @@ def generator(symmetry: Symmetry) -> Callable[[Tensor], Tensor]:
     Source: TK Section 2.1; GU Eqs. 10 and 55.
 
     Example:
+        >>> import torch
+        >>> from nlcompanion import scale
         >>> generator(scale())(torch.tensor([1.0, 2.0]).double()).tolist()
         [1.0, 2.0]
     """
@@ -514,6 +532,8 @@ def invariance_defect(f: Callable[[Tensor], Tensor], symmetry: Symmetry, q, s=No
     Source: TK Section 2.1; GU Eq. 16.
 
     Example:
+        >>> import torch
+        >>> from nlcompanion import rotation, scale
         >>> bowl, q = (lambda q: (q @ q - 1) ** 2), torch.tensor([0.3, 0.4]).double()
         >>> bool(invariance_defect(bowl, rotation(plane=(0, 1)), q, s=[0.5, 2.0]).max() < 1e-15)
         True
@@ -568,7 +588,8 @@ def kinetic_symmetry_breaking(rule: LearningRule, symmetry: Symmetry, t, q, v) -
     Source: TK Section 2.2, Eqs. 5, 6 and 9.
 
     Example:
-        >>> from nlcompanion import damped
+        >>> import torch
+        >>> from nlcompanion import damped, scale
         >>> q, v = torch.tensor([1.0, 2.0]).double(), torch.tensor([3.0, 4.0]).double()
         >>> kinetic_symmetry_breaking(damped(mass=1.0, friction=0.5), scale(), 0.0, q, v).item()   # twice 25 / 2
         25.0

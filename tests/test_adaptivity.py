@@ -364,7 +364,8 @@ def test_persistence_looks_at_its_window_only():
     [
         (torch.ones(5, 2), {"window": 6}, "reach back"),
         (torch.ones(5, 2), {"lags": 5}, "reach back"),
-        (torch.zeros(5, 2), {}, "vanishes"),
+        (torch.zeros(200, 2), {}, "vanishes"),
+        (torch.ones(5, 2), {}, r"5 gradients reach back 1 steps, where momentum 0\.9 still has 0\.81"),
         (torch.ones(0, 2), {}, "no step"),
         (torch.full((5, 2), math.inf), {}, "not finite"),
     ],
@@ -374,7 +375,44 @@ def test_gradient_persistence_says_what_is_wrong(gradients, options, fact):
         ad.gradient_persistence(gradients, 0.9, **options)
 
 
+def test_a_memory_longer_than_the_run_is_not_cut_in_silence():
+    """Of a lasting gradient P is 1; lags that end within the momentum's memory make it 0.1."""
+    still = torch.ones(40, 3, dtype=F64)
+    with pytest.raises(ValueError, match=r"record 2752 steps or more, or give lags="):
+        ad.gradient_persistence(still, 0.99)
+    assert ad.gradient_persistence(still, 0.99, lags=10).factor == pytest.approx(0.1002, abs=1e-4)
+    assert ad.gradient_persistence(still, 0.5).factor == pytest.approx(1, abs=2e-3)
+    for options in ({"lags": 2.5}, {"window": True}):
+        with pytest.raises(TypeError, match="an integer"):
+            ad.gradient_persistence(still, 0.5, **options)
+
+
+def test_an_equilibrium_is_one_weights():
+    for options, name in (({"grad_norm": torch.ones(3)}, "grad_norm"), ({"persistence": [1.0, 2.0]}, "persistence")):
+        with pytest.raises(ValueError, match=rf"{name} has shape .* call it for each"):
+            ad.equilibrium(0.1, 0.1, 0.9, **options)
+
+
 # --- the tracker ----------------------------------------------------------------------------------------------------
+
+
+def test_tracker_rests_where_a_schedule_does():
+    w = torch.ones(3, dtype=F64)
+    tracker = ad.RadiusTracker(w, lr=LR, momentum=0.5, weight_decay=DECAY)
+    tracker.update(w, w, lr=0.0)
+    assert tracker.averaged.item() == tracker.persistent.item() == pytest.approx(3.0)
+    tracker.update(w, w, lr=LR)
+    assert tracker.persistent > tracker.averaged > 3.0  # the average had begun in the meantime
+    fresh = ad.RadiusTracker(w, lr=LR, momentum=0.5, weight_decay=DECAY)
+    fresh.update(w, w)
+    assert tracker.averaged > fresh.averaged
+    with pytest.raises(ValueError, match="lr must be"):
+        tracker.update(w, w, lr=-0.1)
+    with pytest.raises(TypeError, match="gradient is None"):
+        tracker.update(w, None)
+    for start in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="no direction"):
+            ad.RadiusTracker(start * w, lr=LR)
 
 
 def test_tracker_is_the_offline_law_step_by_step():

@@ -1,6 +1,7 @@
 """The command line: help at once, options for every setting, exit codes that mean something."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -163,6 +164,8 @@ def test_a_file_of_settings(tmp_path):
         ("train --dataset custom", 'dataset="custom" does not say which data'),
         ("train --config missing.json", "the configuration missing.json cannot be read: No such file"),
         ("train --config broken.json", "the configuration broken.json is no JSON"),
+        ("train --config brackets.json", "the configuration brackets.json is no JSON"),
+        ("train --lr 1e39", "lr = 1e+39 is beyond float32"),
         ("train --config word.json", "the configuration word.json holds an object with settings"),
         ("train --config typo.json", "typo.json: 'momentun' is no setting of a run; did you mean 'momentum'?"),
         ("train --config two.json", "two.json describes 2 runs and train does one; take sweep"),
@@ -179,7 +182,7 @@ def test_mistakes_are_said_in_one_line(call, tmp_path, monkeypatch, words, said)
     monkeypatch.setattr(_cli, "PATIENCE", "0.2s")
     for name, text in (
         ("broken", '{"lr": 0.1'), ("word", '"lr"'), ("typo", '{"momentun": 0.1}'), ("two", '{"lr": [0.1, 0.2]}'),
-        ("none", "[]"),
+        ("none", "[]"), ("brackets", "[" * 100_000),
     ):  # fmt: skip
         (tmp_path / f"{name}.json").write_text(text)
     code, out, err = call(*words.split())
@@ -258,6 +261,15 @@ def test_a_folder_that_cannot_be_used_is_said(call, tmp_path):
     assert err.startswith("nlcompanion: error: runs cannot be kept in ")
 
 
+def test_a_run_that_cannot_be_read_is_said(call, tmp_path):
+    path = tmp_path / "runs" / f"{TrainConfig(**CONFIG).key}.json"
+    path.mkdir(parents=True)
+    for words in ((), ("--dry-run",)):
+        code, _, err = call("train", *SMALL, *words)
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith("nlcompanion: error: what is stored of the run ")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupt_is_said_and_the_same_command_goes_on(tmp_path, call):
     words = ["sweep", "--epochs", "30", "--subset", "64", "--batch-size", "32", "--seed", "0", "1"]
@@ -278,6 +290,14 @@ def test_an_interrupt_is_said_and_the_same_command_goes_on(tmp_path, call):
     for record in undisturbed:
         disturbed = json.loads((tmp_path / "runs" / record.path.name).read_text())
         assert disturbed["run"] == json.loads(record.path.read_text())["run"]
+
+
+def test_a_terminal_that_cannot_show_the_folders_name(tmp_path):
+    command = [sys.executable, "-m", "nlcompanion", "sweep", "--dry-run", "--folder", "\u6570"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert r"\u6570" in run.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe whose reader has left")

@@ -10,11 +10,11 @@ from torch.nn.functional import cross_entropy, mse_loss
 from nlcompanion.descent import descend
 from nlcompanion.flows import integrate
 from nlcompanion.learning_rules import gradient_flow, newtonian, sgd
-from nlcompanion.networks import Ensemble, RePU, ensemble, flat_loss, mlp, over_members
+from nlcompanion.networks import Ensemble, Power, RePU, ensemble, flat_loss, mlp, over_members
 
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(7) % 3
-KINDS = ["relu", "leaky_relu", "tanh", "swish", RePU(2), "gelu", "softplus", "linear"]
+KINDS = ["relu", "leaky_relu", "tanh", "swish", RePU(2), Power(2), "gelu", "softplus", "linear"]
 
 
 def pair(widths, activation="relu", seeds=3, loss=cross_entropy, **options):
@@ -121,6 +121,13 @@ def test_errors():
             Ensemble([mlp((4, 5, 2)), mlp((4, 5, 2), seed=1), other])
     with pytest.raises(ValueError, match="layer 2 of the members is a BatchNorm1d"):
         ensemble((4, 5, 2), nn.BatchNorm1d(5), seeds=2)
+    for members in (["net"], [nn.Linear(4, 2)], [nn.Sequential()]):
+        with pytest.raises(TypeError, match=r"member 0 is a .*nn\.Sequential networks"):
+            Ensemble(members)
+    frozen = mlp((4, 5, 2))
+    frozen[1].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"1\.weight of member 1 is frozen"):
+        Ensemble([mlp((4, 5, 2)), frozen])
     team = ensemble((4, 5, 2), seeds=2)
     with pytest.raises(ValueError, match="q ends in 7 numbers, 2 members of 30"):
         team.split(torch.ones(7))

@@ -1,5 +1,7 @@
 """laws: charges of homogeneous activations, their symmetry and their exact bookkeeping; each with a control."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -466,6 +468,10 @@ def test_what_cannot_be_put_together():
         law.under(newtonian()).residual(f, t_span=(0, 1), record=lambda t, q, v: {})
     with pytest.raises(ValueError, match="nothing is tested"):
         law.under(gradient_flow()).residual(lambda q: 0.0 * q.sum(), q0=f.q0, t_span=(0, 1))
+    with pytest.raises(ValueError, match=r"f is function, .* pass q0="):
+        law.under(newtonian()).residual(lambda q: q @ q, t_span=(0, 1))
+    with pytest.raises(ValueError, match=r"f is none, .* pass q0="):
+        law.under(sgd(0.1)).residual_in_steps(None, steps=3, batches=lambda n: f)
     with pytest.raises(ValueError, match="no discrete steps"):
         law.under(damped(1.0, 1.0)).residual_in_steps(f, steps=3)
 
@@ -578,9 +584,18 @@ def test_activation_without_known_degree(activation):
 def test_claimed_degree_is_compared(claimed, true):
     f = loss_of(mlp((4, 3, 2), RePU(true)))
     assert homogeneous(f, 1, p=true).statement == homogeneous(f, 1).statement
-    if claimed != true:
+    if not math.isclose(claimed, true, rel_tol=1e-12):
         with pytest.raises(ValueError, match=f"homogeneous of degree {true:g}"):
             homogeneous(f, 1, p=claimed)
+
+
+def test_a_claimed_product_of_degrees_is_compared_to_rounding():
+    model = nn.Sequential(nn.Linear(3, 4), RePU(1.1), RePU(1.1), nn.Linear(4, 2)).double()
+    assert 1.1 * 1.1 != 1.21
+    assert "1.21 |3.weight|²" in homogeneous(loss_of(model), 1, p=1.21).total.statement
+    for p in ("2", True):
+        with pytest.raises(TypeError, match="p is the degree of homogeneity, a number"):
+            homogeneous(loss_of(model), 1, p=p, verify=False)
 
 
 def test_degrees_multiply():
@@ -614,6 +629,47 @@ def test_weight_used_twice():
         homogeneous(loss_of(model), 1)
     with pytest.raises(ValueError, match="more than one place"):
         homogeneous(loss_of(model), 2)
+
+
+class Skip(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, F.normalize(self.weight), self.bias)
+
+
+def test_layers_with_a_forward_of_their_own():
+    """They pass isinstance and have all the parameters; what the same laws would be worth is the control."""
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 5), nn.ReLU()), nn.Linear(5, 3))
+    skip = nn.Sequential(plain[0], nn.ReLU(), Skip(*plain[2]), plain[3])
+    cosine = nn.Sequential(Cosine(6, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 5), nn.ReLU()), plain[3])
+    law = homogeneous(loss_of(plain.double()), 1)
+    for model, name in ((skip, r"Skip \(2\)"), (cosine, r"Cosine \(0\)")):
+        f = loss_of(model.double())
+        assert law.cosine(gradient(f, f.q0), f.q0).abs().max() > 0.05
+        for make in (homogeneous_laws, lambda f: homogeneous(f, 1), lambda f: linear(f, 1), data_rotation):
+            with pytest.raises(TypeError, match=f"{name} has a forward of its own"):
+                make(f)
+    scaled = loss_of(mlp((6, 5, 3), "relu", bias=True, init="ntk"))  # the package's own is known
+    assert homogeneous(scaled, 1).cosine(gradient(scaled, scaled.q0), scaled.q0).abs().max() < 1e-14
+
+
+def test_a_weight_computed_from_others():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 3)).double()
+    with pytest.raises(ValueError, match=r"no parameter '0\.weight'.*weight_norm"):
+        homogeneous(loss_of(model), 1)
+
+
+def test_data_rotation_needs_the_layer_that_meets_the_data():
+    model = nn.Sequential(nn.Identity(), nn.Tanh(), nn.Linear(6, 3)).double()
+    with pytest.raises(ValueError, match=r"Tanh \(1\) stands before 2.*weight="):
+        data_rotation(loss_of(model))
+    assert data_rotation(loss_of(model), weight="2.weight").shape == (6, 6)
+    flat = nn.Sequential(nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Flatten()), nn.Linear(6, 3)).double()
+    assert data_rotation(loss_of(flat)).parameters == ("1.weight",)
 
 
 def test_models_of_unknown_order():

@@ -1,6 +1,7 @@
 """Ledger: every step of real training booked exactly, and what it must not let pass."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -67,6 +68,7 @@ SETTINGS = {
     "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
     "foreach": {"momentum": 0.9, "weight_decay": 1e-3, "foreach": True},
     "foreach nesterov": {"momentum": 0.9, "nesterov": True, "foreach": True},
+    "strong decay": {"momentum": 0.5, "weight_decay": 0.5},
     "maximize": {"lr": 1e-3, "momentum": 0.5, "weight_decay": 1e-2, "maximize": True},
 }
 
@@ -230,6 +232,73 @@ def test_different_rates_are_a_cause_of_their_own(data):
     train(model, optimizer, data, steps=1, before=lambda n: model[3].weight.grad.mul_(1.001))
     with pytest.raises(LedgerError):
         ledger.check()
+
+
+def test_different_rates_while_maximising(data):
+    model = network()
+    groups = [{"params": [p], "lr": 1e-3 * (1 + k)} for k, p in enumerate(model.parameters())]
+    optimizer = SGD(groups, momentum=0.5, weight_decay=1e-2, maximize=True)
+    ledger = Ledger(laws_of(model, data), model, optimizer)
+    train(model, optimizer, data)
+    assert ledger.check() < 1e-12
+    assert ledger[0].rates.abs().max() > 1e-6
+
+
+def test_momentum_that_pauses_and_returns_to_its_old_buffer(data):
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+    ledger = Ledger(laws_of(model, data), model, optimizer)
+    for momentum in (0.9, 0.0, 0.9):
+        optimizer.param_groups[0]["momentum"] = momentum
+        train(model, optimizer, data, steps=4)
+    assert ledger.check() < 1e-12
+    assert not ledger[0].momentum[4:8].any()
+    assert ledger[0].momentum[8].any()
+
+
+@pytest.mark.parametrize(("lr", "decay", "momentum"), [(0.1, 1.0, 0.0), (0.1, 0.3, 0.9), (0.5, 1.0, 0.0)])
+def test_weights_that_decay_to_nothing_keep_their_books(data, lr, decay, momentum):
+    """Squares that shrink by many orders between two summations must not keep the rounding of the large ones."""
+    model = network(widths=(64, 4, 10))
+    optimizer = SGD(model.parameters(), lr=lr, weight_decay=decay, momentum=momentum)
+    ledger = Ledger(laws_of(model, data), model, optimizer)
+    start = flat(model).norm()
+    train(model, optimizer, data, steps=240, size=8)
+    assert flat(model).norm() < 0.7 * start
+    assert ledger.check() < 1e-12
+
+
+def test_weights_made_very_small_between_steps(data):
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    ledger = Ledger(laws_of(model, data), model, optimizer)
+    train(model, optimizer, data, steps=3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e-3)
+    train(model, optimizer, data, steps=3)
+    assert ledger.check() < 1e-12
+    assert ledger[0].outside[3].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_converted_under_a_ledger_is_refused(data, dtype):
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    ledger = Ledger(laws_of(model, data), model, optimizer)
+    train(model, optimizer, data, steps=2)
+    model.to(dtype)
+    with pytest.raises(ValueError, match=f"1.weight was torch.float64 on cpu .* is {dtype} on cpu now.*make a new one"):
+        train(model, optimizer, data, steps=1)
+    assert ledger.steps == 2
+
+
+def test_listening_leaves_the_optimizer_as_it_is(data):
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    Ledger(laws_of(model, data), model, optimizer)
+    train(model, optimizer, data, steps=2)
+    assert optimizer.state_dict()["state"] == {}
 
 
 def test_weights_moved_between_steps_are_booked_as_outside(data):
@@ -396,6 +465,29 @@ def test_table_and_context(data):
     fresh = homogeneous(flat_loss(network(), data[0][:4], data[1][:4], F.cross_entropy), 1).total
     assert float(start) == pytest.approx(fresh.charge(network()).item(), rel=1e-5)
     assert float(change) == pytest.approx(ledger[0].change.sum().item(), rel=1e-5)
+    assert re.fullmatch(r"Account\(\|1.weight\|² .* \(sum of 12\): 3 entries, worst \S+e-1\d\)", repr(ledger[0]))
+
+
+def test_the_last_column_says_what_is_judged(data):
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters())
+    ledger = Ledger(laws_of(model, data), model, optimizer)
+    train(model, optimizer, data, steps=2)
+    assert str(ledger).splitlines()[1].split()[-1] == "gradients"
+
+
+def test_steps_much_longer_than_the_weights(data):
+    """A run that blows up, by its own fault and not by the gradients': rounding is that of the step."""
+    model = network()
+    optimizer = SGD(model.parameters(), lr=1e5, momentum=0.9)
+    ledger = Ledger(laws_of(model, data), model, optimizer)
+    start = flat(model).norm()
+    train(model, optimizer, data, steps=3)
+    assert flat(model).norm() > 1e3 * start
+    assert ledger.check() < 1e-12
+    train(model, optimizer, data, steps=1, before=lambda n: model[3].weight.grad.fill_(flat(model).norm()))
+    with pytest.raises(LedgerError, match="at step 4"):
+        ledger.check()
 
 
 def test_diverged_runs_do_not_pass(data):
@@ -531,14 +623,29 @@ def test_bad_arguments(data):
         Ledger(laws, listening, SGD(listening.parameters(), lr=0.1)).record  # noqa: B018
 
 
-def test_wrapped_models_are_found(data):
-    model = network()
+@pytest.mark.parametrize(
+    "wrappers", [("module",), ("_orig_mod",), ("module", "_orig_mod"), ("_orig_mod", "module")], ids=" in ".join
+)
+def test_wrapped_models_are_found(data, wrappers):
+    wrapped = model = network()
     laws = laws_of(model, data)
-    wrapped = nn.ModuleDict({"module": model})
+    for name in wrappers:
+        wrapped = nn.ModuleDict({name: wrapped})
     optimizer = SGD(wrapped.parameters(), lr=0.1)
     ledger = Ledger(laws, wrapped, optimizer)
     train(model, optimizer, data, steps=2)
     assert ledger.check() < 1e-12
+
+
+def test_a_layer_may_be_called_module(data):
+    model = nn.Sequential()
+    for name, layer in (("module", nn.Linear(64, 5)), ("act", nn.ReLU()), ("out", nn.Linear(5, 10))):
+        model.add_module(name, layer.double())
+    for trained in (model, nn.ModuleDict({"module": model})):
+        optimizer = SGD(trained.parameters(), lr=0.1)
+        ledger = Ledger(laws_of(model, data), trained, optimizer)
+        train(model, optimizer, data, steps=2)
+        assert ledger.check() < 1e-12
 
 
 def test_the_finite_step_is_what_discretisation_does(data):

@@ -153,6 +153,10 @@ def test_bad_arguments():
             make()
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         flat_loss(lambda x: x, X, Y, cross_entropy)
+    for inputs, targets, name in ((X.numpy(), Y, "inputs"), (X, Y.tolist(), "targets"), (X, Y[0], "targets")):
+        with pytest.raises(TypeError, match=f"{name} must be a tensor"):
+            flat_loss(mlp((4, 3)), inputs, targets, cross_entropy)
+    assert RePU(1.5)(torch.tensor([math.nan])).isnan()
     f = flat_loss(mlp((4, 3)), X, Y, lambda a, b: cross_entropy(a, b, reduction="none"))
     with pytest.raises(TypeError, match="reduction"):
         f(f.q0)

@@ -1,6 +1,10 @@
 """The package as a whole: light to import, complete, typed."""
 
+import ast
+import builtins
+import doctest
 import importlib
+import inspect
 import subprocess
 import sys
 from importlib.resources import files
@@ -25,6 +29,53 @@ def test_every_public_name_resolves_and_is_documented(name):
     if callable(value):
         assert value.__doc__, f"{name} has no docstring"
         assert value.__module__.startswith("nlcompanion.")
+
+
+def test_help_works_without_what_only_the_book_needs():
+    code = """
+import pydoc, sys
+sys.modules |= dict.fromkeys(("matplotlib", "ipywidgets", "IPython"))
+import nlcompanion
+assert "learning_rules" in pydoc.render_doc(nlcompanion)
+try:
+    nlcompanion.plotting
+except ImportError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "with matplotlib" in out
+    assert "pip install '.[book]'" in out
+
+
+def loose_names(source: str, own: str) -> set[str]:
+    """Names that an example uses without having imported or made them."""
+    tree, known = ast.parse(source), {*dir(builtins), own, "_"}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import() | ast.ImportFrom():
+                known |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            case ast.Name(ctx=ast.Store()):
+                known.add(node.id)
+            case ast.FunctionDef() | ast.ClassDef():
+                known.add(node.name)
+            case ast.arg():
+                known.add(node.arg)
+            case ast.ExceptHandler():
+                known.add(node.name)
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - known
+
+
+def test_the_search_for_loose_names_finds_them():
+    assert loose_names("import torch\nx = [torch.ones(n) for n in (1, 2)]\nf = lambda q: q + y\nf(own)", "own") == {"y"}
+
+
+@pytest.mark.parametrize("name", [name for name in nlcompanion.__all__ if name != "__version__"])
+def test_an_example_imports_all_it_uses_but_its_own_name(name):
+    value = getattr(nlcompanion, name)
+    methods = [x for key, x in vars(value).items() if key[0] != "_"] if isinstance(value, type) else []
+    for part in (value, *methods):
+        examples = doctest.DocTestParser().get_examples(inspect.getdoc(part) or "")
+        assert loose_names("".join(example.source for example in examples), name) == set()
 
 
 def test_every_listed_name_is_in_its_modules_all():

@@ -167,6 +167,27 @@ def test_make_adds_the_provenance(tmp_path, registered):
     )
 
 
+def test_where_nothing_can_be_stored_nothing_is_made(tmp_path, registered, capsys):
+    ran = []
+
+    @registered("a long one")
+    def long():
+        ran.append(True)
+        return {}
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "long.json").mkdir()
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder", tmp_path):
+        with pytest.raises(ResultError, match=r"long\.json cannot be stored .* it was not made; name another folder"):
+            make("long", folder)
+        assert results.main(["long", "--folder", str(folder)]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert ran == []
+    make("long", tmp_path / "new")
+    assert ran == [True]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["long.json"]
+
+
 def test_a_name_is_registered_once(registered):
     @registered("first")
     def twice():

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlcompanion import SweepError, TrainConfig, _sweep, _sweep_files, _train_loop, load_sweep, sweep
+from nlcompanion import SweepError, TrainConfig, _sweep, _sweep_files, _train_loop, _workers, load_sweep, sweep
 from nlcompanion._workers import WorkerDied, Workers
 from nlcompanion.training import train
 
@@ -186,6 +187,7 @@ DAMAGES = {
     "a digit": (lambda text: text.replace('"steps": 12', '"steps": 13'), "does not fit its checksum"),
     "not a number": (lambda text: text.replace('"steps": 12', '"steps": NaN'), "holds NaN"),
     "a list": (lambda text: "[1, 2]", "lacks format, key"),
+    "brackets": (lambda text: "[" * 100_000, "it is no JSON"),
     "an entry less": (lambda text: text.replace('"run":', '"ran":'), "lacks run"),
     "another format": (lambda text: changed(json.loads(text), format=99), "its format is 99"),
     "another run": (lambda text: changed(json.loads(text), key=CONFIGS[1].key), f"is the run '{CONFIGS[1].key}'"),
@@ -221,6 +223,21 @@ def test_a_damaged_file_is_set_aside_and_the_run_done_again(tmp_path, undisturbe
     assert aside.read_text() == bad
     aside.unlink()
     assert outcome(tmp_path)[CONFIGS[0].key] == outcome(undisturbed)[CONFIGS[0].key]
+
+
+def test_a_file_that_cannot_be_read_is_neither_used_nor_moved(tmp_path, undisturbed, calls):
+    """It may be whole; a folder in its place stands for any error of the system, permissions among them."""
+    path = tmp_path / f"{CONFIGS[0].key}.json"
+    path.mkdir()
+    for run in (True, False):
+        with pytest.raises(SweepError, match=rf"of the run {CONFIGS[0].key} cannot be read .*{path.name}.*mend the"):
+            sweep(CONFIGS[:1], tmp_path, run=run)
+    with pytest.warns(UserWarning, match=rf"{path.name} cannot be read and is left out"):
+        assert len(load_sweep(tmp_path)) == 0
+    assert path.is_dir()
+    assert calls == []
+    path.rmdir()
+    assert sweep(CONFIGS[:1], tmp_path)[0].status == "finished"
 
 
 def test_a_file_set_aside_overwrites_none(tmp_path):
@@ -349,8 +366,8 @@ settings = st.fixed_dictionaries(
     {},
     optional={
         "lr": st.floats(1e-6, 1e6) | st.integers(1, 100),
-        "momentum": st.floats(0, 0.999) | st.just(0),
-        "weight_decay": st.floats(0, 10) | st.integers(0, 3),
+        "momentum": st.floats(0, 0.999, allow_subnormal=False) | st.just(0),
+        "weight_decay": st.floats(0, 10, allow_subnormal=False) | st.integers(0, 3),
         "seed": st.integers(0, 2**40),
         "epochs": st.integers(90, 200),
         "batch_size": st.integers(2, 1000) | st.sampled_from([None, "full"]),
@@ -489,6 +506,28 @@ def test_a_worker_that_dies_is_replaced():
         last = pool.submit(os.getpid).result()
     with pytest.raises(ProcessLookupError):
         os.kill(last, 0)
+
+
+@unix
+def test_an_interrupt_does_not_reach_a_worker_that_is_starting(capfd, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        for held_back in (True, False):  # the control: it does without our care
+            if not held_back:
+                monkeypatch.setattr(_workers, "_interrupts_held_back", nullcontext)
+            with Workers(1) as pool:
+                (worker,) = pool._all
+                for _ in range(5):
+                    os.kill(worker._process.pid, signal.SIGINT)
+                    time.sleep(0.05)
+                assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # ours still comes to us
+                if held_back:
+                    assert pool.submit(os.getpid).result() == worker._process.pid
+                    assert capfd.readouterr().err == ""
+                worker._process.join(timeout=0 if held_back else 30)
+                assert worker.alive() is held_back
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @unix

@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+import subprocess
+import sys
 import zipfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,6 +21,7 @@ from tqdm import tqdm
 
 from nlcompanion._train_data import Feed, load
 from nlcompanion._train_loop import _Job
+from nlcompanion._train_step import _sgd
 from nlcompanion.datasets import Dataset, digits
 from nlcompanion.networks import conv_bn
 from nlcompanion.training import Run, TrainConfig, train
@@ -96,11 +99,28 @@ def test_the_defaults_are_the_papers():
         ({"augment": 1, "dataset": "tiny_imagenet"}, "augment is True or False"),
         ({"seed": -1}, "seed is an integer >= 0"),
         ({"seed": 0.5}, "seed is an integer >= 0"),
+        ({"seed": 2**64}, "seed is an integer >= 0 and <= 18446744073709551615, got 18446744073709551616"),
+        ({"epochs": 10**400}, "epochs is an integer >= 1 and <= 1000000000"),
+        ({"device": "cuda:99999999999"}, 'device is "cpu", "cuda"'),
+        ({"lr": 1e39}, r'lr = 1e\+39 is beyond float32, .* or precision="float64"'),
+        (
+            {"filter_weight_decay": 4e38, "precision": "bf16"},
+            r"filter_weight_decay = 4e\+38 is beyond float32",
+        ),
+        ({"init_scale": 1e-310}, "init_scale is below 2.2e-308, .* got 1e-310"),
+        ({"momentum": 1e-310, "precision": "float64"}, "momentum is below 2.2e-308"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
+
+
+def test_what_float32_holds_is_possible():
+    assert TrainConfig(lr=3.4e38).lr == 3.4e38
+    assert TrainConfig(lr=1e39, eps=1e-300, precision="float64").lr == 1e39
+    assert TrainConfig(seed=2**64 - 1).seed == 2**64 - 1
+    train(replace(SMALL, epochs=1, seed=2**64 - 1))
 
 
 def test_unknown_settings_are_named_with_the_nearest_known_one():
@@ -115,7 +135,7 @@ def test_unknown_settings_are_named_with_the_nearest_known_one():
 @settings(max_examples=30, deadline=None)
 @given(
     lr=st.floats(1e-6, 10),
-    momentum=st.floats(0, 0.999),
+    momentum=st.floats(0, 0.999, allow_subnormal=False),
     epochs=st.integers(1, 200),
     batch_size=st.sampled_from([None, "full", 2, 64, np.int64(32)]),
     subset=st.sampled_from([None, 64, 1438]),
@@ -346,6 +366,19 @@ def test_a_run_that_diverges_at_once():
     assert Run.from_dict(run.to_dict()).records["filter_norm"].shape == (0, 3)
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_that_diverges_in_its_last_step(tmp_path, epochs):
+    """No loss comes after it, and the loss before it is fine: its weights tell."""
+    config = replace(SMALL, batch_size="full", epochs=epochs, lr=1e38, weight_decay=1e3)
+    run = train(config, checkpoint=tmp_path / "run.pt")
+    assert (run.status, run.steps, len(run.epochs["epoch"])) == ("diverged", 1, 0)
+    assert run.records["loss"].isfinite().tolist() == [True]
+    assert math.isnan(run.accuracy)
+    assert not run.model.head.weight.isfinite().all()
+    assert_same(train(config, checkpoint=tmp_path / "run.pt"), run)
+    assert train(replace(config, lr=0.1, weight_decay=0.0)).status == "finished"
+
+
 # --- interruptions ------------------------------------------------------------------------------------------------
 
 
@@ -427,6 +460,19 @@ def test_a_watchs_state_travels_with_the_checkpoint(tmp_path):
     assert rest.losses == run.records["loss"].tolist()
 
 
+def test_a_watchs_state_that_no_checkpoint_can_give_back_is_refused(tmp_path):
+    """At once, and not as a damaged checkpoint after the run was cut off."""
+    path, watch = tmp_path / "run.pt", Counter(-1)
+    watch.state_dict = lambda: {"mean": np.float64(0.5)}
+    with pytest.raises(TypeError, match=r"the state_dict of watch holds more than .*scalar.*convert it"):
+        train(SMALL, checkpoint=path, watch=watch)
+    assert not list(tmp_path.iterdir())
+    watch.state_dict = lambda: {"losses": [0.5], "more": (torch.ones(2), None, "text", {"a": True})}
+    train(SMALL, checkpoint=path, watch=watch)
+    train(SMALL, checkpoint=path, watch=watch)
+    assert watch.losses == [0.5]
+
+
 def test_a_watch_can_hook_the_optimiser():
     """As a ledger does: attached in the first call, it sees every step, the first one too."""
     seen = []
@@ -451,6 +497,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     other = (digits("test"), digits("train"))
     with pytest.raises(ValueError, match="the checksum of the train set is"):
         train(SMALL, checkpoint=path, data=other)
+
+
+@pytest.mark.parametrize("part", ["model", "momentum", "norms"])
+def test_a_checkpoint_of_another_network_is_named(tmp_path, part):
+    path = tmp_path / "run.pt"
+    train(SMALL, checkpoint=path)
+    content = torch.load(path, weights_only=True)
+    other = {"weight": torch.ones(2)} if part == "model" else [torch.ones(7)] * len(content[part])
+    torch.save({**content, part: other}, path)
+    with pytest.raises(ValueError, match=r"the tensors in the checkpoint .*run\.pt are not those of this network"):
+        train(SMALL, checkpoint=path)
+    torch.save({**content, part: content[part]}, path)  # the control
+    train(SMALL, checkpoint=path)
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
@@ -510,6 +569,9 @@ def test_a_checkpoint_is_replaced_in_one_move(tmp_path, monkeypatch):
     assert saved == [1, 2, 3]
     assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
     assert torch.load(path, weights_only=True)["epoch"] == 2
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("unexpected pos 128 vs 0\nat")))
+    with pytest.raises(OSError, match=r"run\.pt could not be written \(unexpected pos 128 vs 0\); is the disk full"):
+        train(SMALL, checkpoint=path)
     monkeypatch.undo()
     (path.parent / ".run.pt.0123.part").write_bytes(b"half of a checkpoint, from a process that was killed")
     assert_same(train(SMALL, checkpoint=path), train(SMALL))
@@ -598,6 +660,9 @@ def test_data_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             train(custom, data=data)
+    with pytest.raises(ValueError, match="the full batch of 1 training sample is a batch of one, which BatchNorm"):
+        train(replace(custom, batch_size="full"), data=(good[:1], good))
+    assert train(replace(custom, batch_size="full"), data=(good[:2], good)).status == "finished"
     with pytest.raises(ValueError, match=r"got dict; TrainConfig\.from_dict"):
         train({"lr": 0.1})
     with pytest.raises(ValueError, match="stride is an integer >= 1"):
@@ -629,6 +694,45 @@ def test_backend_flags_are_put_back():
     train(SMALL, watch=lambda moment: seen.append(cudnn.allow_tf32))
     assert set(seen) == {False}
     assert before == (torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+def test_what_is_switched_around_a_run_does_not_reach_it(around):
+    run = train(SMALL)
+    with around():
+        assert_same(train(SMALL), run)
+        loss = conv_bn()(torch.randn(4, 1, 8, 8)).sum()  # the control
+    assert loss.dtype != torch.float32 or not loss.requires_grad
+
+
+SWITCHES = {
+    "none": "",
+    "all": "b.fp32_precision = 'tf32'\n",
+    "products": "b.cuda.matmul.fp32_precision = 'tf32'\n",
+    "convolutions": "b.cudnn.conv.fp32_precision = 'ieee'\n",
+}
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.parametrize("which", SWITCHES)
+def test_torchs_newer_switches_are_put_back(which):
+    """They make torch refuse to tell the older ones; unset ones stay unset."""
+    program = (
+        "import torch\nfrom nlcompanion import TrainConfig, train\nb = torch.backends\n"
+        "places = (b, b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)\n"
+        "state = lambda: [place.fp32_precision for place in places]\n"
+        "default, seen = state(), []\n" + SWITCHES[which] + "before = state()\n"
+        "train(TrainConfig(subset=64, batch_size=32, epochs=1), watch=lambda moment: seen.append(state()))\n"
+        "assert state() == before, (before, state())\n"
+        f"assert (before == default) is {which == 'none'}\n"
+        "assert seen and not any('tf32' in inside[1:2] + inside[3:4] for inside in seen), seen\n"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_bar_where_it_is_asked_for(capsys):
@@ -682,6 +786,40 @@ def test_a_step_can_be_captured(config, record):
     assert any("_local_scalar_dense" in name for name, _ in seen.calls)
 
 
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize(
+    "changes", [{"augment": True, "filter_lr": 0.3}, {"constrain_norm": True, "label_noise": 0.2}, {"momentum": 0.0}]
+)
+def test_a_step_stays_on_its_device(changes, record):
+    """torch's meta device has no numbers to give, and what is computed from its tensors lies there too."""
+    config = TrainConfig(dataset="custom", batch_size=8, epochs=2, model="vgg11", width=0.05, **changes)
+    job = _Job(config, (photographs(24), photographs(8, seed=1)), torch.device("meta"), 1, 1, None)
+    stepper = job.stepper
+    stepper.start_epoch(0)
+    stepper(record)
+    assert {x.device.type for x in (*stepper.model.state_dict().values(), stepper.rows, stepper.losses)} == {"meta"}
+    stepper.watch = lambda moment: moment.loss.item()  # the control
+    stepper.start_epoch(1)
+    with pytest.raises(RuntimeError, match="meta"):
+        stepper(record)
+
+
+def test_the_step_size_on_a_gpu_is_of_the_type_that_its_kernel_reads(monkeypatch):
+    """float32 in a tensor, whatever torch's default; in float64 a number, which rounds nothing and is not captured."""
+    zeros, model = torch.zeros, conv_bn()
+    monkeypatch.setattr(torch, "zeros", lambda *args, device=None, **rest: zeros(*args, **rest))
+    torch.set_default_dtype(torch.float64)
+    try:
+        for precision, dtype in (("float32", torch.float32), ("bf16", torch.float32), ("float64", None)):
+            config = replace(SMALL, precision=precision, device="cuda", filter_lr=0.5)
+            sgd = _sgd(model, filters(model), config, torch.device("cuda"))
+            rates = [group["lr"] for group in sgd.param_groups]
+            assert [getattr(rate, "dtype", None) for rate in rates] == [dtype] * 2
+            assert {group["fused"] or False for group in sgd.param_groups} == {dtype is not None}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 class Pretence:
     """CUDA's streams and graphs for a CPU: a capture runs its body, and a replay does again what the body did."""
 
@@ -695,8 +833,8 @@ class Pretence:
 
         stepper._step = step
         nothing = lambda *args, **kwargs: nullcontext()  # noqa: E731
-        for name in ("stream", "graph_pool_handle"):
-            monkeypatch.setattr(torch.cuda, name, nothing)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", nothing)
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
         for name in ("Stream", "current_stream"):
             monkeypatch.setattr(torch.cuda, name, lambda *args: self)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(original))
@@ -705,8 +843,13 @@ class Pretence:
     def wait_stream(self, other):
         pass
 
+    def stream(self, stream):
+        self.warm = stream
+        return nullcontext()
+
     @contextmanager
-    def graph(self, graph, pool):
+    def graph(self, graph, pool, stream):
+        assert stream is self.warm  # torch's own would be on the device of the first capture of the process
         yield
         graph.record = self.last
 
@@ -752,6 +895,17 @@ def test_cpu_and_gpu_agree_in_the_first_steps(model):
     cpu, gpu = train(config, stride=1), train(replace(config, device="cuda"), stride=1)
     for name in ("loss", "filter_norm", "gradient_norm", "angular_update"):
         assert torch.allclose(cpu.records[name][:5], gpu.records[name][:5], rtol=1e-3), name
+    other = train(replace(config, lr=1.1 * config.lr), stride=1)  # the control
+    assert not torch.allclose(cpu.records["angular_update"][:5], other.records["angular_update"][:5], rtol=1e-3)
+
+
+@needs_cuda
+def test_cpu_and_gpu_agree_in_double_precision():
+    """Also in the step size: float32's 0.05 is off by 1.5e-8, and so would be every turn."""
+    config = replace(SMALL, precision="float64")
+    cpu, gpu = train(config, stride=1), train(replace(config, device="cuda"), stride=1)
+    for name in ("loss", "filter_norm", "gradient_norm", "angular_update"):
+        assert torch.allclose(cpu.records[name][:5], gpu.records[name][:5], rtol=1e-10), name
 
 
 @needs_cuda
