@@ -14,11 +14,20 @@ import torch
 from nlcompanion._files import replacing, set_aside
 
 _FORMAT = 1
-_KEYS = {"format", "config", "data", "pace", "status", "epoch", "steps", "model", "momentum", "norms"} | {
-    "records",
-    "epochs",
-    "duration",
-    "watch",
+_PARTS: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "data": dict,
+    "pace": list,
+    "status": str,
+    "epoch": int,
+    "steps": int,
+    "model": dict,
+    "momentum": (list, tuple),
+    "norms": (list, tuple),
+    "records": dict,
+    "epochs": list,
+    "duration": (float, int),
+    "watch": object,
 }
 
 
@@ -78,6 +87,10 @@ def _read(path: Path) -> dict[str, Any]:
         if (bad := parts.testzip()) is not None:
             raise ValueError(f"its part {bad} does not have its checksum")
     content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or not content.keys() >= _KEYS:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or not content.keys() >= _PARTS.keys():
         raise ValueError("it is a torch file, but not a checkpoint of this version")
+    odd = [name for name, kind in _PARTS.items() if not isinstance(content[name], kind)]
+    odd += [name for name in ("epoch", "steps", "duration") if name not in odd and not content[name] >= 0]
+    if odd or content["status"] not in ("running", "finished", "diverged"):
+        raise ValueError(f"no run leaves such values of {', '.join(odd or ['status'])}")
     return content

@@ -234,8 +234,15 @@ class _Job:
                 f"the tensors in the checkpoint {path} are not those of this network ({error}); another version of "
                 "nlcompanion may have written it; pass resume=False to overwrite it, or move it out of the way"
             ) from error
-        if _has_state(self.watch) and state["watch"] is not None:
+        if state["watch"] is not None and _has_state(self.watch):
             self.watch.load_state_dict(state["watch"])
+        elif state["status"] == "running" and _has_state(self.watch) != (state["watch"] is not None):
+            with_it, without = ("this call", "the run so far") if _has_state(self.watch) else ("it", "this call")
+            raise ValueError(
+                f"the checkpoint {path} is of a run under way, after {state['epoch']} epochs; {with_it} has a watch "
+                f"with a state and {without} has none, so the watch would miss a part of the run; pass the same watch, "
+                "or resume=False to begin anew"
+            )
         self.done_epochs, self.status, self.duration = state["epoch"], state["status"], state["duration"]
         self.records, self.epochs, stepper.taken = [state["records"]], state["epochs"], state["steps"]
 

@@ -460,6 +460,19 @@ def test_a_watchs_state_travels_with_the_checkpoint(tmp_path):
     assert rest.losses == run.records["loss"].tolist()
 
 
+def test_a_watch_with_a_state_cannot_join_or_leave_on_the_way(tmp_path):
+    with pytest.raises(Interruption):
+        train(SMALL, checkpoint=tmp_path / "without.pt", watch=Killer(7))
+    with pytest.raises(ValueError, match=r"this call has a watch with a state and the run so far has none"):
+        train(SMALL, checkpoint=tmp_path / "without.pt", watch=Counter(-1))
+    with pytest.raises(Interruption):
+        train(SMALL, checkpoint=tmp_path / "with.pt", watch=Counter(7))
+    with pytest.raises(ValueError, match=r"it has a watch with a state and this call has none"):
+        train(SMALL, checkpoint=tmp_path / "with.pt")
+    run = train(SMALL, checkpoint=tmp_path / "with.pt", watch=Counter(-1))
+    assert_same(train(SMALL, checkpoint=tmp_path / "with.pt"), run)  # it is over: there is nothing to miss
+
+
 def test_a_watchs_state_that_no_checkpoint_can_give_back_is_refused(tmp_path):
     """At once, and not as a damaged checkpoint after the run was cut off."""
     path, watch = tmp_path / "run.pt", Counter(-1)
@@ -535,9 +548,16 @@ def damage(path, how: str) -> None:
         path.write_bytes(pickle.dumps(Run.from_dict))  # anything that pickle would have to import
     elif how == "another torch file":
         torch.save({"weights": torch.ones(3)}, path)
+    elif how in ("an epoch in words", "a negative step", "a status of its own"):
+        odd = {"epoch": "x"} if "epoch" in how else {"steps": -1} if "step" in how else {"status": "odd"}
+        torch.save(torch.load(path, weights_only=True) | odd, path)
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "text", "one bit", "code", "another torch file"])
+HOWS = ["cut", "empty", "text", "one bit", "code", "another torch file"]
+HOWS += ["an epoch in words", "a negative step", "a status of its own"]
+
+
+@pytest.mark.parametrize("how", HOWS)
 def test_a_damaged_checkpoint_is_set_aside_by_name(tmp_path, how):
     path = tmp_path / "run.pt"
     run = train(SMALL, checkpoint=path)
