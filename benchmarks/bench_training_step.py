@@ -86,12 +86,10 @@ def main() -> int:
         for dtype in (torch.float32, torch.float64):
             timings, name = measure(width, dtype), f"d = {width}, {str(dtype).removeprefix('torch.')}"
             paper = width == 200
-            report.add(f"{name}: charges of the layers / bare", timings.ratio(CHARGES), target=1.05 if paper else None)
-            report.add(
-                f"{name}: charges of all neurons / bare", timings.ratio(CHARGES_EACH), target=1.10 if paper else None
-            )
-            report.add(f"{name}: ledger of the layers / bare", timings.ratio(LEDGER))
-            report.add(f"{name}: ledger of all neurons / bare", timings.ratio(LEDGER_EACH))
+            for what, layers, neurons in (("charges", CHARGES, CHARGES_EACH), ("ledger", LEDGER, LEDGER_EACH)):
+                ratios = timings.ratio(layers), timings.ratio(neurons)
+                report.add(f"{name}: {what} of the layers / bare", ratios[0], target=1.05 if paper else None)
+                report.add(f"{name}: {what} of all neurons / bare", ratios[1], target=1.10 if paper else None)
             peak = 2.0 * PRODUCT**3 / operations(width) / timings.ratio(PEAK)  # product's speed / bare step's
             report.add(f"{name}: matrix-product peak / bare step", peak, target=1 / 0.6 if paper else None)
     return report.finish()

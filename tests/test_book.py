@@ -1,4 +1,4 @@
-r"""The book keeps its promises: every notebook, its verdicts, the page made from them, the README and the built pages.
+r"""The book keeps its promises: every notebook, its verdicts, the page made from them, and the built pages.
 
 What a chapter's author has to know (each rule is a function ``rule_...`` below, and each is shown to bite):
 
@@ -26,10 +26,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -296,25 +293,6 @@ def test_due_claims_have_verdicts():
 
 def test_what_holds_is_up_to_date(capsys):
     assert main(["--book", str(BOOK), "--check"]) == 0, capsys.readouterr().err
-
-
-# --- the README -----------------------------------------------------------------------------------------------------
-
-
-def test_the_readme_s_python_runs(tmp_path):
-    """The README shows the package in ten lines: what a stranger pastes first has to work."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
-    assert blocks, "README.md shows no Python; it promises the package in ten lines"
-    run = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    assert not list(tmp_path.iterdir()), "the README's code leaves files behind"
 
 
 # --- the built pages ------------------------------------------------------------------------------------------------

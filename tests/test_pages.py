@@ -460,7 +460,8 @@ def test_readme_names_files_that_exist():
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
-def test_the_readme_prints_what_its_code_prints(capsys):
+def test_the_readme_prints_what_its_code_prints(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.findall(r"```python\n(.*?)```\s+```\n(.*?)```", text, re.DOTALL)
     assert len(shown) == text.count("```python")
@@ -468,6 +469,8 @@ def test_the_readme_prints_what_its_code_prints(capsys):
     for code, expected in shown:
         exec(compile(code, "README.md", "exec"), {})
         assert noise.sub("", capsys.readouterr().out) == noise.sub("", expected)
+    assert shown
+    assert not list(tmp_path.iterdir())  # what a stranger pastes first leaves no files behind
 
 
 def test_every_target_of_the_makefile_has_a_line_of_help():
