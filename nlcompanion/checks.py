@@ -91,6 +91,7 @@ class Row:
         target: the number to be met: 0 for a residual, the slope for an order. Dimensionless.
         tolerance: allowed distance from ``target``, positive.
         chapter: stem of the notebook that verifies it.
+        condition: what the statement needs to hold, in a few words; "none" for what holds without any.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Row:
     target: float
     tolerance: float
     chapter: str
+    condition: str
 
     @property
     def control_is_mandatory(self) -> bool:
@@ -440,13 +442,15 @@ def _entry(row: Row, finding: Finding | None, chapters: set[str]) -> list[str]:
     chapter = CHAPTERS[row.chapter]
     where = f"{{doc}}`{chapter} <{row.chapter}>`" if row.chapter in chapters else chapter
     name = f"`{row.id}` {row.source}"
+    needs = row.condition if row.condition != "none" else ""
+    statement = f"{row.statement} *Needs:* {needs}." if needs else row.statement
     if finding is None:
-        return [name, row.statement, row.detail, "**open**", where]
+        return [name, statement, row.detail, "**open**", where]
     if finding.target:
         where += f", {{ref}}`cell {finding.execution_count} <{finding.target}>`"
     verdict = finding.text.removeprefix(f"{row.id} · ").removeprefix(f"{row.kind}: ")
     verdict = verdict.replace(f" ({row.detail})", "").replace(" · ", "; ")  # the kind has its own column
-    return [name, row.statement, row.detail, verdict, where]
+    return [name, statement, row.detail, verdict, where]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
