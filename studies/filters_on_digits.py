@@ -146,7 +146,7 @@ def squared_gradients(course: Course, *, averaged: bool = False) -> Tensor:
 
 
 def predicted(course: Course, first: int = 0, last: int | None = None, *, persistence=1.0, averaged=False) -> Tensor:
-    """The squared lengths that TK Eq. 17 says for the steps from ``first`` to ``last``, from the length at ``first``."""
+    """The squared lengths that TK Eq. 17 says from the step ``first`` to ``last``, from the length at ``first`` on."""
     source = squared_gradients(course, averaged=averaged)[first:last]
     times = course.run.config.lr * torch.arange(len(source))
     start = course.r_squared[first]
