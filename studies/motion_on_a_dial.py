@@ -64,7 +64,7 @@ def residuals(mass: float, decay: float, time: float = 1.0) -> Residuals:
         return dial(q) + decay / 2 * q @ q
 
     def left_over(momentum: Tensor, rest: Tensor) -> Tensor:
-        integral = torch.from_numpy(romb(rest.numpy(), time / (_SAMPLES - 1), axis=0))
+        integral = torch.as_tensor(romb(rest.numpy(), time / (_SAMPLES - 1), axis=0))
         return mass * (momentum[-1] - momentum[0]) + integral
 
     start = torch.tensor([-0.8, 0.6], dtype=torch.float64)
