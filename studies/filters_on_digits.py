@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,17 @@ class Course:
     def r_squared(self) -> Tensor:
         """The squared length of every convolution before each step, shape (steps, convolutions)."""
         return self.run.records["filter_norm"] ** 2
+
+    @cached_property
+    def squared_gradients(self) -> Tensor:
+        r""":math:`|\hat g_n|^2`, shape (steps, convolutions)."""
+        return torch.stack([g.square().sum(1) for g in self.gradients], dim=1)
+
+    @cached_property
+    def squared_averages(self) -> Tensor:
+        r""":math:`|\bar g_n|^2`, of the gradients as the momentum averages them."""
+        momentum = self.run.config.momentum
+        return torch.stack([nl.momentum_average(g, momentum).square().sum(1) for g in self.gradients], dim=1)
 
     @property
     def settings(self) -> dict[str, float]:
@@ -139,15 +151,9 @@ def mean_and_error(courses: Sequence[Course], measure: Callable[[Course], Tensor
 # --- the law of the length --------------------------------------------------------------------------------------------
 
 
-def squared_gradients(course: Course, *, averaged: bool = False) -> Tensor:
-    r""":math:`|\hat g_n|^2`, or :math:`|\bar g_n|^2` as the momentum averages it, shape (steps, convolutions)."""
-    momentum = course.run.config.momentum if averaged else 0.0
-    return torch.stack([nl.momentum_average(g, momentum).square().sum(1) for g in course.gradients], dim=1)
-
-
 def predicted(course: Course, first: int = 0, last: int | None = None, *, persistence=1.0, averaged=False) -> Tensor:
     """The squared lengths that TK Eq. 17 says from the step ``first`` to ``last``, from the length at ``first`` on."""
-    source = squared_gradients(course, averaged=averaged)[first:last]
+    source = (course.squared_averages if averaged else course.squared_gradients)[first:last]
     times = course.run.config.lr * torch.arange(len(source))
     start = course.r_squared[first]
     return nl.radius_squared(times, source, start, lr=course.run.config.lr, persistence=persistence, **course.settings)
@@ -181,16 +187,16 @@ class Turn(NamedTuple):
     drifting: Tensor
 
 
-def turn(course: Course, window: int) -> Turn:
-    r"""How far the convolutions turn per step, over the last ``window`` steps, and what two laws say.
+def turn(course: Course, first: int, last: int) -> Turn:
+    r"""How far the convolutions turn per step, between two steps of the run, and what two laws say.
 
     .. math:: \langle|\Delta\hat q|^2\rangle
               = \frac{1}{1+\beta}\Big[2\eta k + (1-\beta)\,\frac{\Delta r^2}{N\langle r^2\rangle}\Big]
 
     is the sum of the identity of the steps over N of them; TK Eq. 29 leaves out the drift of the length.
     """
-    config, r_squared = course.run.config, course.r_squared[-window:]
-    squared = course.run.records["angular_update"][-window:].square().mean(0)
+    config, r_squared = course.run.config, course.r_squared[first:last]
+    squared = course.run.records["angular_update"][first:last].square().mean(0)
     drift = (r_squared[-1] - r_squared[0]) / (len(r_squared) - 1) / r_squared.mean(0)
     balance = torch.full_like(drift, 2 * config.lr * config.weight_decay)
     whole = balance + (1 - config.momentum) * drift
@@ -214,8 +220,7 @@ def windows(courses: Sequence[Course], *, width: int = 100, skip: int = 100) -> 
     """
     reaches, errors = [], []
     for course in courses:
-        plain, averaged = (squared_gradients(course, averaged=which) for which in (False, True))
-        config = course.run.config
+        plain, averaged, config = course.squared_gradients, course.squared_averages, course.run.config
         for first in range(skip, course.steps - width, width):
             here = slice(first, first + width)
             angle = config.lr * plain[here].sqrt() / ((1 - config.momentum) * course.r_squared[here])
