@@ -24,7 +24,7 @@ from nlcompanion.training import Run, TrainConfig, train
 
 NOISY = {"lr": 0.03, "batch_size": 64, "weight_decay": 5e-3, "label_noise": 0.3}
 CLEAN = {"lr": 0.03, "batch_size": 64, "weight_decay": 5e-3}
-FULL = {"lr": 0.003, "batch_size": "full", "subset": 200, "weight_decay": 5e-3}
+FULL = {"lr": 0.003, "batch_size": "full", "subset": 200, "weight_decay": 5e-3, "precision": "float32"}
 BURSTS = {"lr": 0.1, "batch_size": "full", "subset": 100, "weight_decay": 0.02}
 PLAIN = {"lr": 0.1, "momentum": 0, "batch_size": 64, "weight_decay": 5e-3, "label_noise": 0.3}
 

@@ -175,7 +175,7 @@ def relaxation_steps(beta: float, weight_decay: float) -> float:
     return float((distance < torch.e**-1).nonzero()[0])
 
 
-def gain_of_descents(rates: Sequence[float], *, beta: float, weight_decay: float, time: float = 4.0) -> Tensor:
+def gain_of_descents(rates: Sequence[float], *, beta: float, weight_decay: float, time: float = 2.0) -> Tensor:
     """What gradients add to r^4 within a given time, descending a loss of six directions, for each step size."""
     start = torch.tensor([1.0, 0.2, 0.5, -0.3, 0.4, 0.6], dtype=torch.float64)
     gains = []
