@@ -109,7 +109,8 @@ def test_unit_norm_and_scaled_gradients_are_the_same_training():
     rates = (0.02, 0.01)
     heavy = [digits.unit_norm_twins(lr=lr, momentum=0.9, weight_decay=5e-3, steps=40) for lr in rates]
     errors = [(run.scaled / run.free - 1).abs().max().item() for run in heavy]
-    assert max(errors) < 1e-3
+    assert max(errors) < 3e-3
+    assert errors[0] > 3 * errors[1]  # of leading order: it falls faster than the step
     assert all((run.fixed / run.free - 1).abs().max() > 5 * error for run, error in zip(heavy, errors, strict=True))
 
 
