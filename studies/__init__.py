@@ -1,0 +1,1 @@
+"""Long runs and machinery behind the chapters of the book."""
