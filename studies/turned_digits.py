@@ -37,7 +37,7 @@ def smooth_pictures(side: int = SIDE) -> tuple[Tensor, Tensor]:
     states = oscillator_states(side)
     pictures = torch.einsum("xn,yn->xyn", states[:, a], states[:, b]).flatten(0, 1)
     raises = (a[:, None] == a + 1) & (b[:, None] == b - 1)  # one quantum from y to x
-    up = raises * ((a + 1.0) * b).sqrt().double()
+    up = raises * ((a + 1) * b).double().sqrt()
     return pictures, up - up.T
 
 
