@@ -80,7 +80,7 @@ def nesterov_books(rule, f: Loss, q0: Tensor, time: float) -> EnergyBooks:
     """
     q = _points(rule, f, q0, time, None)
     past = q.diff(dim=0)[:-1]
-    n = torch.arange(1, len(q) - 1)[:, None]
+    n = torch.arange(1, len(q) - 1, dtype=q.dtype)[:, None]
     ahead = q[1:-1] + (n - 1) / (n + 2) * past
     slope, used = vmap(grad(f))(q[1:-1]), vmap(grad(f))(ahead)
     return _books(f, q, 1 / (2 * rule.lr), 3 / (n + 2) * past / rule.lr, slope, used)
