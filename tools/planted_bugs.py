@@ -1,7 +1,7 @@
 """Plant bugs in the package's formulas, one at a time, and see which tests notice.
 
-``python -m tools.planted_bugs [NAME ...] [--workers 2] [--list]``. ``tests/planted_bugs.toml`` holds the bugs: a file, a
-piece of its text, what stands there instead, and why somebody might have written it. Each is planted in a copy of the
+``python -m tools.planted_bugs [NAME ...] [--workers 2] [--list]``. ``tests/planted_bugs.toml`` holds the bugs: a file,
+a piece of its text, what stands there instead, and why somebody might have written it. Each is planted in a copy of the
 project. The tests of the bug's own folder run until one fails; if none does, the chapter runs that the bug names. A bug
 that nobody notices survives, and the command fails: a test is missing.
 """
@@ -42,7 +42,7 @@ class Bug:
         file: where it is planted, from the project's root.
         old, new: the text that stands there once, and what replaces it.
         why: what somebody might have believed who wrote it.
-        tests: what has to notice, files or folders from the project's root; the folder that mirrors the file's if empty.
+        tests: what has to notice, files or folders from the project's root; the folder that mirrors it if empty.
         chapter: the notebook that runs where the tests do not notice; none if empty.
     """
 

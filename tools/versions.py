@@ -105,7 +105,7 @@ def run(kind: str, python: str | None, arguments: Sequence[str]) -> list[list[st
     else:
         return rows
     had = json.loads(subprocess.run([inside, "-c", _VERSIONS], capture_output=True, text=True, check=True).stdout)
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     surroundings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | threads
     command = [str(inside), "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or TESTS)]
     status = subprocess.run(command, cwd=ROOT, env=surroundings).returncode
