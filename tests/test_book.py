@@ -181,7 +181,6 @@ def rule_check_targets(stem: str, notebook: Notebook) -> Iterator[str]:
 
 # chapters whose cells are still to be rewritten to the rule below
 DENSE = {
-    "errata",
     "euler_lagrange",
     "homogeneity",
     "kinetic_symmetry_breaking",
