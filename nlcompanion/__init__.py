@@ -49,6 +49,7 @@ _EXPORTS = {
     ),
     "learning_rules": (
         "LearningRule",
+        "Steps",
         "bregman",
         "bregman_momentum",
         "damped",

@@ -44,8 +44,10 @@ def two_layer_norms(
     f = flat_loss(model, *data.tensors(flatten=True), F.cross_entropy)
     law = homogeneous(f, settings["layer"]).total
     gd = _run(sgd(lr=lr), f, steps, _descent_record(f, law, lr))
-    nd = _run(newtonian(lr=lr), f, accelerated_steps, _accelerated_record(f, law, lr, "nd"))
-    nagd = _run(nesterov(lr=lr), f, accelerated_steps, _accelerated_record(f, law, lr, "nagd"))
+    nd, nagd = (
+        _run(rule, f, accelerated_steps, _accelerated_record(f, law, rule))
+        for rule in (newtonian(lr=lr), nesterov(lr=lr))
+    )
     moved = min((gd[side] - gd[side][0]).abs().max() for side in ("reads", "writes"))
     drift = gd["drift"].abs().max()
     return {
@@ -158,21 +160,20 @@ def _descent_record(f: FlatLoss, law: Law, lr: float):
     return record
 
 
-def _accelerated_record(f: FlatLoss, law: Law, lr: float, kind: str):
+def _accelerated_record(f: FlatLoss, law: Law, rule: LearningRule):
     r"""Both norms, and both sides of Table 2's balance: <W, e> with e = -g as the steps themselves tell it.
 
-    For ND, e is the second difference of the steps over eta, at w. For NAGD it is (w_(n+1) - y_n) / eta at y_n, where
-    the gradient was taken; the differences of w alone balance only in the limit of small steps.
+    Step d_n keeps m_n d_(n-1) of the step before it, and the rest of it is eta e. For NAGD that is at y_n, where the
+    gradient was taken; the differences of w alone balance only in the limit of small steps.
     """
-    dt, n, before = lr**0.5, 0, None
+    steps, n, before = rule.steps, 0, 0.0
 
     def record(t, q, v):
         nonlocal n, before
-        if kind == "nd":
-            at, force = q, (2 * v if n == 0 else v - before) / dt
-        else:
-            ahead = 0.0 if n == 0 else (n - 1) / (n + 2) * dt * before
-            at, force = q + ahead, (dt * v - ahead) / lr
+        kept = steps.time_step * steps.memory_of(n) * before
+        share = steps.first_share if n == 0 else 1.0
+        at = q + kept if steps.looks_ahead else q
+        force = (steps.time_step * v - kept) / (share * steps.lr)
         reads, writes = law.sides(q)
         pull_reads, pull_writes = law.sides(at, force)
         n, before = n + 1, v

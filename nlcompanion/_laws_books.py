@@ -381,11 +381,9 @@ class OfDescend:
     def __init__(self, ledger: Ledger, rule: LearningRule):
         if not isinstance(rule, LearningRule):
             raise TypeError(f"rule must be a LearningRule such as sgd(lr=0.1), got {type(rule).__name__}")
-        if rule.step is None:
+        if rule.steps is None:
             raise ValueError(f"{rule.name} has no discrete steps to book; Law.under(rule).residual measures its flow")
         self.ledger, self.rule, self.books, self.name = ledger, rule, ledger._books, rule.name
-        self.accelerated = rule.name.startswith("Nesterov")
-        self.beta = 1.0 if rule.name.startswith("Newtonian") else rule.momentum
         self.last: tuple[float, Tensors] | None = None
         self.step: Tensors | None = None
 
@@ -415,9 +413,8 @@ class OfDescend:
         if self.step is not None:
             last = self.step
             memory, before = books.form(books.pairs((last, old), (last, last)))
-            if self.accelerated:  # the gradient acts at y = w + beta d, which momentum alone has reached
-                n = self.ledger.steps
-                beta = (n - 1) / (n + 2)
+            beta = self.rule.steps.memory_of(self.ledger.steps)
+            if self.rule.steps.looks_ahead:  # the gradient acts at y = w + beta d, which memory alone has reached
                 entry["momentum"] = 2 * beta * memory + beta**2 * before
                 free = {name: step[name] - beta * last[name] for name in step}
                 (finite,) = books.form(books.pairs((free, free)))
@@ -425,9 +422,10 @@ class OfDescend:
                     one, other = books.form(books.pairs((last, step), (step, last)))
                     entry["momentum"] = entry["momentum"] + beta * (one - other)
             else:
-                entry["momentum"] = 2 * self.beta * memory
+                entry["momentum"] = 2 * beta * memory
         if k:
-            entry["decay"] = -2 * lr * k * charges
+            share = self.rule.steps.first_share if self.step is None else 1.0
+            entry["decay"] = -2 * share * lr * k * charges
         causes = {"finite_step": finite, **entry}
         scale = torch.maximum(books.scale(position, old), books.scale(squares, step))
         self.ledger._enter(2 * product - square, scale, charges, causes)

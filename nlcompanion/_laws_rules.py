@@ -88,21 +88,21 @@ class RuleForm:
     @property
     def steps(self) -> str | None:
         """The law of the discrete steps, exact on every mini-batch; None where the rule has none."""
-        rule, k = self.rule, self.rule.weight_decay
-        if rule.step is None:
+        steps, k = self.rule.steps, self.rule.weight_decay
+        if steps is None:
             return None
-        if rule.name.startswith("Nesterov"):  # the gradient is at y, between the points w
-            exact = f"C(w(n+1)) - C(y(n)) = {rule.lr**2:g} Q(g)"
+        if steps.looks_ahead:  # the gradient is at y, between the points w
+            exact = f"C(w(n+1)) - C(y(n)) = {steps.lr**2:g} Q(g)"
             return "form(w(n+1) - y(n), y(n)) = 0" if self.law.kind == "data" else exact
-        beta = 1.0 if rule.name.startswith("Newtonian") else rule.momentum
-        times = "" if beta == 1 else f"{beta:g} "
+        beta = steps.memory
+        times = "m(n) " if callable(beta) else "" if beta == 1 else f"{beta:g} "
         skew = (f"M(n) = {times}M(n-1)" if beta else "M(n) = 0") + " with M(n) = form(d(n), q(n))"
         if self.law.kind == "data":
             return skew
-        decay = f" - {2 * rule.lr * k:g} C(n)" if k else ""
+        decay = f" - {2 * steps.lr * k:g} C(n)" if k else ""
         if beta:
             return f"ΔC(n) - {times}ΔC(n-1) = Q(d(n)) + {times}Q(d(n-1)){decay}"
-        return f"ΔC(n) = Q(d(n)){decay}" if k else f"ΔC(n) = {rule.lr**2:g} Q(g)"
+        return f"ΔC(n) = Q(d(n)){decay}" if k else f"ΔC(n) = {steps.lr**2:g} Q(g)"
 
     # --- in numbers -----------------------------------------------------------------------------------------------
 
@@ -217,14 +217,13 @@ def _start_of(f) -> Tensor:
 
 def _coefficients(rule: LearningRule) -> tuple[str, str, str]:
     """Mass, twice the mass, and friction in writing; empty for a mass of 1 and a friction of 0."""
-    if rule.name.startswith("Newtonian"):
-        return "", "2", ""
-    if rule.name.startswith("Nesterov"):
-        return "", "2", "(3/t)"
+    if rule.friction_over_t is not None:
+        return "", "2", f"({rule.friction_over_t:g}/t)"
     if rule.fixed_rates is not None:
         c1, c2 = rule.equation(0.0)
         return (f"{1 / c2:g}" if c2 != 1 else ""), f"{2 / c2:g}", (f"{c1 / c2:g}" if c1 else "")
-    return ("kappa2", "2 kappa2", "kappa1") if rule.name == "general dynamics" else ("", "2", "c1(t)")
+    mass, friction = rule.letters or ("", "c1(t)")
+    return mass, f"2 {mass}".rstrip(), friction
 
 
 def _without_charge(rule: LearningRule, M: str) -> str:
@@ -235,9 +234,10 @@ def _without_charge(rule: LearningRule, M: str) -> str:
     if not friction:
         return f"{M} = const"
     name = f"({M})" if " " in M else M
-    if friction == "(3/t)":
-        return f"t³ {name} = const"
+    if rule.friction_over_t is not None:
+        power = "³" if rule.friction_over_t == 3 else f"^{rule.friction_over_t:g}"
+        return f"t{power} {name} = const"
     if rule.fixed_rates is not None:
         return f"exp({rule.equation(0.0)[0]:g} t) {name} = const"
-    ratio = "kappa1/kappa2" if mass else "c1"
+    ratio = f"{friction}/{mass}" if mass else "c1"
     return f"exp(∫ {ratio} dt) {name} = const"

@@ -70,12 +70,12 @@ def descend(
     """
     _check(rule, f, steps, batches, every)
     q = as_point("q0", q0).clone()
-    dt, memory, calls = rule.time_step, None, 0
+    dt, buffer, calls = rule.time_step, None, 0
     log = Recorder(record, len(q))
     single = None if batches is not None else LossGradient(f)
     for n in range(steps + 1):
         gradient = single or LossGradient(batches(n))
-        q_next, memory = rule.step(n, q, memory, gradient)
+        q_next, buffer = _step(rule, n, q, buffer, gradient)
         calls += 1
         if not torch.isfinite(q_next).all():
             raise DescentError(
@@ -88,6 +88,18 @@ def descend(
             log.add(n * dt, q, (q_next - q) / dt)
         q = q_next
     return log.trajectory(calls, rule.name)
+
+
+def _step(rule: LearningRule, n: int, q: Tensor, buffer: Tensor | None, gradient) -> tuple[Tensor, Tensor]:
+    """Step ``n`` from ``q``; the buffer is minus the last step over the rate, as in ``torch.optim.SGD``."""
+    steps, k = rule.steps, rule.weight_decay
+    kept = None if buffer is None else steps.memory_of(n) * buffer
+    y = q - steps.lr * kept if steps.looks_ahead and kept is not None else q
+    push = gradient(y)
+    if k:
+        push = push + k * y
+    buffer = steps.first_share * push if kept is None else kept + push
+    return q - steps.lr * buffer, buffer
 
 
 def convergence_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
@@ -123,7 +135,7 @@ def convergence_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
 def _check(rule, f, steps, batches, every) -> None:
     if not isinstance(rule, LearningRule):
         raise TypeError(f"rule must be a LearningRule such as sgd(lr=0.1), got {type(rule).__name__}")
-    if rule.step is None:
+    if rule.steps is None:
         raise ValueError(
             f"{rule.name} has no discrete algorithm; use sgd(lr=...), nesterov(lr=...) or newtonian(lr=...), or "
             "integrate() for its flow"

@@ -436,9 +436,9 @@ def _mode_paths(rule: LearningRule, curvature: np.ndarray, z0: np.ndarray, times
     w0 = np.zeros_like(z0)
     if rule.start is not None:  # linear in the gradient, so that it acts on outputs as on parameters
         w0 = rule.start(t0, torch.from_numpy(z0), torch.from_numpy(curvature * z0)).numpy()
-    if rule.fixed_rates is not None or rule.name.startswith("Newtonian"):
+    if rule.fixed_rates is not None:
         from_place, from_speed = _oscillation(*rule.equation(t0), curvature, since)
-    elif rule.singular_at == 0.0:
+    elif rule.friction_over_t == 3:
         from_place, from_speed = _bessel(np.sqrt(curvature), times[:, None], t0)
     else:
         return _integrated(rule, curvature, z0, w0, times, t0)

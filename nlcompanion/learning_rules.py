@@ -28,6 +28,7 @@ from torch.func import grad, vmap
 
 __all__ = [
     "LearningRule",
+    "Steps",
     "bregman",
     "bregman_momentum",
     "damped",
@@ -57,25 +58,61 @@ def _constant(value: float) -> Schedule:
 
 
 @dataclass(frozen=True)
+class Steps:
+    r"""A rule's discrete algorithm as data.
+
+    .. math:: d_n = m_n d_{n-1} - \eta\,s_n\,\big(\nabla f(y_n) + k y_n\big), \quad q_{n+1} = q_n + d_n,
+              \qquad y_n = q_n + m_n d_{n-1} \text{ if the rule looks ahead, else } y_n = q_n
+
+    with :math:`s_0` the share of the gradient that the first step takes and :math:`s_n = 1` afterwards. Descent, the
+    ledger and the statements of laws read a rule's steps from here, and nothing from its name.
+
+    Attributes:
+        lr: step size :math:`\eta`.
+        time_step: time that passes in a step: :math:`\eta` for SGD, :math:`\sqrt\eta` for NAGD and Newtonian steps.
+        memory: :math:`m_n`, what is kept of the last step, dimensionless: a number, or a function of ``n``.
+        looks_ahead: whether the gradient is taken where memory alone leads.
+        first_share: :math:`s_0`, dimensionless.
+
+    Source: TK Section 1; GU Eqs. 20 and 21.
+
+    Example:
+        >>> nesterov(lr=0.01).steps.memory_of(10)
+        0.75
+    """
+
+    lr: float
+    time_step: float
+    memory: float | Callable[[int], float] = 0.0
+    looks_ahead: bool = False
+    first_share: float = 1.0
+
+    def memory_of(self, n: int) -> float:
+        """What step ``n`` keeps of the step before it; nothing for step 0."""
+        if n == 0:
+            return 0.0
+        return self.memory(n) if callable(self.memory) else self.memory
+
+
+@dataclass(frozen=True)
 class LearningRule:
     r"""The data of a learning rule; make one with the functions of this module, not by hand.
 
     Attributes:
-        name: what to call it, with its settings.
+        name: what to call it, with its settings; a label, on which nothing rests.
         alpha, beta, gamma: schedules of TK Eq. 2, functions of a 0-d tensor ``t`` (dimensionless).
         h: distance-generating function ``h(q) -> scalar``; :func:`euclidean` for all but mirror-type rules.
         weight_decay: :math:`k`, the strength of the quadratic potential, in units of ``f`` over length squared.
         grad_h_inverse: inverse of :math:`\nabla h`, or None for Newton's method.
         massless: True for gradient flow, which has an equation but no Lagrangian.
-        lr: step size :math:`\eta` of the discrete algorithm, or None if the rule has none.
-        momentum: the heavy ball's :math:`\beta`, PyTorch's convention.
-        step: one step of the discrete algorithm, ``step(n, q, memory, gradient) -> (q, memory)``, or None.
-        time_step: time that passes in a step: :math:`\eta` for SGD, :math:`\sqrt\eta` for NAGD and Newtonian steps.
+        steps: the discrete algorithm, :class:`Steps`, or None if the rule has none.
         start: the rule's own initial velocity, ``start(t0, q0, gradient) -> v0``, gradient of the potential.
         singular_at: a time at which the equation is singular (0 for Nesterov), or None.
         coefficients: ``t -> (c1, c2)`` in :math:`a = -c_1 v - c_2 (\nabla f + kq)` for Euclidean rules.
         gamma_rate: :math:`\dot\gamma` as a function of ``t``; by autodiff of ``gamma`` when not given.
         fixed_rates: what :meth:`rates` returns, where it is the same at all times; spares a derivative per call.
+        friction_over_t: :math:`r` where the equation is :math:`a = -\tfrac rt v - (\nabla f + kq)`, else None.
+        letters: mass and friction as a statement writes them, where they are arbitrary functions with names.
     """
 
     name: str
@@ -86,15 +123,24 @@ class LearningRule:
     weight_decay: float = 0.0
     grad_h_inverse: Callable[[Tensor], Tensor] | None = None
     massless: bool = False
-    lr: float | None = None
-    momentum: float = 0.0
-    step: Callable | None = field(default=None, repr=False)
-    time_step: float | None = None
+    steps: Steps | None = None
     start: Callable | None = field(default=None, repr=False)
     singular_at: float | None = None
     coefficients: Callable[[float], tuple[float, float]] | None = field(default=None, repr=False)
     gamma_rate: Schedule | None = field(default=None, repr=False)
     fixed_rates: tuple[float, float, float, float] | None = field(default=None, repr=False)
+    friction_over_t: float | None = None
+    letters: tuple[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def lr(self) -> float | None:
+        """The step size of the discrete algorithm; None without one."""
+        return None if self.steps is None else self.steps.lr
+
+    @property
+    def time_step(self) -> float | None:
+        """The time that passes in a step of the discrete algorithm; None without one."""
+        return None if self.steps is None else self.steps.time_step
 
     @property
     def is_euclidean(self) -> bool:
@@ -174,20 +220,14 @@ def newtonian(lr: float | None = None, *, half_first_step: bool = True) -> Learn
         >>> newtonian(lr=0.01).time_step
         0.1
     """
-    first = 0.5 if half_first_step else 1.0
-
-    def step(n, q, previous, gradient):
-        if previous is None:
-            return q - first * lr * gradient(q), q
-        return 2 * q - previous - lr * gradient(q), q
-
     return LearningRule(
         "Newtonian dynamics" + _settings(lr=lr),
         _constant(0.0),
         _constant(0.0),
         _constant(0.0),
         coefficients=lambda t: (0.0, 1.0),
-        **_discrete(lr, step, math.sqrt),
+        fixed_rates=(0.0, 0.0, 0.0, 0.0),
+        steps=_steps(lr, math.sqrt, memory=1.0, first_share=0.5 if half_first_step else 1.0),
     )
 
 
@@ -212,12 +252,6 @@ def nesterov(lr: float | None = None) -> LearningRule:
         >>> nesterov().equation(1.5)
         (2.0, 1.0)
     """
-
-    def step(n, w, y, gradient):
-        y = w if y is None else y
-        w_next = y - lr * gradient(y)
-        return w_next, w_next + n / (n + 3) * (w_next - w)  # k = n + 1 in GU's numbering
-
     return LearningRule(
         "Nesterov's accelerated gradient" + _settings(lr=lr),
         lambda t: math.log(2) - torch.log(t),
@@ -226,7 +260,8 @@ def nesterov(lr: float | None = None) -> LearningRule:
         coefficients=lambda t: (3.0 / t, 1.0),
         start=lambda t0, q0, gradient: -(t0 / 4) * gradient,
         singular_at=0.0,
-        **_discrete(lr, step, math.sqrt),
+        friction_over_t=3.0,
+        steps=_steps(lr, math.sqrt, memory=lambda n: (n - 1) / (n + 2), looks_ahead=True),
     )
 
 
@@ -286,22 +321,13 @@ def sgd(lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> Learning
         )
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay must be >= 0, got {weight_decay}; a negative one drives q to infinity")
-
-    def step(n, q, buffer, gradient):
-        g = gradient(q)
-        if weight_decay:
-            g = g + weight_decay * q
-        buffer = g if buffer is None else momentum * buffer + g
-        return q - lr * buffer, buffer
-
     return _damped(
         "SGD" + _settings(lr=lr, momentum=momentum or None, weight_decay=weight_decay or None),
         lr * (1 + momentum) / 2,
         1 - momentum,
         weight_decay=weight_decay,
         start=lambda t0, q0, gradient: -gradient / (1 + momentum),
-        momentum=momentum,
-        **_discrete(lr, step, lambda lr: lr),
+        steps=_steps(lr, lambda lr: lr, memory=momentum),
     )
 
 
@@ -386,6 +412,7 @@ def general(kappa2: Schedule, kappa1: Schedule, *, t_ref: float = 1.0) -> Learni
         gamma,
         coefficients=coefficients,
         gamma_rate=ratio,
+        letters=("kappa2", "kappa1"),
     )
 
 
@@ -575,11 +602,11 @@ def _damped(name: str, mass: float, friction: float, **more) -> LearningRule:
     )
 
 
-def _discrete(lr: float | None, step: Callable, time_step: Callable[[float], float]) -> dict:
+def _steps(lr: float | None, time_step: Callable[[float], float], **more) -> Steps | None:
     if lr is None:
-        return {}
+        return None
     lr = _positive("lr", lr)
-    return {"lr": lr, "step": step, "time_step": time_step(lr)}
+    return Steps(lr, time_step(lr), **more)
 
 
 def _positive(name: str, value: float) -> float:

@@ -1,6 +1,7 @@
 """Learning rules: every equation of motion is differentiated out of its Lagrangian, never typed in twice."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import quartic
 
+from nlcompanion.descent import descend
+from nlcompanion.kernels import linearized_dynamics
+from nlcompanion.laws import Ledger, data_rotation, homogeneous, linear
 from nlcompanion.learning_rules import (
     LearningRule,
+    Steps,
     bregman,
     bregman_momentum,
     damped,
@@ -23,6 +28,7 @@ from nlcompanion.learning_rules import (
     sgd,
 )
 from nlcompanion.mechanics import acceleration, generalized_momentum
+from nlcompanion.networks import flat_loss, mlp
 
 Q = torch.tensor([0.8, 1.3], dtype=torch.float64)
 V = torch.tensor([0.4, -0.2], dtype=torch.float64)
@@ -125,6 +131,76 @@ def test_rules_are_frozen():
         damped(1.0, 1.0).weight_decay = 3.0
     assert isinstance(sgd(0.1), LearningRule)
     assert "lr=0.1" in repr(sgd(0.1))
+
+
+# --- a name is a label ---------------------------------------------------------------------------------------------
+
+RULES = EUCLIDEAN | {
+    "gradient flow": gradient_flow(),
+    "plain sgd": sgd(0.05),
+    "nesterov steps": nesterov(lr=0.05),
+    "newtonian steps": newtonian(lr=0.05),
+    "full first step": newtonian(lr=0.05, half_first_step=False),
+    "decayed newtonian steps": replace(newtonian(lr=0.05), weight_decay=0.1),
+}
+LABELS = ("x", "Nesterov's other rule", "Newtonian", "general dynamics", "SGD")
+
+
+@pytest.fixture(scope="module")
+def net():
+    x = torch.linspace(-1, 1, 20, dtype=torch.float64).view(5, 4).sin()
+    f = flat_loss(mlp((4, 3, 3, 1), ["linear", "relu"], seed=1), x, x[:, :1], torch.nn.functional.mse_loss)
+    return f, (homogeneous(f, layer=2), linear(f, layer=1), data_rotation(f))
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("label", LABELS)
+def test_a_name_decides_no_law(rule, label, net):
+    _, laws = net
+    renamed = replace(rule, name=label)
+    for law in laws:
+        assert law.under(renamed).statement == law.under(rule).statement
+
+
+def test_every_rule_has_its_own_statement(net):
+    """The control of the test above: what tells rules apart is not lost with their names."""
+    _, laws = net
+    apart = [rule for name, rule in RULES.items() if name not in ("full first step", "bregman")]
+    assert len({laws[0].under(rule).statement for rule in apart}) == len(apart) - 1  # general as Nesterov's
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES.values() if r.steps], ids=[n for n, r in RULES.items() if r.steps])
+@pytest.mark.parametrize("label", LABELS)
+def test_a_name_changes_no_step_and_no_account(rule, label, net):
+    f, (*laws, _) = net  # so small a data set turns the first layer
+    runs = []
+    for each in (rule, replace(rule, name=label)):
+        ledger = Ledger(laws, rule=each)
+        run = descend(each, f, f.q0, steps=12, record=lambda t, q, v, book=ledger: {**book.record(t, q, v), "q": q @ v})
+        runs.append((run.record["q"], ledger[0].finite_step, ledger[0].momentum, ledger[1].worst))
+        assert float(run.record["residual"].max()) < 1e-12
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+def test_the_ledger_reads_the_steps_that_a_rule_has(net):
+    """The control: the books of one rule's steps do not close on another's."""
+    f, (*laws, _) = net
+    wrong = Ledger(laws, rule=sgd(0.05, 0.9))
+    steps = replace(sgd(0.05, 0.9), steps=Steps(0.05, 0.05, memory=lambda n: 0.9 * n / (n + 1)))
+    run = descend(steps, f, f.q0, steps=12, record=wrong.record)
+    assert float(run.record["residual"].max()) > 1e-6
+    right = Ledger(laws, rule=steps)
+    assert float(descend(steps, f, f.q0, steps=12, record=right.record).record["residual"].max()) < 1e-12
+    assert laws[0].under(steps).steps.startswith("ΔC(n) - m(n) ΔC(n-1) = Q(d(n)) + m(n) Q(d(n-1))")
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES.values() if not r.weight_decay])
+def test_a_name_changes_no_prediction_of_the_kernel(rule):
+    H = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
+    u0, y = torch.tensor([0.0, 1.0]), torch.tensor([1.0, -1.0])
+    plain = linearized_dynamics(H, u0, y, [0.5, 1.0, 2.0], rule, t0=0.5)
+    renamed = linearized_dynamics(H, u0, y, [0.5, 1.0, 2.0], replace(rule, name="Newtonian"), t0=0.5)
+    assert torch.equal(plain, renamed)
 
 
 # --- arguments ----------------------------------------------------------------------------------------------------
