@@ -1,4 +1,4 @@
-"""The command line (private): ``python -m nlcompanion train | sweep | results``.
+"""The command line : ``python -m nlcompanion train | sweep``.
 
 Nothing here loads torch before a run begins, so that help and errors come at once.
 """
@@ -21,12 +21,12 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nlcompanion._train_config import TrainConfig
+from nlcompanion.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from nlcompanion._sweep import Record, Sweep
+    from nlcompanion.training.sweeps.records import Record, Sweep
 
 OK, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 PATIENCE = "10s"  # for a Dask scheduler to answer
@@ -46,7 +46,6 @@ Train networks and sweep over their settings, and keep every run in a file.
 commands:
   train    one run
   sweep    every combination of the settings that are given as lists
-  results  the book's long experiments
 
 `python -m nlcompanion COMMAND --help` tells more.
 """
@@ -90,10 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     with _plain_warnings():
         try:
-            if argv[:1] == ["results"]:
-                from nlcompanion import results
-
-                return results.main(argv[1:])
             return _run(_parsed(argv))
         except _Wrong as error:
             print(f"nlcompanion: error: {error}", file=sys.stderr)
@@ -142,7 +137,6 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
             usage="%(prog)s [options] [settings]",
         )
         _add_options(command, several=name == "sweep")
-    commands.add_parser("results", add_help=False)
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         raise _Wrong(_unknown(unknown[0], options.command))
@@ -308,8 +302,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.version:
         return _version()
     configs = _configs(options)
-    from nlcompanion._sweep import sweep
-    from nlcompanion._sweep_records import SweepError
+    from nlcompanion.training.sweeps.records import SweepError
+    from nlcompanion.training.sweeps.sweep import sweep
 
     try:
         if options.dry_run:
@@ -348,7 +342,7 @@ class _Lines:
     """Says of every run that ends how it did."""
 
     def __init__(self, options: argparse.Namespace, configs: Sequence[TrainConfig]):
-        from nlcompanion._sweep import sweep
+        from nlcompanion.training.sweeps.sweep import sweep
 
         done = ("finished", "diverged", "failed") if options.keep_failed else ("finished", "diverged")
         there = sweep(configs, options.folder, run=False).status

@@ -6,12 +6,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from nlcompanion.datasets import Dataset, kmnist
-from nlcompanion.descent import descend
-from nlcompanion.laws import Law, homogeneous
-from nlcompanion.learning_rules import LearningRule, nesterov, newtonian, sgd
-from nlcompanion.networks import FlatLoss, RePU, flat_loss, mlp
-from nlcompanion.results import describe, result, thin
+from nlcompanion.book.results import thin
+from nlcompanion.datasets.dataset import Dataset, describe
+from nlcompanion.datasets.kmnist import kmnist
+from nlcompanion.dynamics.descent import descend
+from nlcompanion.dynamics.learning_rules import LearningRule, nesterov, newtonian, sgd
+from nlcompanion.laws.law import Law
+from nlcompanion.laws.of_layers import homogeneous
+from nlcompanion.networks.activations import RePU
+from nlcompanion.networks.flat_loss import FlatLoss, flat_loss
+from nlcompanion.networks.mlp import mlp
+from studies.recipes import result
 
 
 @result("GU Fig. 1 on KMNIST: the squared norms of two layers and their balance under GD, ND and NAGD")

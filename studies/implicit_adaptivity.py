@@ -1,7 +1,7 @@
 """The long runs behind the chapter on implicit adaptivity (private): TK Fig. 4, at any size.
 
 The study on the digits takes minutes. Tiny ImageNet's is 168 runs of VGG-11, for a GPU and a folder that keeps what is
-done: ``NLCOMPANION_RUNS=FOLDER python -m nlcompanion.results tk_fig4_tiny_imagenet``. Called again, it goes on.
+done: ``NLCOMPANION_RUNS=FOLDER python -m studies tk_fig4_tiny_imagenet``. Called again, it goes on.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 
 import torch
 
-from nlcompanion._files import DataError
-from nlcompanion.results import result
-from nlcompanion.training import Sweep, TrainConfig, sweep
+from nlcompanion.datasets.download import DataError
+from nlcompanion.training.config import TrainConfig
+from nlcompanion.training.sweeps.records import Sweep
+from nlcompanion.training.sweeps.sweep import sweep
+from studies.recipes import result
 
 RUNS = "NLCOMPANION_RUNS"  # a folder in which unfinished sweeps are kept, so that the next call goes on with them
 NORMS = {"free": False, "constrained": True}

@@ -10,12 +10,15 @@ from torch.func import grad
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
 
-from nlcompanion.datasets import digits
-from nlcompanion.descent import descend
-from nlcompanion.kernels import linearized_dynamics, ntk, output_motion
-from nlcompanion.learning_rules import LearningRule, newtonian, sgd
-from nlcompanion.networks import Ensemble, ensemble, flat_loss
-from nlcompanion.results import describe, result
+from nlcompanion.datasets.dataset import describe
+from nlcompanion.datasets.digits import digits
+from nlcompanion.dynamics.descent import descend
+from nlcompanion.dynamics.learning_rules import LearningRule, newtonian, sgd
+from nlcompanion.dynamics.linearized import linearized_dynamics
+from nlcompanion.networks.ensembles import Ensemble, ensemble
+from nlcompanion.networks.flat_loss import flat_loss
+from nlcompanion.networks.tangent_kernel import ntk, output_motion
+from studies.recipes import result
 
 SIZES = {  # widths and the number of seeds of each family of networks
     "gaussian": ((64, 128, 256, 512, 1024, 2048), 64),

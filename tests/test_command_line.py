@@ -10,8 +10,8 @@ from dataclasses import fields
 
 import pytest
 
-from nlcompanion import TrainConfig, _cli, sweep
-from nlcompanion._cli import main
+from nlcompanion import TrainConfig, command_line, sweep
+from nlcompanion.command_line import main
 
 SMALL = ["--epochs", "2", "--subset", "64", "--batch-size", "32", "--width", "0.5"]
 CONFIG = {"epochs": 2, "subset": 64, "batch_size": 32, "width": 0.5}
@@ -34,7 +34,7 @@ def call(tmp_path, monkeypatch, capsys):
 
 def planned(command: str) -> list[TrainConfig]:
     """The configurations of a command, which is not run."""
-    return _cli._configs(_cli._parsed(command.split()))
+    return command_line._configs(command_line._parsed(command.split()))
 
 
 # --- help -----------------------------------------------------------------------------------------------------------
@@ -48,7 +48,6 @@ def planned(command: str) -> list[TrainConfig]:
         ("--version", 0),
         ("train --help", 0),
         ("sweep --help", 0),
-        ("results --help", 0),
         ("sweep --lr much", 2),
         ("sweep --momentum 2", 2),
         ("sweep --dry-run --lr 0.1 0.2", 0),
@@ -56,7 +55,7 @@ def planned(command: str) -> list[TrainConfig]:
 )
 def test_answers_that_need_no_torch_do_not_load_it(tmp_path, words, code):
     program = (
-        "import sys\nfrom nlcompanion._cli import main\ntry:\n    code = main(sys.argv[1:])\n"
+        "import sys\nfrom nlcompanion.command_line import main\ntry:\n    code = main(sys.argv[1:])\n"
         "except SystemExit as end:\n    code = end.code or 0\n"
         "print(code, [m for m in ('torch', 'numpy', 'scipy', 'tqdm') if m in sys.modules], file=sys.stderr)\n"
     )
@@ -70,7 +69,6 @@ def test_the_module_is_a_program(tmp_path):
     for words, code, said in (
         ("train --help", 0, "exit status:"),
         ("train --lr 0", 2, "nlcompanion: error: lr is a number > 0"),
-        ("results --help", 0, "Run the book's long experiments"),
     ):
         command = [sys.executable, "-m", "nlcompanion", *words.split()]
         run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -82,25 +80,16 @@ def test_the_module_is_a_program(tmp_path):
 def test_every_setting_is_an_option_with_its_meaning_and_default(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
-    explained = _cli._explanations()
+    explained = command_line._explanations()
     text = " ".join(out.split())
     for setting in fields(TrainConfig):
         assert f"--{setting.name.replace('_', '-')} " in text
         assert explained[setting.name]
-        meaning = f"{explained[setting.name]} (default: {_cli._shown(setting.default)})"
+        meaning = f"{explained[setting.name]} (default: {command_line._shown(setting.default)})"
         assert " ".join(meaning.split()) in text
         assert ":math:" not in meaning
         assert "`" not in meaning
     assert all(f"\n  {exit_code:>3}  " in out for exit_code in (0, 1, 2, 3, 130))
-
-
-def test_results_are_passed_on(call):
-    code, out, _ = call("results", "--list")
-    assert code == 0
-    assert "gu_fig1_kmnist  GU Fig. 1" in out
-    code, _, err = call("results", "nonsense")
-    assert code == 2
-    assert "no such result: nonsense" in err
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -179,7 +168,7 @@ def test_a_file_of_settings(tmp_path):
 def test_mistakes_are_said_in_one_line(call, tmp_path, monkeypatch, words, said):
     if "--dask tcp" in words:
         pytest.importorskip("dask.distributed")
-    monkeypatch.setattr(_cli, "PATIENCE", "0.2s")
+    monkeypatch.setattr(command_line, "PATIENCE", "0.2s")
     for name, text in (
         ("broken", '{"lr": 0.1'), ("word", '"lr"'), ("typo", '{"momentun": 0.1}'), ("two", '{"lr": [0.1, 0.2]}'),
         ("none", "[]"), ("brackets", "[" * 100_000),
@@ -303,7 +292,7 @@ def test_a_terminal_that_cannot_show_the_folders_name(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe whose reader has left")
 def test_a_reader_who_leaves_early(tmp_path):
     program = (
-        "import os, sys\nfrom nlcompanion._cli import main\nread, write = os.pipe()\nos.close(read)\n"
+        "import os, sys\nfrom nlcompanion.command_line import main\nread, write = os.pipe()\nos.close(read)\n"
         "os.dup2(write, 1)\nsys.exit(main(sys.argv[1:]))\n"
     )
     words = ["sweep", "--dry-run", "--seed", *map(str, range(600))]

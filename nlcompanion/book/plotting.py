@@ -159,7 +159,7 @@ def convergence(
         'log'
         >>> plt.close(figure)
     """
-    from nlcompanion.descent import convergence_order  # not before it is needed: it brings torch
+    from nlcompanion.dynamics.descent import convergence_order  # not before it is needed: it brings torch
 
     unknown = {*(guides or ()), *([control] if control else [])} - set(curves)
     if unknown:

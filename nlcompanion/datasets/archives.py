@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from nlcompanion._files import DataError, unreadable
+from nlcompanion.datasets.download import DataError, unreadable
 
 LARGEST_MEMBER = 16 << 20  # bytes; an image has about 2 KB, the longest list 3 MB
 LARGEST_TOTAL = 1 << 30  # bytes unpacked, headers included; the official archive has about 0.3 GB

@@ -7,19 +7,17 @@ system, and are downloaded to the cache if they are in neither. Nothing is writt
 Published checksums are verified; anything wrong with a file is a :class:`DataError`.
 """
 
+from __future__ import annotations
+
 import math
-import os
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from operator import index as as_integer
-from typing import Literal
 
 import numpy as np
 import torch
 
-from nlcompanion import _kmnist, _tiny_imagenet
-from nlcompanion._files import DataError, named_folder
-
-__all__ = ["DataError", "Dataset", "digits", "kmnist", "tiny_imagenet"]
+__all__ = ["Dataset", "describe"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +81,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, which: "slice | torch.Tensor | np.ndarray | list[int]") -> "Dataset":
+    def __getitem__(self, which: slice | torch.Tensor | np.ndarray | list[int]) -> Dataset:
         """The subset at a slice, at a list or tensor of indices, or where a mask is true."""
         if not isinstance(which, slice):
             which = self._indices(which)
@@ -113,7 +111,7 @@ class Dataset:
             )
         return index
 
-    def first(self, n: int) -> "Dataset":
+    def first(self, n: int) -> Dataset:
         """The first ``n`` samples, in the order of the files.
 
         Raises:
@@ -126,7 +124,7 @@ class Dataset:
         """
         return self[: self._count(n)]
 
-    def balanced(self, n: int, seed: int = 0) -> "Dataset":
+    def balanced(self, n: int, seed: int = 0) -> Dataset:
         """``n`` samples drawn without repetition, the classes as equal in number as the data allow.
 
         The same ``seed`` gives the same samples on every machine, and a smaller ``n`` a part of them: the
@@ -162,7 +160,7 @@ class Dataset:
         return count
 
     def tensors(
-        self, dtype: torch.dtype = torch.float64, *, flatten: bool = False, standardize: "bool | Dataset" = True
+        self, dtype: torch.dtype = torch.float64, *, flatten: bool = False, standardize: bool | Dataset = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""Inputs for a network, and labels.
 
@@ -232,162 +230,27 @@ def _check_split(split: str, known: tuple[str, ...]) -> None:
         )
 
 
-def digits(split: Literal["train", "test", "all"] = "train") -> Dataset:
-    """Handwritten digits, 8 x 8 pixels in 17 grey levels, from scikit-learn: nothing is downloaded.
+# --- what an experiment returns -----------------------------------------------------------------------------------
 
-    Of the 1797 images, 80 % of every class are for training and 20 % for testing, drawn once for all and the
-    same on every machine; both keep the order of the files. The digits of one writer can be in both.
 
-    Args:
-        split: ``"train"`` (1438 images), ``"test"`` (359) or ``"all"`` (1797).
+def describe(dataset) -> dict:
+    """What identifies a :class:`nlcompanion.datasets.Dataset` in a result: its name, size, origin and checksum.
 
-    Returns:
-        Images of shape (N, 1, 8, 8), with ``levels`` 16.
-
-    Raises:
-        ValueError: if ``split`` is none of the three.
+    The checksum is SHA-256 of the images' bytes and the labels' bytes (little-endian int64), whatever files they came
+    from.
 
     Example:
         >>> from nlcompanion import digits
-        >>> digits("test")
-        Dataset(digits test: 359 images of 1 x 8 x 8, 10 classes)
-        >>> digits("test").images[0, 0, 0].tolist()
-        [0, 0, 0, 12, 13, 5, 0, 0]
+        >>> about = describe(digits("test").first(10))
+        >>> about["name"], about["samples"], len(about["sha256"])
+        ('digits test', 10, 64)
     """
-    _check_split(split, ("train", "test", "all"))
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    everything = Dataset(
-        name="digits",
-        images=torch.from_numpy(raw.images.astype(np.uint8))[:, None],
-        labels=torch.from_numpy(raw.target.astype(np.int64)),
-        classes=tuple("0123456789"),
-        levels=16,
-        source="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning "
-        "Repository (1998); the test set, as scikit-learn carries it",
-        licence="CC BY 4.0",
-    )
-    if split == "all":
-        return everything
-    order = _random_order(len(everything), seed=1797)
-    train = np.zeros(len(everything), dtype=bool)
-    for label in range(10):
-        members = order[everything.labels.numpy()[order] == label]
-        train[members[: round(0.8 * len(members))]] = True
-    part = everything[torch.from_numpy(train if split == "train" else ~train)]
-    return replace(part, name=f"digits {split}")
-
-
-def kmnist(
-    split: Literal["train", "test"] = "train",
-    *,
-    folder: str | os.PathLike | None = None,
-    download: bool = True,
-    progress: bool = True,
-) -> Dataset:
-    """Kuzushiji-MNIST: ten cursive Japanese characters, 28 x 28 pixels (about 18 MB to download for training).
-
-    The four official files, gzipped (their MD5 checksums are verified) or unpacked, may lie in the folder
-    itself, in its sub-folder ``kmnist`` or in ``KMNIST/raw``.
-
-    Args:
-        split: ``"train"`` (60,000 images) or ``"test"`` (10,000).
-        folder: where to look first, instead of the folder that ``NLCOMPANION_DATA`` names; read, never written.
-        download: fetch what is neither there nor in the cache, from the publisher to the cache.
-        progress: show a bar while downloading.
-
-    Returns:
-        Images of shape (N, 1, 28, 28), with ``levels`` 255. The papers' small experiments take ``first(1000)``.
-
-    Raises:
-        DataError: if the files are missing, damaged or not the published ones, or cannot be downloaded.
-        ValueError: if ``split`` is neither of the two.
-
-    Example:
-        >>> from nlcompanion import kmnist
-        >>> kmnist("test", folder="/data")  # doctest: +SKIP
-        Dataset(kmnist test: 10000 images of 1 x 28 x 28, 10 classes)
-
-    Source: T. Clanuwat et al., Deep Learning for Classical Japanese Literature (2018), arXiv:1812.01718.
-    """
-    _check_split(split, ("train", "test"))
-    images, labels = _kmnist.load(split, named_folder(folder), download, progress)
-    return Dataset(
-        name=f"kmnist {split}",
-        images=torch.from_numpy(images)[:, None],
-        labels=torch.from_numpy(labels.astype(np.int64)),
-        classes=_kmnist.CLASSES,
-        source='"KMNIST Dataset" (created by CODH), adapted from "Kuzushiji Dataset" (created by NIJL and '
-        "others), doi:10.20676/00000341",
-        licence="CC BY-SA 4.0",
-    )
-
-
-def tiny_imagenet(
-    split: Literal["train", "val"] = "train",
-    *,
-    folder: str | os.PathLike | None = None,
-    classes: int | None = None,
-    per_class: int | None = None,
-    download: bool = True,
-    progress: bool = True,
-) -> Dataset:
-    """Tiny ImageNet: photographs of 200 kinds of things, 64 x 64 pixels in colour (248 MB to download).
-
-    The folder, or its sub-folder ``tiny-imagenet``, may hold the official data set unpacked
-    (``tiny-imagenet-200/``), the official ``tiny-imagenet-200.zip`` (its MD5 checksum is verified), or tar
-    archives that each unpack to a part of ``tiny-imagenet-200/``. Archives are read in place. Decoded images
-    are kept in the cache (12 KB each) and found again as long as the files stay the same.
-
-    The samples go round the classes, in the order of the official ``wnids.txt``: the first image of each class,
-    then the second of each, and so on. So ``first(n)`` is balanced, and a smaller selection is a part of a
-    larger one. Grey photographs get three equal channels.
-
-    Args:
-        split: ``"train"`` (500 images per class) or ``"val"`` (50); the labels of the test images are unpublished.
-        folder: where to look first, instead of the folder that ``NLCOMPANION_DATA`` names; read, never written.
-        classes: take only the first so many classes, 1 to 200.
-        per_class: take only the first so many images of each class.
-        download: fetch the official archive to the cache if the data set is neither there nor in the folder.
-        progress: show bars while downloading and decoding.
-
-    Returns:
-        Images of shape (classes * per_class, 3, 64, 64), with ``levels`` 255.
-
-    Raises:
-        DataError: if files are missing, damaged or wrongly laid out, or cannot be downloaded.
-        ValueError: if an argument is out of range.
-
-    Example:
-        >>> from nlcompanion import tiny_imagenet
-        >>> tiny_imagenet("train", classes=10, per_class=100)  # doctest: +SKIP
-        Dataset(tiny imagenet train: 1000 images of 3 x 64 x 64, 10 classes)
-
-    Source: the course CS231n of Stanford University, from ImageNet (O. Russakovsky et al., 2015).
-    """
-    _check_split(split, ("train", "val"))
-    official = _tiny_imagenet.OFFICIAL
-    classes = _up_to(official.classes, classes, "classes")
-    per_class = _up_to(getattr(official, split), per_class, "per_class")
-    source = _tiny_imagenet.locate(named_folder(folder), download, progress)
-    found = _tiny_imagenet.load(source, split, classes, per_class, progress)
-    return Dataset(
-        name=f"tiny imagenet {split}",
-        images=torch.from_numpy(found.images),
-        labels=torch.from_numpy(found.labels),
-        classes=found.names,
-        source="Tiny ImageNet, course CS231n of Stanford University, from ImageNet (Russakovsky et al., 2015)",
-        licence="ImageNet's terms of access: research and education, not for commerce",
-    )
-
-
-def _up_to(most: int, value: int | None, name: str) -> int:
-    if value is None:
-        return most
-    count = as_integer(value)
-    if isinstance(value, bool) or not 1 <= count <= most:
-        raise ValueError(
-            f"{name} is an integer from 1 to {most} for this split, got {value!r}; leave it out to have all {most}"
-        )
-    return count
+    checksum = sha256(dataset.images.contiguous().numpy().tobytes())
+    checksum.update(dataset.labels.numpy().astype("<i8").tobytes())
+    return {
+        "name": dataset.name,
+        "samples": len(dataset),
+        "sha256": checksum.hexdigest(),
+        "source": dataset.source,
+        "licence": dataset.licence,
+    }

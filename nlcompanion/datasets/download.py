@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,18 +95,6 @@ def verify(path: Path, md5: str) -> None:
             "it is truncated, damaged or another file, and would give wrong data without a warning; "
             "delete it and fetch it again"
         )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place at the end, or vanishes on any error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def download(url: str, path: Path, *, md5: str, limit: int, progress: bool = True) -> Path:
@@ -241,15 +228,6 @@ def _plainly(error: Exception) -> str:
         if sign in text:
             return meaning
     return text
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file to ``*.corrupt``, next to those that were there before; its new path."""
-    count = 0
-    while (aside := path.with_name(f"{path.name}.{count}.corrupt" if count else f"{path.name}.corrupt")).exists():
-        count += 1
-    path.rename(aside)
-    return aside
 
 
 @contextmanager

@@ -1,14 +1,20 @@
-"""Kuzushiji-MNIST's files (private): found or fetched, verified, read from the idx format."""
+"""Kuzushiji-MNIST's files: found or fetched, verified, read from the idx format."""
 
 import gzip
 import math
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 
-from nlcompanion._files import DataError, cache_folder, download, nowhere, unreadable, verify
+from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion.datasets.download import DataError, cache_folder, download, named_folder, nowhere, unreadable, verify
+
+__all__ = ["kmnist"]
 
 CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 URL = "https://codh.rois.ac.jp/kmnist/dataset/kmnist/"
@@ -158,3 +164,48 @@ def read_idx(path: Path, shape: tuple[int, ...], md5: str | None = None) -> np.n
     except OSError as error:
         raise unreadable(path, error) from error
     return parse_idx(data, shape, str(path))
+
+
+def kmnist(
+    split: Literal["train", "test"] = "train",
+    *,
+    folder: str | os.PathLike | None = None,
+    download: bool = True,
+    progress: bool = True,
+) -> Dataset:
+    """Kuzushiji-MNIST: ten cursive Japanese characters, 28 x 28 pixels (about 18 MB to download for training).
+
+    The four official files, gzipped (their MD5 checksums are verified) or unpacked, may lie in the folder
+    itself, in its sub-folder ``kmnist`` or in ``KMNIST/raw``.
+
+    Args:
+        split: ``"train"`` (60,000 images) or ``"test"`` (10,000).
+        folder: where to look first, instead of the folder that ``NLCOMPANION_DATA`` names; read, never written.
+        download: fetch what is neither there nor in the cache, from the publisher to the cache.
+        progress: show a bar while downloading.
+
+    Returns:
+        Images of shape (N, 1, 28, 28), with ``levels`` 255. The papers' small experiments take ``first(1000)``.
+
+    Raises:
+        DataError: if the files are missing, damaged or not the published ones, or cannot be downloaded.
+        ValueError: if ``split`` is neither of the two.
+
+    Example:
+        >>> from nlcompanion import kmnist
+        >>> kmnist("test", folder="/data")  # doctest: +SKIP
+        Dataset(kmnist test: 10000 images of 1 x 28 x 28, 10 classes)
+
+    Source: T. Clanuwat et al., Deep Learning for Classical Japanese Literature (2018), arXiv:1812.01718.
+    """
+    _check_split(split, ("train", "test"))
+    images, labels = load(split, named_folder(folder), download, progress)
+    return Dataset(
+        name=f"kmnist {split}",
+        images=torch.from_numpy(images)[:, None],
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        classes=CLASSES,
+        source='"KMNIST Dataset" (created by CODH), adapted from "Kuzushiji Dataset" (created by NIJL and '
+        "others), doi:10.20676/00000341",
+        licence="CC BY-SA 4.0",
+    )

@@ -10,13 +10,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import index as as_integer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 
-from nlcompanion._archives import Entry, first_name, open_zip, read_limited, read_tar
-from nlcompanion._files import DataError, cache_folder, checksum, download, nowhere, replacing, unreadable, verify
+from nlcompanion._storage import replacing
+from nlcompanion.datasets.archives import Entry, first_name, open_zip, read_limited, read_tar
+from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion.datasets.download import (
+    DataError,
+    cache_folder,
+    checksum,
+    download,
+    named_folder,
+    nowhere,
+    unreadable,
+    verify,
+)
+
+__all__ = ["tiny_imagenet"]
 
 ROOT = "tiny-imagenet-200"
 ZIP = f"{ROOT}.zip"
@@ -371,3 +386,72 @@ def _subset(found: Decoded, have: tuple[int, int], want: tuple[int, int]) -> Dec
     labels = found.labels.reshape(per_class, classes)[:few, :some]
     images = np.ascontiguousarray(images).reshape(-1, *found.images.shape[1:])
     return Decoded(images, labels.reshape(-1), found.names[:some], found.gaps)
+
+
+def tiny_imagenet(
+    split: Literal["train", "val"] = "train",
+    *,
+    folder: str | os.PathLike | None = None,
+    classes: int | None = None,
+    per_class: int | None = None,
+    download: bool = True,
+    progress: bool = True,
+) -> Dataset:
+    """Tiny ImageNet: photographs of 200 kinds of things, 64 x 64 pixels in colour (248 MB to download).
+
+    The folder, or its sub-folder ``tiny-imagenet``, may hold the official data set unpacked
+    (``tiny-imagenet-200/``), the official ``tiny-imagenet-200.zip`` (its MD5 checksum is verified), or tar
+    archives that each unpack to a part of ``tiny-imagenet-200/``. Archives are read in place. Decoded images
+    are kept in the cache (12 KB each) and found again as long as the files stay the same.
+
+    The samples go round the classes, in the order of the official ``wnids.txt``: the first image of each class,
+    then the second of each, and so on. So ``first(n)`` is balanced, and a smaller selection is a part of a
+    larger one. Grey photographs get three equal channels.
+
+    Args:
+        split: ``"train"`` (500 images per class) or ``"val"`` (50); the labels of the test images are unpublished.
+        folder: where to look first, instead of the folder that ``NLCOMPANION_DATA`` names; read, never written.
+        classes: take only the first so many classes, 1 to 200.
+        per_class: take only the first so many images of each class.
+        download: fetch the official archive to the cache if the data set is neither there nor in the folder.
+        progress: show bars while downloading and decoding.
+
+    Returns:
+        Images of shape (classes * per_class, 3, 64, 64), with ``levels`` 255.
+
+    Raises:
+        DataError: if files are missing, damaged or wrongly laid out, or cannot be downloaded.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> from nlcompanion import tiny_imagenet
+        >>> tiny_imagenet("train", classes=10, per_class=100)  # doctest: +SKIP
+        Dataset(tiny imagenet train: 1000 images of 3 x 64 x 64, 10 classes)
+
+    Source: the course CS231n of Stanford University, from ImageNet (O. Russakovsky et al., 2015).
+    """
+    _check_split(split, ("train", "val"))
+    official = OFFICIAL
+    classes = _up_to(official.classes, classes, "classes")
+    per_class = _up_to(getattr(official, split), per_class, "per_class")
+    source = locate(named_folder(folder), download, progress)
+    found = load(source, split, classes, per_class, progress)
+    return Dataset(
+        name=f"tiny imagenet {split}",
+        images=torch.from_numpy(found.images),
+        labels=torch.from_numpy(found.labels),
+        classes=found.names,
+        source="Tiny ImageNet, course CS231n of Stanford University, from ImageNet (Russakovsky et al., 2015)",
+        licence="ImageNet's terms of access: research and education, not for commerce",
+    )
+
+
+def _up_to(most: int, value: int | None, name: str) -> int:
+    if value is None:
+        return most
+    count = as_integer(value)
+    if isinstance(value, bool) or not 1 <= count <= most:
+        raise ValueError(
+            f"{name} is an integer from 1 to {most} for this split, got {value!r}; leave it out to have all {most}"
+        )
+    return count

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nlcompanion.flows import LossGradient, Recorder, Trajectory
-from nlcompanion.learning_rules import LearningRule
-from nlcompanion.mechanics import as_point
+from nlcompanion._arguments import as_point
+from nlcompanion.dynamics.gradient import LossGradient
+from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.dynamics.trajectory import Recorder, Trajectory
 
 __all__ = ["DescentError", "convergence_order", "descend"]
 

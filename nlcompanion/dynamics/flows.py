@@ -10,313 +10,34 @@ Rules with a Euclidean metric integrate ``(q, v)``; mirror-type rules integrate 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import scipy.integrate
 import torch
 from torch import Tensor
-from torch.func import grad, hessian
 
-from nlcompanion.learning_rules import LearningRule
-from nlcompanion.mechanics import _span, acceleration, as_point
+from nlcompanion._arguments import as_point, time_span
+from nlcompanion.dynamics.equations import (
+    _Beside,
+    _function,
+    _Particle,
+    _set_up,
+    _Stalled,
+    _System,
+)
+from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.dynamics.trajectory import FlowError, Recorder, Trajectory
 
-__all__ = ["FlowError", "Trajectory", "integrate"]
+__all__ = ["integrate"]
 
 _EXPLICIT = ("RK23", "RK45", "DOP853")
 _IMPLICIT = ("Radau", "BDF", "LSODA")
 _MAX_NFEV = 100_000
 _MAX_JACOBIAN_BYTES = 2**31
 _WARN_STORED_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """A trajectory, continuous or discrete.
-
-    Attributes:
-        t: times, shape ``(T,)``.
-        q: points, shape ``(T, n)``; the last one only, ``(1, n)``, where ``record`` replaced the stored states.
-        v: velocities, same shape as ``q``. Of a discrete run: ``(q[n+1] - q[n]) / dt``.
-        record: what ``record`` returned, as a dict of tensors of shape ``(T,)``.
-        nfev: gradient evaluations (or calls of the right-hand side) spent.
-        method: solver or algorithm.
-        beside: what was integrated beside the state, from 0 at the start: shape ``(T, ...)``; None if nothing was.
-
-    All are float64 CPU tensors without gradient.
-    """
-
-    t: Tensor
-    q: Tensor
-    v: Tensor
-    record: dict[str, Tensor] = field(default_factory=dict)
-    nfev: int = 0
-    method: str = ""
-    beside: Tensor | None = None
-
-    def __repr__(self) -> str:
-        span = f"t = {self.t[0]:.4g} .. {self.t[-1]:.4g}" if len(self.t) else "empty"
-        return f"Trajectory({self.method}, {len(self.t)} times, {span}, n = {self.q.shape[-1]}, nfev = {self.nfev})"
-
-
-class FlowError(RuntimeError):
-    """An integration that could not be finished; ``trajectory`` holds what was reached."""
-
-    def __init__(self, message: str, trajectory: Trajectory):
-        super().__init__(message)
-        self.trajectory = trajectory
-
-
-class LossGradient:
-    """The gradient of ``f`` at a float64 point, with ``f``'s value checked to be a finite scalar.
-
-    Non-finite values make the gradient NaN: adaptive solvers then shorten the step, and callers can tell.
-    """
-
-    def __init__(self, f: Callable[[Tensor], Tensor]):
-        if not callable(f):
-            raise TypeError(f"f must be a function f(q) -> scalar tensor, got {type(f).__name__}")
-        self.f = f
-        self.calls = 0
-
-    def __call__(self, q: Tensor) -> Tensor:
-        self.calls += 1
-        q = q.detach().requires_grad_()
-        value = self.f(q)
-        self._check(value)
-        (slope,) = torch.autograd.grad(value, q)
-        if not math.isfinite(value.item()):
-            return torch.full_like(slope, math.nan)
-        return slope
-
-    @staticmethod
-    def _check(value) -> None:
-        if not isinstance(value, Tensor) or value.numel() != 1 or value.ndim > 1:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(
-                f"the loss f(q) must be a scalar tensor, got {got}; reduce it with .mean() or .sum() inside f"
-            )
-        if not value.requires_grad:
-            raise TypeError(
-                "the loss f(q) does not depend on q through torch operations, so it has no gradient; "
-                "avoid .item(), .numpy() and torch.tensor(...) inside f"
-            )
-
-
-class _Stalled(Exception):
-    pass
-
-
-# --- the differential equation as arrays -------------------------------------------------------------------------
-
-
-class _System:
-    """State vector, right-hand side and Jacobian of one kind of equation."""
-
-    jacobian: Callable | None = None
-
-    def __init__(self, n: int, max_nfev: float):
-        self.n, self.max_nfev, self.nfev = n, max_nfev, 0
-        self.last_bad: float | None = None
-
-    def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
-        if self.nfev >= self.max_nfev:
-            raise _Stalled
-        self.nfev += 1
-        out = self.slope(t, y)
-        if not np.isfinite(out).all():
-            self.last_bad = t
-        return out
-
-    def velocity(self, t: float, y: np.ndarray) -> np.ndarray:
-        return y[self.n :]
-
-
-class _Descent(_System):
-    """Gradient flow: the state is q."""
-
-    def __init__(self, gradient, decay, n, max_nfev):
-        super().__init__(n, max_nfev)
-        self.gradient, self.decay = gradient, decay
-        self.jacobian = lambda t, y: -_hessian(self.gradient.f, y, self.decay)
-
-    def slope(self, t, y):
-        out = -self.gradient(torch.from_numpy(y)).numpy()
-        return out - self.decay * y if self.decay else out
-
-    def velocity(self, t, y):
-        self.nfev += 1
-        return self.slope(t, y)
-
-
-class _Particle(_System):
-    """a = -c1(t) v - c2(t) (grad f + k q): the state is (q, v)."""
-
-    def __init__(self, rule: LearningRule, gradient, n, max_nfev):
-        super().__init__(n, max_nfev)
-        self.equation, self.gradient, self.decay = rule.equation, gradient, rule.weight_decay
-        self.jacobian = self._jacobian
-
-    def slope(self, t, y):
-        n, (c1, c2) = self.n, self.equation(t)
-        out = np.empty_like(y)
-        out[:n] = y[n:]
-        np.multiply(self.gradient(torch.from_numpy(y[:n])).numpy(), -c2, out=out[n:])
-        if self.decay:
-            out[n:] -= c2 * self.decay * y[:n]
-        if c1:
-            out[n:] -= c1 * y[n:]
-        return out
-
-    def _jacobian(self, t, y):
-        n, (c1, c2) = self.n, self.equation(t)
-        J = np.zeros((2 * n, 2 * n))
-        J[:n, n:] = np.eye(n)
-        J[n:, :n] = -c2 * _hessian(self.gradient.f, y[:n], self.decay)
-        J[n:, n:] = -c1 * np.eye(n)
-        return J
-
-
-class _Mirror(_System):
-    """A non-Euclidean rule: the state is (q, Y) with Y = grad h(q + exp(-alpha) v)."""
-
-    def __init__(self, rule: LearningRule, gradient, q0, v0, t0, max_nfev):
-        super().__init__(len(q0), max_nfev)
-        self.rule, self.gradient, self.grad_h = rule, gradient, grad(rule.h)
-        z0 = q0 + math.exp(-rule.rates(t0)[0]) * v0
-        self._last_z = z0  # Newton's next start: the dual point moves little between calls
-        self.dual0 = self.grad_h(z0)
-        if not (torch.isfinite(self.dual0).all() and torch.isfinite(self.grad_h(q0)).all()):
-            raise ValueError(
-                "grad h is not finite at q0 or at q0 + exp(-alpha) v0: the start lies outside the domain of h "
-                "(entropy needs positive q); move it inside, or take a smaller v0"
-            )
-
-    def slope(self, t, y):
-        n, rule = self.n, self.rule
-        alpha, beta, _, gamma_rate = rule.rates(t)
-        q, Y = torch.from_numpy(y[:n]), torch.from_numpy(y[n:])
-        z = self._inverse(Y)
-        force = self.gradient(q) + rule.weight_decay * q
-        dual = (math.exp(alpha) - gamma_rate) * (Y - self.grad_h(q)) - math.exp(alpha + beta) * force
-        return torch.cat([math.exp(alpha) * (z - q), dual]).numpy()
-
-    def velocity(self, t, y):
-        q, Y = torch.from_numpy(y[: self.n]), torch.from_numpy(y[self.n :])
-        return (math.exp(self.rule.rates(t)[0]) * (self._inverse(Y) - q)).numpy()
-
-    def _inverse(self, Y: Tensor) -> Tensor:
-        if self.rule.grad_h_inverse is not None:
-            return self.rule.grad_h_inverse(Y)
-        z = _invert_gradient(self.rule.h, self.grad_h, Y, self._last_z)
-        if torch.isfinite(z).all():
-            self._last_z = z
-        return z
-
-
-class _Lagrange(_System):
-    """Any Lagrangian L(t, q, v), solved for the acceleration: the state is (q, v)."""
-
-    def __init__(self, L, n, max_nfev):
-        super().__init__(n, max_nfev)
-        self.acceleration = acceleration(L)
-
-    def slope(self, t, y):
-        q, v = torch.from_numpy(y[: self.n]), torch.from_numpy(y[self.n :])
-        a = self.acceleration(torch.tensor(t, dtype=torch.float64), q, v)
-        return np.concatenate([y[self.n :], a.numpy()])
-
-
-class _Beside:
-    """Another system with an integral beside its state: (state, integral of g), of which nothing acts back.
-
-    In all systems q leads the state, so v leads its slope: g costs no gradient of its own.
-    """
-
-    def __init__(self, system: _System, g: Callable, t0: float, y0: np.ndarray):
-        self.system, self.n, self.size, self.g = system, system.n, len(y0), g
-        self.shape: tuple[int, ...] | None = None
-        self.shape = tuple(self._value(t0, y0, system.velocity(t0, y0)).shape)
-        self.start = np.concatenate([y0, np.zeros(math.prod(self.shape))])
-        self.jacobian = system.jacobian and self._jacobian
-
-    nfev = property(lambda self: self.system.nfev)
-    last_bad = property(lambda self: self.system.last_bad)
-
-    def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
-        slope = self.system(t, y[: self.size])
-        rate = self._value(t, y, slope).detach().numpy().reshape(-1)
-        if not np.isfinite(rate).all():
-            self.system.last_bad = t
-        return np.concatenate([slope, rate])
-
-    def velocity(self, t: float, y: np.ndarray) -> np.ndarray:
-        return self.system.velocity(t, y[: self.size])
-
-    def integral(self, y: np.ndarray) -> Tensor:
-        return torch.from_numpy(y[self.size :].copy()).view(self.shape)
-
-    def _value(self, t, y, slope) -> Tensor:
-        value = self.g(float(t), torch.from_numpy(y[: self.n]), torch.from_numpy(slope[: self.n]))
-        try:
-            value = torch.as_tensor(value, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"beside(t, q, v) must return a tensor of any shape to be integrated, got {type(value).__name__}; "
-                "stack several quantities into one tensor"
-            ) from error
-        if self.shape is not None and value.shape != self.shape:
-            raise ValueError(
-                f"beside(t, q, v) returned shape {tuple(value.shape)} after {self.shape}; return the same each time"
-            )
-        return value
-
-    def _jacobian(self, t, y):
-        """The system's own, above the slopes of g: by q, and by v, which is itself a function of the state."""
-        inner = np.asarray(self.system.jacobian(t, y[: self.size]))
-        slope = self.system.slope(t, y[: self.size])
-        point = (torch.from_numpy(y[: self.n]), torch.from_numpy(slope[: self.n]))
-        by_q, by_v = (
-            block.numpy().reshape(-1, self.n)
-            for block in torch.autograd.functional.jacobian(
-                lambda q, v: torch.as_tensor(self.g(float(t), q, v), dtype=torch.float64), point
-            )
-        )
-        J = np.zeros((len(y), len(y)))
-        J[: self.size, : self.size] = inner
-        J[self.size :, : self.size] = by_v @ inner[: self.n]
-        J[self.size :, : self.n] += by_q
-        return J
-
-
-def _hessian(f, q: np.ndarray, decay: float) -> np.ndarray:
-    H = torch.autograd.functional.hessian(f, torch.from_numpy(q)).numpy()
-    return H + decay * np.eye(len(q)) if decay else H
-
-
-def _invert_gradient(h, grad_h, Y: Tensor, z: Tensor, steps: int = 60) -> Tensor:
-    """Solve grad h(z) = Y by Newton's method, halving steps that leave the domain; NaN if that fails."""
-    residual = grad_h(z) - Y
-    tolerance = 1e-13 * (1 + Y.abs().max())
-    for _ in range(steps):
-        if residual.abs().max() <= tolerance:
-            return z
-        step = torch.linalg.solve(hessian(h)(z), residual)
-        scale = 1.0
-        while scale > 1e-9:
-            trial = z - scale * step
-            r = grad_h(trial) - Y
-            if torch.isfinite(r).all() and r.abs().max() < residual.abs().max():
-                break
-            scale /= 2
-        else:  # rounding: no step is better than none
-            small = residual.abs().max() <= 1e-9 * (1 + Y.abs().max())
-            return z if small else torch.full_like(z, math.nan)
-        z, residual = trial, r
-    return torch.full_like(z, math.nan)
 
 
 # --- the public function ------------------------------------------------------------------------------------------
@@ -382,7 +103,7 @@ def integrate(
         >>> round(half_turn.beside[-1].item() / torch.pi, 9)   # the mean of sin^2
         0.5
     """
-    t0, t1 = _span(t_span)
+    t0, t1 = time_span(t_span)
     q0 = as_point("q0", q0)
     max_nfev = _MAX_NFEV if max_nfev is None else max_nfev
     if not max_nfev >= 1:
@@ -415,41 +136,6 @@ def integrate(
     return log.trajectory(method)
 
 
-def _set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[_System, np.ndarray]:
-    n = len(q0)
-    if v0 is not None:
-        v0 = as_point("v0", v0)
-        if v0.shape != q0.shape:
-            raise ValueError(f"v0 has {len(v0)} components, q0 has {n}; a velocity lives in the space of the point")
-    if not isinstance(rule, LearningRule):
-        if not callable(rule):
-            raise TypeError(f"rule must be a LearningRule or a Lagrangian L(t, q, v), got {type(rule).__name__}")
-        if f is not None:
-            raise ValueError("a Lagrangian already holds its potential; pass f=None, or a LearningRule with this f")
-        system = _Lagrange(rule, n, max_nfev)
-        return system, torch.cat([q0, torch.zeros(n).double() if v0 is None else v0]).numpy()
-    if rule.singular_at is not None and t0 <= rule.singular_at:
-        raise ValueError(
-            f"{rule.name} is singular at t = {rule.singular_at:g} and t_span starts at {t0:g}; start it a little "
-            "later, say at 1e-3, where its own initial velocity is known"
-        )
-    gradient = LossGradient(f)
-    slope = gradient(q0) + rule.weight_decay * q0
-    if not torch.isfinite(slope).all():
-        start = Trajectory(torch.tensor([t0], dtype=torch.float64), q0[None], torch.zeros(1, n).double(), nfev=1)
-        raise FlowError(f"the loss or its gradient is not finite at the start, t = {t0:g}; nothing to follow", start)
-    if rule.massless:
-        if v0 is not None:
-            raise ValueError("gradient flow has no initial velocity: its velocity is -grad f; drop v0")
-        return _Descent(gradient, rule.weight_decay, n, max_nfev), q0.numpy().copy()
-    if v0 is None:
-        v0 = rule.start(t0, q0, slope) if rule.start else torch.zeros_like(q0)
-    if rule.is_euclidean:
-        return _Particle(rule, gradient, n, max_nfev), torch.cat([q0, v0]).numpy()
-    system = _Mirror(rule, gradient, q0, v0, t0, max_nfev)
-    return system, torch.cat([q0, system.dual0]).numpy()
-
-
 def _choose(method: str, rule, system: _System, size: int, t0: float, t1: float):
     if method not in _EXPLICIT + _IMPLICIT:
         raise ValueError(f"method {method!r} is unknown; choose from {', '.join(_EXPLICIT + _IMPLICIT)}")
@@ -471,12 +157,6 @@ def _choose(method: str, rule, system: _System, size: int, t0: float, t1: float)
     return getattr(scipy.integrate, method)
 
 
-def _function(name: str, value: Callable) -> Callable:
-    if not callable(value):
-        raise TypeError(f"{name} must be a function {name}(t, q, v), got {type(value).__name__}")
-    return value
-
-
 def _check_times(t_eval, t0: float, t1: float) -> np.ndarray | None:
     if t_eval is None:
         return None
@@ -494,45 +174,6 @@ def _why_failed(message: str, t: float, system: _System, method: str) -> str:
             "this error; check f near its last point"
         )
     return f"{method} gave up at t = {t:.6g}: {message}"
-
-
-class Recorder:
-    """What a trajectory keeps: states, or what ``record`` makes of them. Shared with the discrete algorithms."""
-
-    def __init__(self, record, n: int):
-        self.record, self.n = record, n
-        self.t: list[float] = []
-        self.q: list[Tensor] = []
-        self.v: list[Tensor] = []
-        self.rows: list[dict[str, float]] = []
-
-    def add(self, t: float, q: Tensor, v: Tensor) -> None:
-        self.t.append(float(t))
-        if self.record is None:
-            self.q.append(q)
-            self.v.append(v)
-        else:
-            self.q, self.v = [q], [v]  # the last state stays at hand, the others would fill the memory
-            self.rows.append(self._row(self.record(float(t), q, v)))
-
-    def _row(self, row) -> dict[str, float]:
-        if not isinstance(row, dict):
-            raise TypeError(f"record(t, q, v) must return a dict of scalars, got {type(row).__name__}")
-        if self.rows and row.keys() != self.rows[0].keys():
-            raise ValueError(
-                f"record returned the names {sorted(row)} after {sorted(self.rows[0])}; return the same each time"
-            )
-        try:
-            return {name: float(value) for name, value in row.items()}
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"record(t, q, v) must return scalars: {error}") from error
-
-    def trajectory(self, nfev: int, method: str) -> Trajectory:
-        stack = lambda rows: torch.stack(rows) if rows else torch.empty(0, self.n).double()  # noqa: E731
-        names = self.rows[0] if self.rows else ()
-        record = {name: torch.tensor([row[name] for row in self.rows], dtype=torch.float64) for name in names}
-        times = torch.tensor(self.t, dtype=torch.float64)
-        return Trajectory(times, stack(self.q), stack(self.v), record, nfev, method)
 
 
 class _Log:

@@ -20,19 +20,8 @@ A :class:`Law` is one such law or a stack of them: one per neuron (:func:`homoge
 :class:`Ledger` books it along a training run.
 """
 
-from nlcompanion._laws_form import Law
-from nlcompanion._laws_ledger import Account, Ledger, LedgerError
-from nlcompanion._laws_networks import data_rotation, homogeneous, homogeneous_laws, linear
-from nlcompanion._laws_rules import RuleForm
+from nlcompanion.laws.law import Law
+from nlcompanion.laws.of_layers import data_rotation, homogeneous, homogeneous_laws, linear
+from nlcompanion.laws.under_rules import RuleForm
 
-__all__ = [
-    "Account",
-    "Law",
-    "Ledger",
-    "LedgerError",
-    "RuleForm",
-    "data_rotation",
-    "homogeneous",
-    "homogeneous_laws",
-    "linear",
-]
+__all__ = ["Law", "RuleForm", "data_rotation", "homogeneous", "homogeneous_laws", "linear"]

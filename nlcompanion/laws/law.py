@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._laws_terms import Squares, Term, Torque, expression, of_neuron, summed
+from nlcompanion.laws.terms import Squares, Term, Torque, expression, of_neuron, summed
 
 if TYPE_CHECKING:
-    from nlcompanion._laws_rules import RuleForm
-    from nlcompanion.learning_rules import LearningRule
+    from nlcompanion.dynamics.learning_rules import LearningRule
+    from nlcompanion.laws.under_rules import RuleForm
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Law:
             >>> homogeneous(f, layer=1).total.under(nesterov()).statement
             "C'' + (3/t) C' = 2 Q(v) with C = |1.weight|² - |3.weight|²"
         """
-        from nlcompanion._laws_rules import RuleForm
+        from nlcompanion.laws.under_rules import RuleForm
 
         return RuleForm(self, rule)
 

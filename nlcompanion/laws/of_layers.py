@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from nlcompanion._laws_form import Law
-from nlcompanion._laws_terms import Gram, Squares, Term, Torque, expression
-from nlcompanion.networks import FlatLoss, Power, RePU, ScaledLinear, Swish
+from nlcompanion.laws.law import Law
+from nlcompanion.laws.terms import Gram, Squares, Term, Torque, expression
+from nlcompanion.networks.activations import Power, RePU, ScaledLinear, Swish
+from nlcompanion.networks.flat_loss import FlatLoss
 
 _Named = tuple[str, nn.Module]
 _Chain = list[tuple[_Named, list[_Named]]]  # each linear layer with what follows it

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nlcompanion._matrices import matrix_exp
+from nlcompanion._matrix_exp import matrix_exp
 
 
 @dataclass(frozen=True)

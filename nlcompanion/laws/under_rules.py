@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from nlcompanion._laws_form import Law
-from nlcompanion.descent import descend
-from nlcompanion.flows import integrate
-from nlcompanion.learning_rules import LearningRule
+from nlcompanion.dynamics.flows import integrate
+from nlcompanion.dynamics.learning_rules import LearningRule
+
+if TYPE_CHECKING:
+    from nlcompanion.laws.law import Law
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class RuleForm:
             if name in solver:
                 raise TypeError(f"residual uses {name} of integrate itself; call integrate(..., {name}=...) yourself")
         law, rule = self.law, self.rule
-        q0 = _start_of(f) if q0 is None else q0
+        q0 = start_of(f) if q0 is None else q0
         start, ends = {}, {}
 
         def record(t, q, v):
@@ -153,32 +155,6 @@ class RuleForm:
         else:
             excess = law.momentum(**ends) - law.momentum(**start) - run.beside[-1]
         return excess / size
-
-    def residual_in_steps(self, f, q0=None, *, steps: int, batches=None) -> Tensor:
-        r"""By how much the discrete algorithm violates its own form of the law; shape ``law.shape``.
-
-        The algorithm is run with a :class:`Ledger`: the largest residual of any step, relative to the squares of the
-        law's parameters. On the flow the finite step would be a violation, here it is booked.
-
-        Args:
-            f: loss ``f(q) -> scalar``; None when ``batches`` gives one per step and ``q0`` is given.
-            q0: start; None takes ``f.q0``.
-            steps, batches: as for :func:`descend`.
-
-        Returns:
-            A dimensionless tensor; rounding, 1e-12 or less, if the law holds.
-
-        Raises:
-            ValueError: for a rule without a discrete algorithm, or arguments that :func:`descend` refuses.
-
-        Source: this book's; GU leave discrete time open.
-        """
-        from nlcompanion._laws_ledger import Ledger
-
-        q0 = _start_of(f) if q0 is None else q0
-        ledger = Ledger(self.law, rule=self.rule, every=None)
-        descend(self.rule, None if batches is not None else f, q0, steps=steps, batches=batches, record=ledger.record)
-        return ledger[0].worst
 
     def _balance(self, t: float, q: Tensor, v: Tensor) -> Tensor:
         """What the law says of the momentum's rate; for gradient flow the momentum and what decay makes of it."""
@@ -207,7 +183,7 @@ class RuleForm:
         return sum((x * y).sqrt() for x, y in shares).max()
 
 
-def _start_of(f) -> Tensor:
+def start_of(f) -> Tensor:
     try:
         return f.q0
     except AttributeError:

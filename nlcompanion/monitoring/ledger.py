@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._laws_books import Books, OfDescend, OfOptimizer
-from nlcompanion._laws_form import Law
-from nlcompanion.learning_rules import LearningRule
+from nlcompanion.dynamics.descent import descend
+from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.laws.law import Law
+from nlcompanion.laws.under_rules import RuleForm, start_of
+from nlcompanion.monitoring.descent_steps import OfDescend
+from nlcompanion.monitoring.optimizer_steps import OfOptimizer
+from nlcompanion.monitoring.stacked_forms import Books
 
 CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -318,6 +322,41 @@ class Ledger:
     def _need_steps(self) -> None:
         if not self.steps:
             raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
+
+
+def residual_in_steps(form: RuleForm, f, q0=None, *, steps: int, batches=None) -> Tensor:
+    r"""By how much the discrete algorithm violates its own form of the law; shape ``law.shape``.
+
+    The algorithm is run with a :class:`Ledger`: the largest residual of any step, relative to the squares of the
+    law's parameters. On the flow the finite step would be a violation, here it is booked.
+
+    Args:
+        form: a law under a rule, ``law.under(rule)``.
+        f: loss ``f(q) -> scalar``; None when ``batches`` gives one per step and ``q0`` is given.
+        q0: start; None takes ``f.q0``.
+        steps, batches: as for :func:`descend`.
+
+    Returns:
+        A dimensionless tensor; rounding, 1e-12 or less, if the law holds.
+
+    Raises:
+        ValueError: for a rule without a discrete algorithm, or arguments that :func:`descend` refuses.
+
+    Source: this book's; GU leave discrete time open.
+
+    Example:
+        >>> import torch
+        >>> from nlcompanion import flat_loss, homogeneous, mlp, nesterov
+        >>> x, y = torch.eye(4).double(), torch.arange(4) % 2
+        >>> f = flat_loss(mlp((4, 3, 2), "relu"), x, y, torch.nn.functional.cross_entropy)
+        >>> form = homogeneous(f, layer=1).under(nesterov(lr=0.1))
+        >>> bool(residual_in_steps(form, f, steps=20).max() < 1e-12)
+        True
+    """
+    q0 = start_of(f) if q0 is None else q0
+    ledger = Ledger(form.law, rule=form.rule, every=None)
+    descend(form.rule, None if batches is not None else f, q0, steps=steps, batches=batches, record=ledger.record)
+    return ledger[0].worst
 
 
 def _short(law: Law) -> str:

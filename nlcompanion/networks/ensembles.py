@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-if TYPE_CHECKING:  # networks offers this module's names, so it cannot be imported before them
-    from nlcompanion.networks import Activation
+if TYPE_CHECKING:
+    from nlcompanion.networks.mlp import Activation
 
 __all__ = ["Ensemble", "ensemble", "over_members"]
 
@@ -156,7 +156,7 @@ def ensemble(
         >>> team.split(f.q0).shape
         torch.Size([32, 7400])
     """
-    from nlcompanion.networks import mlp
+    from nlcompanion.networks.mlp import mlp
 
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     return Ensemble([mlp(widths, activation, bias=bias, init=init, seed=seed, dtype=dtype) for seed in seeds])
@@ -223,7 +223,7 @@ class _Activations(nn.Module):
 
 
 def _stack(layers: list[nn.Module], name: str) -> nn.Module:
-    from nlcompanion.networks import Power, RePU, Swish
+    from nlcompanion.networks.activations import Power, RePU, Swish
 
     kind = layers[0]
     if isinstance(kind, nn.Linear):

@@ -15,9 +15,9 @@ out before anything is computed. :func:`rund_trautmann` is Noether's theorem wit
 Functions of ``(t, q, v)`` take one point or a whole trajectory, as in :mod:`nlcompanion.symmetries`.
 """
 
-from nlcompanion._algorithm1 import ConservedQuantities, ConservedQuantity, find_conserved_quantities
-from nlcompanion._nld import NLDTerms, noether_charge, noether_learning_dynamics
-from nlcompanion._time_generators import RundTrautmann, rund_trautmann, spacetime_generators, transformed
+from nlcompanion.noether.charges import NLDTerms, noether_charge, noether_learning_dynamics
+from nlcompanion.noether.search import ConservedQuantities, ConservedQuantity, find_conserved_quantities
+from nlcompanion.noether.spacetime import RundTrautmann, rund_trautmann, spacetime_generators, transformed
 
 __all__ = [
     "ConservedQuantities",

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from nlcompanion.learning_rules import LearningRule, _at, bregman_momentum
-from nlcompanion.symmetries import (
-    Symmetry,
-    along,
-    as_tensor,
-    generator,
-    gradient_of,
-    state,
-    variation,
-)
+from nlcompanion._arguments import as_tensor
+from nlcompanion.dynamics.bregman import bregman_momentum
+from nlcompanion.dynamics.gradient import gradient_of
+from nlcompanion.dynamics.learning_rules import LearningRule, _at
+from nlcompanion.symmetries.actions import Symmetry
+from nlcompanion.symmetries.breaking import generator, variation
+from nlcompanion.symmetries.states import along, state
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def noether_charge(rule: LearningRule, symmetry: Symmetry, t, q, v) -> Tensor:
     Example:
         >>> import torch
         >>> from nlcompanion import newtonian
-        >>> from nlcompanion.symmetries import rotation
+        >>> from nlcompanion.symmetries.actions import rotation
         >>> q, v = torch.tensor([2.0, 0.0]).double(), torch.tensor([5.0, 3.0]).double()
         >>> noether_charge(newtonian(), rotation(plane=(0, 1)), 0.0, q, v).item()   # x v_y - y v_x
         6.0
@@ -125,7 +122,7 @@ def noether_learning_dynamics(
     Example:
         >>> import torch
         >>> from nlcompanion import damped
-        >>> from nlcompanion.symmetries import scale
+        >>> from nlcompanion.symmetries.actions import scale
         >>> q, v = torch.tensor([1.0, 0.0]).double(), torch.tensor([3.0, 4.0]).double()
         >>> terms = noether_learning_dynamics(damped(mass=1.0, friction=0.5), scale(), 0.0, q, v)
         >>> terms.charge.item(), terms.damping.item(), terms.kinetic_asymmetry.item()

@@ -12,19 +12,15 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from nlcompanion._nld import _acceleration, _metric_force, _schedule, noether_charge
-from nlcompanion.learning_rules import LearningRule, _at, bregman_momentum, kinetic_energy
-from nlcompanion.mechanics import as_time
-from nlcompanion.symmetries import (
-    LieAlgebra,
-    Symmetry,
-    along,
-    as_tensor,
-    generator,
-    gradient_of,
-    state,
-    variation,
-)
+from nlcompanion._arguments import as_tensor, as_time
+from nlcompanion.dynamics.bregman import bregman_momentum, kinetic_energy
+from nlcompanion.dynamics.gradient import gradient_of
+from nlcompanion.dynamics.learning_rules import LearningRule, _at
+from nlcompanion.noether.charges import _acceleration, _metric_force, _schedule, noether_charge
+from nlcompanion.symmetries.actions import Symmetry
+from nlcompanion.symmetries.breaking import generator, variation
+from nlcompanion.symmetries.lie_algebras import LieAlgebra
+from nlcompanion.symmetries.states import along, state
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +243,7 @@ def find_conserved_quantities(
     Example:
         >>> import torch
         >>> from nlcompanion import newtonian
-        >>> from nlcompanion.symmetries import rotation, scale
+        >>> from nlcompanion.symmetries.actions import rotation, scale
         >>> bowl, q = (lambda q: (q @ q - 1) ** 2), torch.tensor([0.3, 0.4]).double()
         >>> print(find_conserved_quantities(newtonian(), bowl, [rotation(plane=(0, 1)), scale()], q))
         rotation in plane (0, 1): conserved: exp(gamma) <Delta_h, xi>

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from nlcompanion.mechanics import Lagrangian, _scalar, as_time, generalized_momentum, lift
-from nlcompanion.symmetries import (
-    along,
-    known,
-    state,
-)
+from nlcompanion._arguments import as_time, known
+from nlcompanion.mechanics.lagrangian import Lagrangian, _scalar, generalized_momentum, lift
+from nlcompanion.symmetries.states import along, state
 
 SpaceTimeMap = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -4,11 +4,6 @@ A :class:`TrainConfig` is a run's name and its law: :func:`train` turns it into 
 each time on a CPU, also when it was killed on the way.
 """
 
-from nlcompanion._sweep import sweep
-from nlcompanion._sweep_records import Record, Sweep, SweepError, load_sweep
-from nlcompanion._train_config import TrainConfig
-from nlcompanion._train_loop import train
-from nlcompanion._train_run import Run
-from nlcompanion._train_step import Moment
+import lazy_loader
 
-__all__ = ["Moment", "Record", "Run", "Sweep", "SweepError", "TrainConfig", "load_sweep", "sweep", "train"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

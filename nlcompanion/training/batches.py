@@ -8,8 +8,11 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from nlcompanion._train_config import TrainConfig
-from nlcompanion.datasets import Dataset, digits, kmnist, tiny_imagenet
+from nlcompanion.datasets.dataset import Dataset
+from nlcompanion.datasets.digits import digits
+from nlcompanion.datasets.kmnist import kmnist
+from nlcompanion.datasets.tiny_imagenet import tiny_imagenet
+from nlcompanion.training.config import TrainConfig
 
 
 @cache  # a sweep of short runs would read them again and again; nothing here writes to them
@@ -74,7 +77,7 @@ class Pictures:
 
 
 class Feed(Pictures):
-    """Batches for :mod:`nlcompanion._train_step`.
+    """Batches for :mod:`nlcompanion.training.step`.
 
     Whatever is random is drawn per epoch on the CPU, from a generator whose seed is a function of the run's seed, the
     purpose and the epoch: every device gets the same batches, a resumed run goes on with them without any state to

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nlcompanion._files import replacing, set_aside
+from nlcompanion._storage import replacing, set_aside
 
 _FORMAT = 1
 _PARTS: dict[str, type | tuple[type, ...]] = {

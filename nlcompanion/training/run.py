@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._train_config import TrainConfig
+from nlcompanion.training.config import TrainConfig
 
 RECORDS = ("step", "loss", "lr", "filter_norm", "gradient_norm", "angular_update")
 LAYERWISE = RECORDS[3:]
@@ -45,7 +44,7 @@ class Run:
     Example:
         >>> import torch
         >>> from nlcompanion import TrainConfig
-        >>> from nlcompanion.training import train
+        >>> from nlcompanion.training.loop import train
         >>> run = train(TrainConfig(subset=64, batch_size=32, epochs=2))
         >>> again = Run.from_dict(run.to_dict())
         >>> again.status, again.steps, again.layers
@@ -150,17 +149,3 @@ def _tensors(curves: Mapping[str, list], names: tuple[str, ...], layers: int) ->
             raise ValueError(f"the curve {name} of a run does not fit {length} records of {layers} layers")
         found[name] = torch.tensor(rows, dtype=torch.float64).reshape((length, layers) if wide else (length,))
     return found
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and threads."""
-    from nlcompanion import __version__
-
-    return {
-        "nlcompanion": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-    }

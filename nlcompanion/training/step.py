@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nlcompanion._train_config import TrainConfig
-from nlcompanion._train_data import Feed
+from nlcompanion.training.batches import Feed
+from nlcompanion.training.config import TrainConfig
 
 _WARM_UP = 3  # steps of each kind before a capture: cuDNN chooses its algorithms, autograd allocates
 

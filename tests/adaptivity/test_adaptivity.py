@@ -17,13 +17,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import nlcompanion
-from nlcompanion import _experiments_adaptivity as experiments
 from nlcompanion import adaptivity as ad
 from nlcompanion import damped, descend, digits, flat_loss, integrate, mlp, sgd
-from nlcompanion._files import DataError
-from nlcompanion.plotting import COLORS, panels
-from nlcompanion.results import read, write
+from nlcompanion.book.plotting import COLORS, panels
+from nlcompanion.book.results import read, write
+from nlcompanion.datasets import DataError
+from nlcompanion.monitoring import RadiusTracker
 from nlcompanion.training import TrainConfig, load_sweep
+from studies import implicit_adaptivity as experiments
 
 F64 = torch.float64
 LR, BETA, DECAY = 0.1, 0.9, 5e-3
@@ -320,7 +321,7 @@ def test_the_length_of_a_weight_under_such_gradients(rho):
     settled = ad.equilibrium(lr, k, beta, grad_norm=math.sqrt(n - 1), persistence=ar1_factor(rho, beta))
     q = torch.zeros(copies, n, dtype=F64)
     q[:, 0] = settled.radius
-    trackers = ad.RadiusTracker(q, lr=lr, momentum=beta, weight_decay=k, keep=1, window=steps)
+    trackers = RadiusTracker(q, lr=lr, momentum=beta, weight_decay=k, keep=1, window=steps)
     buffer, fourth, turns = torch.zeros_like(q), [], []
     for i in range(steps):
         r = q.norm(dim=1, keepdim=True)
@@ -398,12 +399,12 @@ def test_an_equilibrium_is_one_weights():
 
 def test_tracker_rests_where_a_schedule_does():
     w = torch.ones(3, dtype=F64)
-    tracker = ad.RadiusTracker(w, lr=LR, momentum=0.5, weight_decay=DECAY)
+    tracker = RadiusTracker(w, lr=LR, momentum=0.5, weight_decay=DECAY)
     tracker.update(w, w, lr=0.0)
     assert tracker.averaged.item() == tracker.persistent.item() == pytest.approx(3.0)
     tracker.update(w, w, lr=LR)
     assert tracker.persistent > tracker.averaged > 3.0  # the average had begun in the meantime
-    fresh = ad.RadiusTracker(w, lr=LR, momentum=0.5, weight_decay=DECAY)
+    fresh = RadiusTracker(w, lr=LR, momentum=0.5, weight_decay=DECAY)
     fresh.update(w, w)
     assert tracker.averaged > fresh.averaged
     with pytest.raises(ValueError, match="lr must be"):
@@ -412,14 +413,14 @@ def test_tracker_rests_where_a_schedule_does():
         tracker.update(w, None)
     for start in (0.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="no direction"):
-            ad.RadiusTracker(start * w, lr=LR)
+            RadiusTracker(start * w, lr=LR)
 
 
 def test_tracker_is_the_offline_law_step_by_step():
     rng = torch.Generator().manual_seed(1)
     weights = 1 + torch.rand(30, 4, 6, generator=rng, dtype=F64)
     g = torch.randn(30, 4, 6, generator=rng, dtype=F64)
-    tracker = ad.RadiusTracker(weights[0], lr=LR, momentum=BETA, weight_decay=DECAY, keep=1, window=30)
+    tracker = RadiusTracker(weights[0], lr=LR, momentum=BETA, weight_decay=DECAY, keep=1, window=30)
     for w, slope in zip(weights, g, strict=True):
         tracker.update(w, slope)
     unit = g * weights.norm(dim=2, keepdim=True)
@@ -439,7 +440,7 @@ def test_tracker_is_the_offline_law_step_by_step():
 
 def test_tracker_follows_a_schedule_and_keeps_no_history():
     q, how = torch.tensor([1.0, 0.0], dtype=F64), {"momentum": 0.5, "weight_decay": 0.1}
-    tracker = ad.RadiusTracker(q, lr=0.1, **how)
+    tracker = RadiusTracker(q, lr=0.1, **how)
     for n in range(400):
         tracker.update(q, torch.tensor([0.0, 1.0]), lr=0.1 if n < 200 else 0.01)
     sizes = [x.numel() for x in (tracker._average, *tracker._fourth.values(), *tracker._norms.values())]
@@ -452,13 +453,13 @@ def test_tracker_follows_a_schedule_and_keeps_no_history():
 def test_tracker_says_what_is_wrong():
     q = torch.ones(3, 2)
     with pytest.raises(ValueError, match="length 0"):
-        ad.RadiusTracker(torch.zeros(2), lr=0.1)
+        RadiusTracker(torch.zeros(2), lr=0.1)
     with pytest.raises(ValueError, match="keep"):
-        ad.RadiusTracker(q, lr=0.1, keep=3)
+        RadiusTracker(q, lr=0.1, keep=3)
     with pytest.raises(ValueError, match="window"):
-        ad.RadiusTracker(q, lr=0.1, window=0)
+        RadiusTracker(q, lr=0.1, window=0)
     with pytest.raises(ValueError, match="made for"):
-        ad.RadiusTracker(q, lr=0.1).update(q, torch.ones(2, 3))
+        RadiusTracker(q, lr=0.1).update(q, torch.ones(2, 3))
 
 
 # --- RMSProp --------------------------------------------------------------------------------------------------------
@@ -584,7 +585,7 @@ def test_the_chapter_s_cell_draws_tiny_imagenet_where_it_was_measured(monkeypatc
     lost["accuracy_sem"][5] = lost["recalibrated_mean"][5] = None
     lost["diverged"][5] = 4
     tiny["curves"]["a_loss"]["constrained"]["loss_mean"][4] = []
-    chapter = nbformat.read(Path(__file__).parents[1] / "book" / "implicit_adaptivity.ipynb", 4)
+    chapter = nbformat.read(Path(__file__).parents[2] / "book" / "implicit_adaptivity.ipynb", 4)
     (cell,) = (c.source for c in chapter.cells if c.cell_type == "code" and "def figure4" in c.source)
     monkeypatch.chdir(tmp_path)
     drawn = {}

@@ -19,7 +19,7 @@ its metadata, ``{"mystnb": {"image": {"alt": "..."}}}``; at least one figure of 
 directives.
 
 *Before committing.* Execute quietly, ``jupyter nbconvert --to notebook --execute --inplace
---ExecutePreprocessor.record_timing=False book/NAME.ipynb``, then ``python -m nlcompanion.checks``.
+--ExecutePreprocessor.record_timing=False book/NAME.ipynb``, then ``python -m tools.what_holds``.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from nlcompanion.checks import main, register, verdicts
+from nlcompanion.book.claims import register
+from tools.what_holds import main, verdicts
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 BUILT = ROOT / "_build" / "html"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import nlcompanion.checks as checks
-from nlcompanion.checks import CHAPTERS, KINDS, ClaimError, Verdict, check, claim, main, register, verdicts, what_holds
+from nlcompanion.book.claims import CHAPTERS, KINDS, ClaimError, Verdict, check, claim, register
+from tools.what_holds import main, verdicts, what_holds
 
 ROWS = {row.id: row for row in register()}
 
@@ -259,7 +260,7 @@ def test_an_id_is_a_string():
 
 def test_checks_load_neither_torch_nor_numpy():
     """Reading verdicts answers at once; tensors are recognised by what they can do."""
-    program = "import sys, nlcompanion.checks as c; c.register(); print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
+    program = "import sys, tools.what_holds as c; c.register(); print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 
@@ -364,7 +365,7 @@ def test_every_line_of_a_table_has_its_columns(book):
 def test_the_command_writes_checks_and_updates(book, capsys):
     page = book / "what_holds.md"
     assert main(["--book", str(book), "--check"]) == 1
-    assert "does not exist; run: python -m nlcompanion.checks" in capsys.readouterr().err
+    assert "does not exist; run: python -m tools.what_holds" in capsys.readouterr().err
     assert not page.exists()
     assert main(["--book", str(book)]) == 0
     assert page.read_text(encoding="utf-8") == what_holds(book)
@@ -385,7 +386,7 @@ def test_the_command_names_lines_that_do_not_count(book, capsys):
 
 def test_the_command_runs_as_a_module(book):
     run = subprocess.run(
-        [sys.executable, "-m", "nlcompanion.checks"], cwd=book.parent, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tools.what_holds"], cwd=book.parent, capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert (book / "what_holds.md").exists()
@@ -407,4 +408,4 @@ def test_a_folder_without_notebooks_is_an_error(tmp_path, capsys):
 
 
 def test_the_register_can_be_read_from_an_installed_package():
-    assert checks.files("nlcompanion").joinpath("claims.csv").is_file()
+    assert files("nlcompanion.book").joinpath("claims.csv").is_file()

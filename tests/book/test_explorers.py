@@ -3,8 +3,8 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from nlcompanion.explorers import explore
-from nlcompanion.plotting import COLORS, convergence, order_guide, panels, use_style
+from nlcompanion.book.explorers import explore
+from nlcompanion.book.plotting import COLORS, convergence, order_guide, panels, use_style
 
 
 def draw(value):

@@ -12,10 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlcompanion import results
-from nlcompanion._experiments import layers_apart, two_layer_norms
-from nlcompanion.datasets import DataError, digits
-from nlcompanion.results import ResultError, describe, make, read, thin, write
+from nlcompanion.book import results
+from nlcompanion.book.results import ResultError, read, thin, write
+from nlcompanion.datasets import DataError, describe, digits
+from studies import recipes
+from studies.__main__ import main
+from studies.homogeneity import layers_apart, two_layer_norms
+from studies.recipes import make
 
 CONTENT = {
     "name": "one",
@@ -31,9 +34,9 @@ CONTENT = {
 @pytest.fixture
 def registered(monkeypatch):
     """An empty registry, to register the test's own results in."""
-    monkeypatch.setattr(results, "_RECIPES", {})
-    monkeypatch.setattr(results, "_EXPERIMENTS", ())
-    return results.result
+    monkeypatch.setattr(recipes, "_RECIPES", {})
+    monkeypatch.setattr(recipes, "STUDIES", ())
+    return recipes.result
 
 
 # --- storing --------------------------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ def test_an_incomplete_result_is_refused(tmp_path):
 
 
 def test_reading_what_is_missing(tmp_path):
-    with pytest.raises(ResultError, match=r"one\.json does not exist.*python -m nlcompanion\.results one"):
+    with pytest.raises(ResultError, match=r"one\.json does not exist.*python -m studies one"):
         read("one", tmp_path)
 
 
@@ -101,7 +104,7 @@ def test_reading_what_is_damaged(tmp_path, text, words):
     with pytest.raises(ResultError, match=words) as error:
         read("one", tmp_path)
     assert "one.json" in str(error.value)
-    assert "python -m nlcompanion.results one" in str(error.value)
+    assert "python -m studies one" in str(error.value)
 
 
 def test_reading_bytes_that_are_no_text(tmp_path):
@@ -180,7 +183,7 @@ def test_where_nothing_can_be_stored_nothing_is_made(tmp_path, registered, capsy
     for folder in (tmp_path / "file", tmp_path / "file" / "folder", tmp_path):
         with pytest.raises(ResultError, match=r"long\.json cannot be stored .* it was not made; name another folder"):
             make("long", folder)
-        assert results.main(["long", "--folder", str(folder)]) == 1
+        assert main(["long", "--folder", str(folder)]) == 1
     assert "Traceback" not in capsys.readouterr().err
     assert ran == []
     make("long", tmp_path / "new")
@@ -200,7 +203,7 @@ def test_a_name_is_registered_once(registered):
 def test_unknown_results(tmp_path, capsys):
     with pytest.raises(ResultError, match="there are gu_fig1_kmnist"):
         make("nonsense", tmp_path)
-    assert results.main(["nonsense", "--folder", str(tmp_path)]) == 2
+    assert main(["nonsense", "--folder", str(tmp_path)]) == 2
     assert "no such result: nonsense" in capsys.readouterr().err
 
 
@@ -210,7 +213,7 @@ def test_missing_data_is_skipped_and_said(tmp_path, registered, capsys):
         raise DataError("the file is not there; fetch it")
 
     where = ["--folder", str(tmp_path)]
-    assert results.main(where) == 1  # nothing at all could be made
+    assert main(where) == 1  # nothing at all could be made
 
     @registered("needs nothing")
     def modest():
@@ -220,9 +223,9 @@ def test_missing_data_is_skipped_and_said(tmp_path, registered, capsys):
     def wild():
         return {"numbers": {"x": math.inf}}
 
-    assert results.main(where) == 0
-    assert results.main(["needy", "modest", *where]) == 1  # asked for by name
-    assert results.main(["modest", *where]) == 0
+    assert main(where) == 0
+    assert main(["needy", "modest", *where]) == 1  # asked for by name
+    assert main(["modest", *where]) == 0
     out, err = capsys.readouterr()
     assert "needy: skipped, its data cannot be had: the file is not there; fetch it" in err
     assert "wild: not stored: wild.numbers.x is inf" in err
@@ -232,7 +235,7 @@ def test_missing_data_is_skipped_and_said(tmp_path, registered, capsys):
 
 def test_the_command_line(tmp_path):
     def call(*arguments):
-        command = [sys.executable, "-m", "nlcompanion.results", *arguments]
+        command = [sys.executable, "-m", "studies", *arguments]
         environment = {**os.environ, "NLCOMPANION_DATA": str(tmp_path / "nowhere")}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 

@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import dataset_server as made
@@ -23,18 +24,14 @@ from dataset_server import TRAIN, VAL, WNIDS, idx, md5, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlcompanion import (
-    DataError,
-    Dataset,
-    _archives,
-    _files,
-    _kmnist,
-    _tiny_imagenet,
-    datasets,
-    digits,
-    kmnist,
-    tiny_imagenet,
-)
+from nlcompanion import DataError, Dataset, digits, kmnist, tiny_imagenet
+from nlcompanion.datasets import __all__ as public
+from nlcompanion.datasets import archives as _archives
+from nlcompanion.datasets import download as _files
+
+# functions of the same names hide these modules
+_kmnist = import_module("nlcompanion.datasets.kmnist")
+_tiny_imagenet = import_module("nlcompanion.datasets.tiny_imagenet")
 
 torch.set_num_threads(1)
 ROOT = "tiny-imagenet-200"
@@ -971,6 +968,6 @@ def test_nothing_is_half_written_when_keeping_fails(folder, cache, tiny_files, m
 
 
 def test_the_public_names():
-    assert set(datasets.__all__) == {"DataError", "Dataset", "digits", "kmnist", "tiny_imagenet"}
+    assert set(public) == {"DataError", "Dataset", "describe", "digits", "kmnist", "tiny_imagenet"}
     assert issubclass(DataError, RuntimeError)
     assert os.fspath(_kmnist.URL).startswith("https://")

@@ -9,9 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import CURVATURES, START, heavy_ball, quadratic, quartic
 
-from nlcompanion.descent import DescentError, convergence_order, descend
-from nlcompanion.flows import integrate
-from nlcompanion.learning_rules import damped, gradient_flow, modified_loss, nesterov, newtonian, sgd
+from nlcompanion.dynamics import (
+    DescentError,
+    convergence_order,
+    damped,
+    descend,
+    gradient_flow,
+    integrate,
+    modified_loss,
+    nesterov,
+    newtonian,
+    sgd,
+)
 
 
 @given(st.floats(0.01, 0.3), st.floats(0, 0.95), st.floats(0, 0.5))

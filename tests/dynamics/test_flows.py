@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import CURVATURES, FLOWS, START, damped_oscillator, quadratic, quartic
 
-from nlcompanion import flows
-from nlcompanion.flows import FlowError, Trajectory, integrate
-from nlcompanion.learning_rules import (
+from nlcompanion.dynamics import (
+    FlowError,
+    Trajectory,
     bregman,
     damped,
+    flows,
     gradient_flow,
+    integrate,
     lagrangian,
     natural_gradient,
     nesterov,

@@ -9,25 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import quartic
 
-from nlcompanion.descent import descend
-from nlcompanion.kernels import linearized_dynamics
-from nlcompanion.laws import Ledger, data_rotation, homogeneous, linear
-from nlcompanion.learning_rules import (
+from nlcompanion.dynamics import (
     LearningRule,
     Steps,
     bregman,
     bregman_momentum,
     damped,
+    descend,
     general,
     gradient_flow,
     kinetic_energy,
     lagrangian,
+    linearized_dynamics,
     natural_gradient,
     nesterov,
     newtonian,
     sgd,
 )
+from nlcompanion.laws import data_rotation, homogeneous, linear
 from nlcompanion.mechanics import acceleration, generalized_momentum
+from nlcompanion.monitoring import Ledger
 from nlcompanion.networks import flat_loss, mlp
 
 Q = torch.tensor([0.8, 1.3], dtype=torch.float64)

@@ -9,20 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nlcompanion.descent import descend
-from nlcompanion.flows import integrate
-from nlcompanion.laws import data_rotation, homogeneous, homogeneous_laws, linear
-from nlcompanion.learning_rules import (
+from nlcompanion._arguments import as_point
+from nlcompanion.dynamics import (
     bregman,
     damped,
+    descend,
     general,
     gradient_flow,
+    integrate,
     natural_gradient,
     nesterov,
     newtonian,
     sgd,
 )
-from nlcompanion.mechanics import as_point
+from nlcompanion.laws import data_rotation, homogeneous, homogeneous_laws, linear
+from nlcompanion.monitoring import residual_in_steps
 from nlcompanion.networks import Power, RePU, Swish, flat_loss, mlp
 
 
@@ -471,9 +472,9 @@ def test_what_cannot_be_put_together():
     with pytest.raises(ValueError, match=r"f is function, .* pass q0="):
         law.under(newtonian()).residual(lambda q: q @ q, t_span=(0, 1))
     with pytest.raises(ValueError, match=r"f is none, .* pass q0="):
-        law.under(sgd(0.1)).residual_in_steps(None, steps=3, batches=lambda n: f)
+        residual_in_steps(law.under(sgd(0.1)), None, steps=3, batches=lambda n: f)
     with pytest.raises(ValueError, match="no discrete steps"):
-        law.under(damped(1.0, 1.0)).residual_in_steps(f, steps=3)
+        residual_in_steps(law.under(damped(1.0, 1.0)), f, steps=3)
 
 
 # --- discrete time --------------------------------------------------------------------------------------------------

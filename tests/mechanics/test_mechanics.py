@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlcompanion import mechanics
+from nlcompanion._arguments import as_point
 from nlcompanion.mechanics import (
     acceleration,
     action,
@@ -246,6 +246,6 @@ def test_points_are_checked(extra, fault):
         "dtype": good.to(torch.int64),
         "text": ["one"] * (1 + extra),
     }[fault]
-    assert mechanics.as_point("q0", good).dtype == torch.float64
+    assert as_point("q0", good).dtype == torch.float64
     with pytest.raises((TypeError, ValueError), match="q0"):
-        mechanics.as_point("q0", bad)
+        as_point("q0", bad)

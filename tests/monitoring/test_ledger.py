@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nlcompanion.datasets import digits
-from nlcompanion.descent import descend
-from nlcompanion.laws import Ledger, LedgerError, data_rotation, homogeneous, homogeneous_laws, linear
-from nlcompanion.learning_rules import damped, nesterov, newtonian, sgd
+from nlcompanion.dynamics import damped, descend, nesterov, newtonian, sgd
+from nlcompanion.laws import data_rotation, homogeneous, homogeneous_laws, linear
+from nlcompanion.monitoring import Ledger, LedgerError, residual_in_steps
 from nlcompanion.networks import RePU, flat_loss, mlp
 
 SGD = torch.optim.SGD
@@ -542,9 +542,9 @@ def test_along_descend_on_mini_batches(data, rule, kind):
         torch.testing.assert_close(symmetric(change), exact, rtol=1e-8, atol=1e-12)
         assert account.finite_step.abs().max() > 1e-8
     form = laws[0].under(rule)
-    assert form.residual_in_steps(f, steps=15, batches=batches).max() < 1e-12
+    assert residual_in_steps(form, f, steps=15, batches=batches).max() < 1e-12
     wrong = homogeneous(f, 1, p=1.5, verify=False).under(rule)
-    assert wrong.residual_in_steps(f, steps=15, batches=batches).max() > 1e-6
+    assert residual_in_steps(wrong, f, steps=15, batches=batches).max() > 1e-6
 
 
 def test_the_angular_momentum_of_steps():
@@ -561,7 +561,7 @@ def test_the_angular_momentum_of_steps():
     f = flat_loss(Ring(), torch.zeros(1), torch.zeros(1), lambda value, _: value)
     law = data_rotation(f, weight="w")
     for rule in (sgd(0.05), sgd(0.05, 0.9), newtonian(0.01), nesterov(0.01)):
-        assert law.under(rule).residual_in_steps(f, steps=20).max() < 1e-12
+        assert residual_in_steps(law.under(rule), f, steps=20).max() < 1e-12
     # a sudden force that breaks the symmetry gives some, which then decays
     push = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).double()
     batches = lambda n: (lambda q: f(q) + push @ q) if n == 3 else f  # noqa: E731

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from nlcompanion.descent import descend
-from nlcompanion.flows import integrate
-from nlcompanion.learning_rules import gradient_flow, newtonian, sgd
+from nlcompanion.dynamics import descend, gradient_flow, integrate, newtonian, sgd
 from nlcompanion.networks import Ensemble, Power, RePU, ensemble, flat_loss, mlp, over_members
 
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

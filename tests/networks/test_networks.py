@@ -10,8 +10,7 @@ from torch import nn
 from torch.func import jvp
 from torch.nn.functional import cross_entropy, mse_loss
 
-from nlcompanion.flows import integrate
-from nlcompanion.learning_rules import gradient_flow
+from nlcompanion.dynamics import gradient_flow, integrate
 from nlcompanion.networks import RePU, Swish, flat_loss, mlp
 
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -13,10 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nlcompanion.flows import integrate
-from nlcompanion.kernels import linearized_dynamics, ntk, output_motion
-from nlcompanion.learning_rules import damped, general, gradient_flow, natural_gradient, nesterov, newtonian, sgd
-from nlcompanion.networks import RePU, ensemble, flat_loss, mlp
+from nlcompanion.dynamics import (
+    damped,
+    general,
+    gradient_flow,
+    integrate,
+    linearized_dynamics,
+    natural_gradient,
+    nesterov,
+    newtonian,
+    sgd,
+)
+from nlcompanion.networks import RePU, ensemble, flat_loss, mlp, ntk, output_motion
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(6, 4, generator=G, dtype=torch.float64)

@@ -12,14 +12,14 @@ from scipy.interpolate import make_interp_spline
 from torch import nn
 from torch.func import grad, jvp
 
-from nlcompanion.descent import descend
-from nlcompanion.flows import integrate
-from nlcompanion.learning_rules import (
+from nlcompanion.dynamics import (
     bregman,
     bregman_momentum,
     damped,
+    descend,
     general,
     gradient_flow,
+    integrate,
     kinetic_energy,
     lagrangian,
     natural_gradient,

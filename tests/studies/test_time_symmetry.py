@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch.func import grad
 
-from nlcompanion._experiments_time import (
+from nlcompanion.book.results import read
+from nlcompanion.dynamics import newtonian, sgd
+from nlcompanion.networks import ensemble, flat_loss, mlp
+from studies.time_symmetry import (
     Ride,
     bound_weights,
     half_sum,
@@ -17,9 +20,6 @@ from nlcompanion._experiments_time import (
     width_study,
     zeros_and_ones,
 )
-from nlcompanion.learning_rules import newtonian, sgd
-from nlcompanion.networks import ensemble, flat_loss, mlp
-from nlcompanion.results import read
 
 
 def test_the_data():

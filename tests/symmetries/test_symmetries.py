@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import grad, jacfwd, jvp, vmap
 
-from nlcompanion._matrices import matrix_exp
-from nlcompanion.learning_rules import (
+from nlcompanion._matrix_exp import matrix_exp
+from nlcompanion.dynamics import (
     bregman,
     bregman_momentum,
     damped,

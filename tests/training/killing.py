@@ -1,4 +1,4 @@
-"""Sweeps that are killed again and again, in a process of its own: python tests/killing.py FOLDER KILLS SEED.
+"""Sweeps that are killed again and again, in a process of its own: python tests/training/killing.py FOLDER KILLS SEED.
 
 torch is imported once and every attempt is a fork, so that a kill meets training rather than imports. A sweep is taken
 up again until it ends; then the next one begins, in a new folder, until there were KILLS kills. Prints the names of

@@ -17,9 +17,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlcompanion import SweepError, TrainConfig, _sweep, _sweep_files, _train_loop, _workers, load_sweep, sweep
-from nlcompanion._workers import WorkerDied, Workers
+from nlcompanion import SweepError, TrainConfig, load_sweep, sweep
+from nlcompanion.training import loop as _train_loop
 from nlcompanion.training import train
+from nlcompanion.training.sweeps import store as _sweep_files
+from nlcompanion.training.sweeps import sweep as _sweep
+from nlcompanion.training.sweeps import workers as _workers
+from nlcompanion.training.sweeps.workers import WorkerDied, Workers
 
 SMALL = {"epochs": 3, "subset": 128, "batch_size": 32, "width": 0.5}
 CONFIGS = [TrainConfig(lr=lr, **SMALL) for lr in (0.05, 0.1)]
@@ -61,7 +65,7 @@ def calls(monkeypatch):
         made.append(config)
         return train(config, **options)
 
-    monkeypatch.setattr("nlcompanion.training.train", counted)
+    monkeypatch.setattr("nlcompanion.training.loop.train", counted)
     return made
 
 
@@ -533,7 +537,7 @@ def test_an_interrupt_does_not_reach_a_worker_that_is_starting(capfd, monkeypatc
 @unix
 def test_workers_end_with_the_process_that_started_them():
     code = (
-        "import os, signal, time\nfrom nlcompanion._workers import Workers\n"
+        "import os, signal, time\nfrom nlcompanion.training.sweeps.workers import Workers\n"
         "if __name__ == '__main__':\n    pool = Workers(1)\n    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    pool.submit(time.sleep, 600)\n    time.sleep(0.2)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -558,7 +562,7 @@ def alive(pid: int) -> bool:
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from nlcompanion._sweep import SweepError, TrainConfig, sweep\n"
+        "from nlcompanion import SweepError, TrainConfig, sweep\n"
         f"try:\n    sweep([TrainConfig()], {str(tmp_path / 'runs')!r}, 1)\n"
         "except SweepError as error:\n    print(error)\n"
     )
@@ -624,8 +628,8 @@ def test_a_killed_process_holds_no_lock(tmp_path):
 def test_two_sweeps_share_a_folder(tmp_path):
     code = f"""
 import os, sys, torch
-from nlcompanion import TrainConfig, sweep, training
-from nlcompanion.training import train
+from nlcompanion import TrainConfig, sweep
+from nlcompanion.training import loop, train
 
 def told(config, **options):
     os.write(1, f"{{config.key}}\\n".encode())  # at once, or two processes print into each other
@@ -638,7 +642,7 @@ def child(configs):
 torch.set_num_threads(1)
 configs = [TrainConfig(lr=lr, **{SMALL!r}) for lr in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06)]
 train(configs[0])  # torch is warm before they part
-training.train = told
+loop.train = told
 children = [os.fork() or child(order) for order in (configs, configs, configs[::-1])]
 sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 """

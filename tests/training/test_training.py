@@ -19,12 +19,12 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from nlcompanion._train_data import Feed, load
-from nlcompanion._train_loop import _Job
-from nlcompanion._train_step import _sgd
 from nlcompanion.datasets import Dataset, digits
 from nlcompanion.networks import conv_bn
 from nlcompanion.training import Run, TrainConfig, train
+from nlcompanion.training.batches import Feed, load
+from nlcompanion.training.loop import _Job
+from nlcompanion.training.step import _sgd
 
 SMALL = TrainConfig(subset=96, batch_size=32, epochs=4, lr_drops=(), lr=0.05)
 CPU = torch.device("cpu")

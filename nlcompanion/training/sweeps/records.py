@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from nlcompanion import _sweep_files as files
-from nlcompanion._train_config import TrainConfig
-from nlcompanion.results import _provenance
+from nlcompanion._provenance import provenance
+from nlcompanion.training.config import TrainConfig
+from nlcompanion.training.sweeps import store as files
 
 if TYPE_CHECKING:
-    from nlcompanion.training import Run
+    from nlcompanion.training.run import Run
 
 _SETTINGS = tuple(setting.name for setting in fields(TrainConfig))
 _ENVIRONMENT = ("nlcompanion", "torch", "python", "platform", "device", "threads")  # a Run's, within the provenance
@@ -247,7 +247,7 @@ def _record(content: Mapping[str, Any], path: Path) -> Record:
         raise files.Damaged(f"it has the status {status!r} and {'no' if content['run'] is None else 'a'} run")
     provenance = content["provenance"]
     if status != "failed":
-        from nlcompanion.training import Run
+        from nlcompanion.training.run import Run
 
         around = {name: provenance.get(name) for name in _ENVIRONMENT}
         outside = {"config": content["config"], "status": status, "duration": provenance.get("duration_seconds")}
@@ -259,14 +259,14 @@ def content_of(run: Run) -> dict[str, Any]:
     """What a run's file holds: what is the same each time in ``run``, what is not in ``provenance``."""
     inside = run.to_dict()
     outside = {name: inside.pop(name) for name in ("config", "status", "duration", "environment")}
-    provenance = {**_provenance(0.0), **outside["environment"], "seed": run.config.seed}
+    made = {**provenance(0.0), **outside["environment"], "seed": run.config.seed}
     return {
         "key": run.config.key,
         "status": outside["status"],
         "config": outside["config"],
         "run": inside,
         "error": None,
-        "provenance": {**provenance, "duration_seconds": outside["duration"]},
+        "provenance": {**made, "duration_seconds": outside["duration"]},
     }
 
 
@@ -278,5 +278,5 @@ def content_of_failure(config: TrainConfig, error: str, duration: float) -> dict
         "config": config.to_dict(),
         "run": None,
         "error": error,
-        "provenance": {**_provenance(duration), "device": config.device, "seed": config.seed},
+        "provenance": {**provenance(duration), "device": config.device, "seed": config.seed},
     }

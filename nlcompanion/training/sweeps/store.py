@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-from nlcompanion._files import replacing
+from nlcompanion._storage import replacing
 
 FORMAT = 1
 ENDED = ("finished", "diverged", "failed")

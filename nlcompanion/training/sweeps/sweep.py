@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nlcompanion import _sweep_files as files
-from nlcompanion import _sweep_records as records
-from nlcompanion._files import set_aside
-from nlcompanion._sweep_records import Record, Sweep, SweepError
-from nlcompanion._train_config import TrainConfig
-from nlcompanion._workers import Workers
+from nlcompanion._storage import set_aside
+from nlcompanion.training.config import TrainConfig
+from nlcompanion.training.sweeps import records
+from nlcompanion.training.sweeps import store as files
+from nlcompanion.training.sweeps.records import Record, Sweep, SweepError
+from nlcompanion.training.sweeps.workers import Workers
 
 _TURN = threading.Lock()  # torch's number of threads and its treatment of denormals are not one run's own
 _PATIENCE = 10.0  # seconds until a network's file system shows what another machine has written
@@ -294,7 +294,7 @@ def _trained(config: TrainConfig, folder: Path, shown: bool) -> dict:
     """Train, from the checkpoint if there is one: the content of the run's file."""
     begin = time.perf_counter()
     try:
-        from nlcompanion.training import train
+        from nlcompanion.training.loop import train
 
         path = files.checkpoint_path(folder, config.key)
         with _as_everywhere():
