@@ -18,12 +18,12 @@ import torch
 from _timing import Report
 from torch import nn
 
-from nlcompanion._convnets import vgg11
-from nlcompanion._train_config import TrainConfig
-from nlcompanion._train_data import Feed
-from nlcompanion._train_loop import _precision
-from nlcompanion._train_step import Stepper
 from nlcompanion.datasets import Dataset
+from nlcompanion.networks import vgg11
+from nlcompanion.training.arithmetic import _precision
+from nlcompanion.training.batches import Feed
+from nlcompanion.training.config import TrainConfig
+from nlcompanion.training.step import Stepper
 
 SIDE, CLASSES, IMAGES = 64, 200, 20_000
 PRODUCT = 8192  # side of the matrices whose product shows the card's peak

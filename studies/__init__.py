@@ -1,1 +1,1 @@
-"""Long studies behind the book's figures: what is measured, and how the stored measurement is drawn."""
+"""The experiments behind the chapters: functions that a chapter calls, and the long runs behind stored results."""

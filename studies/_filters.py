@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from nlcompanion.adaptivity import Persistence, RadiusTracker, radius_gain
+from nlcompanion.adaptivity import Persistence, radius_gain
+from nlcompanion.monitoring import RadiusTracker
 from nlcompanion.training import Moment, TrainConfig
 
 LAWS = ("persistent", "white", "averaged")  # of RadiusTracker
@@ -19,7 +20,7 @@ class FilterWatch:
     r"""For ``train(watch=...)``: each filter's :math:`r^2` and what the laws predict, every few steps.
 
     A filter is a scale-invariant weight of its own, since BatchNorm measures each channel by itself. A
-    :class:`~nlcompanion.adaptivity.RadiusTracker` for each convolution follows all of its filters at once, on the
+    :class:`~nlcompanion.monitoring.RadiusTracker` for each convolution follows all of its filters at once, on the
     device where they are.
 
     Args:

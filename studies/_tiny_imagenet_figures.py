@@ -8,8 +8,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nlcompanion.plotting import COLORS, panels
-from nlcompanion.results import ResultError, read
+from nlcompanion.book.plotting import COLORS, panels
+from nlcompanion.book.results import ResultError, read
 
 FIGURE_2B, FIGURE_4 = "tk_fig2b_tiny_imagenet", "tk_fig4_tiny_imagenet_20000"
 _PANELS = {"a": "A: step size", "c": "C: decay", "b": "B: momentum"}

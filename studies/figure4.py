@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from nlcompanion.plotting import COLORS, panels
+from nlcompanion.book.plotting import COLORS, panels
 
 TITLES = {"a": "A: step size", "b_constant": "B: constant rate", "b": "B: rate drops", "c": "C: decay"}
 _COLORS = {"free": COLORS["control"], "constrained": COLORS["prediction"]}

@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch
 
-from nlcompanion import _sweep_files as files
-from nlcompanion import _sweep_records as records
-from nlcompanion import results
-from nlcompanion._experiments_adaptivity import NORMS, Panel, figure4_of
-from nlcompanion._workers import Workers
+from nlcompanion.book import results
 from nlcompanion.datasets import Dataset, tiny_imagenet
 from nlcompanion.training import Sweep, TrainConfig, sweep, train
+from nlcompanion.training.sweeps import records
+from nlcompanion.training.sweeps import store as files
+from nlcompanion.training.sweeps.workers import Workers
 from studies._filters import FilterWatch, judge
 from studies._tiny_imagenet_figures import FIGURE_2B, FIGURE_4, draw_figure2b, draw_figure4
+from studies.implicit_adaptivity import NORMS, Panel, figure4_of
 
 __all__ = ["FIGURE_2B", "FIGURE_4", "Size", "draw_figure2b", "draw_figure4", "measure", "panels", "store"]
 

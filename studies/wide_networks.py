@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 import nlcompanion as nl
-from nlcompanion.plotting import COLORS
+from nlcompanion.book.plotting import COLORS
 
 
 def half_sum(u: Tensor, y: Tensor) -> Tensor:
