@@ -13,7 +13,7 @@ from nlcompanion.laws.terms import Squares, Term, Torque, expression, of_neuron,
 
 if TYPE_CHECKING:
     from nlcompanion.dynamics.learning_rules import LearningRule
-    from nlcompanion.laws.under_rules import RuleForm
+    from nlcompanion.laws.under_rules import LawUnderRule
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Law:
     that: gradient flow conserves the charge ``form(q, q)``, dynamics with inertia moves the momentum ``form(v, q)``
     by ``form(v, v)`` and friction alone (:meth:`under`), and a discrete step can be booked exactly (:class:`Ledger`).
 
-    Make one with :func:`homogeneous`, :func:`linear` or :func:`data_rotation`. ``q`` is the flat vector of the
-    :class:`FlatLoss` it was made from, shape ``(n,)``; results have ``law.shape``: ``()`` for one law, ``(d,)`` for a
-    stack over ``d`` neurons, ``(d, d)`` for the matrix of a linear layer. Of a stack over neurons ``law[i]`` is the
-    law of one, ``law.total`` the sum (of a matrix the trace).
+    Make one with :func:`homogeneous_law`, :func:`linear_law` or :func:`data_rotation_law`. ``q`` is the flat vector
+    of the :class:`FlatLoss` it was made from, shape ``(n,)``; results have ``law.shape``: ``()`` for one law, ``(d,)``
+    for a stack over ``d`` neurons, ``(d, d)`` for the matrix of a linear layer. Of a stack over neurons ``law[i]`` is
+    the law of one, ``law.total`` the sum (of a matrix the trace).
 
     Attributes:
         kind: the symmetry behind it: ``"homogeneous"``, ``"swish"``, ``"linear"`` or ``"data"``.
@@ -40,9 +40,9 @@ class Law:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from nlcompanion import flat_loss, homogeneous, mlp
+        >>> from nlcompanion import flat_loss, homogeneous_law, mlp
         >>> model, x, y = mlp((4, 3, 2)), torch.ones(5, 4).double(), torch.zeros(5).long()
-        >>> law = homogeneous(flat_loss(model, x, y, nn.functional.cross_entropy), layer=1)
+        >>> law = homogeneous_law(flat_loss(model, x, y, nn.functional.cross_entropy), layer=1)
         >>> law.statement
         '|1.weight[i, :]|² - |3.weight[:, i]|² = const for each of 3 neurons'
         >>> law.shape, law.total.shape, law[2].statement
@@ -62,7 +62,7 @@ class Law:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("this is a single law, it has no length; a stack comes from homogeneous(f, layer)")
+            raise TypeError("this is a single law, it has no length; a stack comes from homogeneous_law(f, layer)")
         return self.shape[0]
 
     def __getitem__(self, neuron: int) -> Law:
@@ -76,7 +76,7 @@ class Law:
         if len(self.shape) > 1:
             raise TypeError(
                 f"this law is a matrix of shape {self.shape} over pairs of neurons; index what charge(q) returns, or "
-                "take homogeneous(f, layer)[i] for the law of one neuron of a linear layer"
+                "take homogeneous_law(f, layer)[i] for the law of one neuron of a linear layer"
             )
         if isinstance(neuron, bool) or not isinstance(neuron, int):
             raise TypeError(f"a neuron is named by an integer, got {neuron!r}; index the charges for several at once")
@@ -182,7 +182,7 @@ class Law:
         cosine = self.form(gradient, q) / lengths.sqrt()
         return torch.where(lengths > 0, cosine, torch.zeros_like(cosine))
 
-    def under(self, rule: LearningRule) -> RuleForm:
+    def under(self, rule: LearningRule) -> LawUnderRule:
         r"""This law as a learning rule has it: written out, and measured along its motion.
 
         Args:
@@ -196,15 +196,15 @@ class Law:
         Example:
             >>> import torch
             >>> from torch import nn
-            >>> from nlcompanion import flat_loss, homogeneous, mlp, nesterov
+            >>> from nlcompanion import flat_loss, homogeneous_law, mlp, nesterov
             >>> x, y = torch.ones(5, 4).double(), torch.zeros(5).long()
             >>> f = flat_loss(mlp((4, 3, 2), "leaky_relu"), x, y, nn.functional.cross_entropy)
-            >>> homogeneous(f, layer=1).total.under(nesterov()).statement
+            >>> homogeneous_law(f, layer=1).total.under(nesterov()).statement
             "C'' + (3/t) C' = 2 Q(v) with C = |1.weight|² - |3.weight|²"
         """
-        from nlcompanion.laws.under_rules import RuleForm
+        from nlcompanion.laws.under_rules import LawUnderRule
 
-        return RuleForm(self, rule)
+        return LawUnderRule(self, rule)
 
     # --- discrete time --------------------------------------------------------------------------------------------
 

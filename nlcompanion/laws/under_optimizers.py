@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def _rates(group: dict, buffered: bool) -> tuple[float, float, float]:
+def sgd_rates(group: dict, buffered: bool) -> tuple[float, float, float]:
     """What a step of torch.optim.SGD makes of gradient, buffer and parameter: d = -(r_g g + r_b b + r_k theta)."""
     lr, beta = float(group["lr"]), float(group["momentum"])
     if group["nesterov"]:
@@ -15,7 +15,7 @@ def _rates(group: dict, buffered: bool) -> tuple[float, float, float]:
     return lr * of_gradient, lr * of_buffer, lr * of_gradient * float(group["weight_decay"])
 
 
-def _fading(group: dict) -> float:
+def fading(group: dict) -> float:
     """By how much weight decay shrinks the logarithm of a squared weight in a step, in the long run."""
     lr, decay, momentum = (float(group.get(name) or 0.0) for name in ("lr", "weight_decay", "momentum"))
     return 2 * lr * decay / max(1 - momentum, 1e-3)

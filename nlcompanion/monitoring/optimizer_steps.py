@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.laws.terms import Term
-from nlcompanion.laws.under_optimizers import _fading, _rates
+from nlcompanion.laws.under_optimizers import fading, sgd_rates
 from nlcompanion.monitoring.stacked_forms import Tensors
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
 
 
-class OfOptimizer:
+class OptimizerSteps:
     """The steps of a ``torch.optim.Optimizer``, seen through its hooks."""
 
     def __init__(self, ledger: Ledger, model: nn.Module, optimizer: torch.optim.Optimizer):
@@ -27,13 +27,13 @@ class OfOptimizer:
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; for descend() pass rule="
             )
-        self.ledger, self.optimizer, self.books = ledger, optimizer, ledger._books
-        self.parameters = _find(model, self.books.terms)
+        self.ledger, self.optimizer, self.forms = ledger, optimizer, ledger._forms
+        self.parameters = _find(model, self.forms.terms)
         self.name = type(optimizer).__name__
         self.is_sgd = isinstance(optimizer, torch.optim.SGD)
         self.dtype = next(iter(self.parameters.values())).dtype
         self._groups_of(optimizer)
-        self.books.to(next(iter(self.parameters.values())).device)
+        self.forms.to(next(iter(self.parameters.values())).device)
         self._before = {name: torch.empty_like(p) for name, p in self.parameters.items()}
         self._position = self._last = self._seen = self._groups = None
         self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
@@ -64,37 +64,37 @@ class OfOptimizer:
         if self._seen is None:
             self._remember()
         elif weights != self._seen[0]:  # someone moved the weights since the last step
-            charges, scale = self.books.form(self._position), self.books.scale(self._position, old)
+            charges, scale = self.forms.form(self._position), self.forms.scale(self._position, old)
             self._remember()
-            self._outside = self.books.form(self._position) - charges, scale
+            self._outside = self.forms.form(self._position) - charges, scale
         elif held != self._seen[1]:
             self._last = None
         self._groups = groups
         if not self.is_sgd:
             self._refuse_closure(args, kwargs, self.name)
-            self._slopes = self.books.generators(self._gradients(), old)
+            self._slopes = self.forms.generators(self._gradients(), old)
             return
         buffers = dict(zip(self.parameters, self._buffers(), strict=True))
-        self._rates = {name: _rates(groups[name], buffer is not None) for name, buffer in buffers.items()}
+        self._rates = {name: sgd_rates(groups[name], buffer is not None) for name, buffer in buffers.items()}
         self._rate = {name: float(group["lr"]) for name, group in groups.items()}
         self._memory = self._pull = None
         if any(of_buffer for _, of_buffer, _ in self._rates.values()):
             self._memory = self._of_last_step() or (self._of_buffers(buffers), dict.fromkeys(buffers, 1.0))
-        if self.books.differ({name: of_gradient for name, (of_gradient, _, _) in self._rates.items()}):
+        if self.forms.differ({name: of_gradient for name, (of_gradient, _, _) in self._rates.items()}):
             self._refuse_closure(args, kwargs, "different rates for one law's parameters")
-            (self._pull,) = self.books.pairs((self._gradients(), old))  # some optimizers overwrite gradients
+            (self._pull,) = self.forms.pairs((self._gradients(), old))  # some optimizers overwrite gradients
 
     @torch.no_grad()
     def _post(self, optimizer, args, kwargs) -> None:
-        books, old, new, position = self.books, self._before, self.parameters, self._position
-        scale = books.scale(position, old)
+        forms, old, new, position = self.forms, self._before, self.parameters, self._position
+        scale = forms.scale(position, old)
 
         def step(name):
             old[name].sub_(new[name])  # minus the step
 
-        moved = books.pairs((old, old, step), (old, new))
-        scale = torch.maximum(scale, books.scale(moved[0], old))  # a step may be longer than the weights
-        square, product, charges = books.form(torch.cat([moved, position[None]]))
+        moved = forms.pairs((old, old, step), (old, new))
+        scale = torch.maximum(scale, forms.scale(moved[0], old))  # a step may be longer than the weights
+        square, product, charges = forms.form(torch.cat([moved, position[None]]))
         change = -2 * product - square
         causes, judged = {"finite_step": square}, ()
         if self.is_sgd:
@@ -113,9 +113,9 @@ class OfOptimizer:
         torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
         self._seen = self._versions()
         if moved is not None:
-            self._faded += max(_fading(group) for group in self._groups.values())
-        if moved is None or self.ledger.steps % _AFRESH == 0 or self._faded > 1 or self.books.has_matrices:
-            (self._position,) = self.books.pairs((self._before, self._before))
+            self._faded += max(fading(group) for group in self._groups.values())
+        if moved is None or self.ledger.steps % _AFRESH == 0 or self._faded > 1 or self.forms.has_matrices:
+            (self._position,) = self.forms.pairs((self._before, self._before))
             self._faded = 0.0
         else:
             self._position = self._position - 2 * moved[1] - moved[0]
@@ -145,7 +145,7 @@ class OfOptimizer:
 
     def _of_buffers(self, buffers: dict[str, Tensor | None]) -> Tensor:
         old = self._before
-        return self.books.pairs(({name: old[name] if b is None else b for name, b in buffers.items()}, old))[0]
+        return self.forms.pairs(({name: old[name] if b is None else b for name, b in buffers.items()}, old))[0]
 
     def _versions(self) -> tuple[list, list]:
         """What tells that a weight or a buffer was written to, or replaced."""
@@ -168,19 +168,19 @@ class OfOptimizer:
 
     def _of_sgd(self, causes: dict[str, Tensor], charges: Tensor) -> None:
         """What momentum, decay and unequal rates make of a step of SGD."""
-        books, parameters = self.books, self.parameters.items()  # one without a gradient is passed over
+        forms, parameters = self.forms, self.parameters.items()  # one without a gradient is passed over
         rates = {name: (0.0, 0.0, 0.0) if p.grad is None else self._rates[name] for name, p in parameters}
         if self._memory is not None:
             pairs, scales = self._memory
-            causes["momentum"] = -2 * books.form(pairs, [scales[name] * rates[name][1] for name in rates])
+            causes["momentum"] = -2 * forms.form(pairs, [scales[name] * rates[name][1] for name in rates])
         of_decay = [x for *_, x in rates.values()]
         if any(of_decay):
             same = len(set(of_decay)) == 1
-            causes["decay"] = -2 * (of_decay[0] * charges if same else books.form(self._position, of_decay))
+            causes["decay"] = -2 * (of_decay[0] * charges if same else forms.form(self._position, of_decay))
         if self._pull is not None:
             signs = [-1.0 if self._groups[name]["maximize"] else 1.0 for name in rates]
             pull = [sign * x for sign, (x, *_) in zip(signs, rates.values(), strict=True)]
-            causes["rates"] = -2 * books.excess(self._pull, pull)
+            causes["rates"] = -2 * forms.excess(self._pull, pull)
 
     def _gradients(self) -> Tensors:
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
