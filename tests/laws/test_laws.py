@@ -286,7 +286,7 @@ def test_linear_charge_by_hand_and_its_trace():
 
 def test_control_an_activation_between_keeps_the_diagonal_only():
     f = loss_of(mlp((4, 3, 2), "relu", seed=1))
-    with pytest.raises(ValueError, match=r"ReLU \(2\) stands between.*homogeneous\(f, 1\)"):
+    with pytest.raises(ValueError, match=r"ReLU \(2\) stands between.*homogeneous_law\(f, 1\)"):
         linear_law(f, 1)
     with pytest.raises(ValueError, match=r"Tanh .* nothing or Identity"):
         linear_law(loss_of(mlp((4, 3, 2), "tanh")), 1)
@@ -298,7 +298,7 @@ def test_control_an_activation_between_keeps_the_diagonal_only():
 
 def test_a_matrix_law_is_no_stack_of_neurons():
     law = linear_law(loss_of(mlp((4, 3, 2), "linear")), 1)
-    with pytest.raises(TypeError, match=r"homogeneous\(f, layer\)\[i\]"):
+    with pytest.raises(TypeError, match=r"homogeneous_law\(f, layer\)\[i\]"):
         law[0]
     with pytest.raises(ValueError, match="law's shape"):
         law.act(law.generator(torch.zeros(18).double()), torch.ones(3))
