@@ -53,7 +53,10 @@ from .dynamics import newtonian as newtonian
 from .dynamics import sgd as sgd
 from .laws import Law as Law
 from .laws import LawUnderRule as LawUnderRule
+from .laws import data_rotation_law as data_rotation_law
+from .laws import homogeneous_law as homogeneous_law
 from .laws import homogeneous_laws as homogeneous_laws
+from .laws import linear_law as linear_law
 from .mechanics import acceleration as acceleration
 from .mechanics import action as action
 from .mechanics import along as along
