@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from nlcompanion._extras import needs
 from nlcompanion._provenance import environment
 from nlcompanion.datasets.dataset import Dataset, describe
 from nlcompanion.networks.convnets import conv_bn, vgg11
@@ -22,6 +22,9 @@ from nlcompanion.training.batches import Batches, Pictures, load
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.run import EPOCHS, LAYERWISE, RECORDS, Run
 from nlcompanion.training.step import BeforeStep, Stepper
+
+with needs("training"):
+    from tqdm import tqdm
 
 _CHUNK = 1024  # images at once in an evaluation
 _RECALIBRATION = 10_000  # training images that BatchNorm's statistics are measured on
