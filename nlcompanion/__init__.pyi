@@ -56,6 +56,7 @@ from .laws import LawUnderRule as LawUnderRule
 from .laws import data_rotation_law as data_rotation_law
 from .laws import homogeneous_law as homogeneous_law
 from .laws import homogeneous_laws as homogeneous_laws
+from .laws import law_of as law_of
 from .laws import linear_law as linear_law
 from .mechanics import acceleration as acceleration
 from .mechanics import action as action

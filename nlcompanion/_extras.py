@@ -14,7 +14,8 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
         raise ImportError(
-            f"{str(error.name).partition('.')[0]} is not installed, which comes with the extra {extra!r} of nlcompanion: "
+            f"{package} is not installed, which comes with the extra {extra!r} of nlcompanion: "
             f"pip install 'nlcompanion[{extra}]'"
         ) from error

@@ -22,6 +22,7 @@ A :class:`Law` is one such law or a stack of them: one per neuron (:func:`homoge
 
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.of_layers import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
+from nlcompanion.laws.of_symmetries import law_of
 from nlcompanion.laws.under_rules import LawUnderRule
 
-__all__ = ["Law", "LawUnderRule", "data_rotation_law", "homogeneous_law", "homogeneous_laws", "linear_law"]
+__all__ = ["Law", "LawUnderRule", "data_rotation_law", "homogeneous_law", "homogeneous_laws", "law_of", "linear_law"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.laws.terms import Squares, Term, Torque, expression, of_neuron, summed
+from nlcompanion.symmetries.actions import Symmetry
 
 if TYPE_CHECKING:
     from nlcompanion.dynamics.learning_rules import LearningRule
@@ -154,7 +155,7 @@ class Law:
 
         Source: GU Eqs. 28, 38 and 44.
         """
-        return self._transform(q, s, "generate", torch.zeros_like(self._checked(q)))
+        return self._transform(q, s, "generate", torch.zeros_like(q))
 
     def act(self, q: Tensor, s: float | Tensor) -> Tensor:
         r"""The symmetry at a finite distance, shape ``(n,)``; the loss is the same there.
@@ -168,7 +169,33 @@ class Law:
 
         Source: GU Section 4.1, with :math:`1 + \epsilon = e^s`; Appendix B.
         """
-        return self._transform(q, s, "move", self._checked(q).clone())
+        return self._transform(q, s, "move", q)
+
+    def symmetry(self, direction: float | Tensor = 1.0) -> Symmetry:
+        r"""The symmetry that the law comes from, as the functions of :mod:`nlcompanion.symmetries` take it.
+
+        Args:
+            direction: a number, or one for each entry of ``law.shape``; rotated data need an antisymmetric matrix.
+
+        Returns:
+            The action :math:`Q(q, s)` = ``law.act(q, s * direction)``, differentiable by both.
+
+        Raises:
+            ValueError: a direction that does not fit.
+
+        Example:
+            >>> import torch
+            >>> from nlcompanion import flat_loss, homogeneous_law, invariance_defect, mlp
+            >>> x, y = torch.eye(4).double(), torch.arange(4) % 2
+            >>> f = flat_loss(mlp((4, 3, 2), "relu"), x, y, torch.nn.functional.cross_entropy)
+            >>> symmetry = homogeneous_law(f, layer=1).symmetry()
+            >>> bool(invariance_defect(f, symmetry, f.q0) < 1e-12)
+            True
+        """
+        return Symmetry(
+            lambda q, s: self._transform(q, s * torch.as_tensor(direction, dtype=q.dtype), "move", q),
+            f"the symmetry behind {self.statement!r}",
+        )
 
     def cosine(self, gradient: Tensor, q: Tensor) -> Tensor:
         r"""Cosine between the gradient and the generator, over the law's own parameters (dimensionless).
@@ -295,8 +322,9 @@ class Law:
             )
         return q
 
-    def _transform(self, q: Tensor, s: float | Tensor, how: str, out: Tensor) -> Tensor:
-        """What the terms make of their tensors, written into ``out``."""
+    def _transform(self, q: Tensor, s: float | Tensor, how: str, rest: Tensor) -> Tensor:
+        """What the terms make of their tensors, between the pieces of ``rest`` that the law does not speak of."""
+        self._checked(q)
         s = torch.as_tensor(s, dtype=q.dtype)
         if s.ndim == 0 and self._is_matrix:
             if isinstance(self._terms[0], Torque):
@@ -304,6 +332,8 @@ class Law:
             s = s * torch.eye(len(self), dtype=q.dtype)
         if s.ndim and s.shape != self.shape:
             raise ValueError(f"s is a number or of the law's shape {self.shape}, got shape {tuple(s.shape)}")
-        for term in self._terms:
-            out[term.place] = getattr(term, how)(self._of(q, term), s).reshape(-1)
-        return out
+        pieces, end = [], 0
+        for term in sorted(self._terms, key=lambda term: term.place.start):
+            pieces += [rest[end : term.place.start], getattr(term, how)(self._of(q, term), s).reshape(-1)]
+            end = term.place.stop
+        return torch.cat([*pieces, rest[end:]])

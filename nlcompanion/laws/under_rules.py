@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.laws.under_optimizers import heavy_ball_statement
 
 if TYPE_CHECKING:
     from nlcompanion.laws.law import Law
@@ -96,15 +97,7 @@ class LawUnderRule:
         if steps.looks_ahead:  # the gradient is at y, between the points w
             exact = f"C(w(n+1)) - C(y(n)) = {steps.lr**2:g} Q(g)"
             return "form(w(n+1) - y(n), y(n)) = 0" if self.law.kind == "data" else exact
-        beta = steps.memory
-        times = "m(n) " if callable(beta) else "" if beta == 1 else f"{beta:g} "
-        skew = (f"M(n) = {times}M(n-1)" if beta else "M(n) = 0") + " with M(n) = form(d(n), q(n))"
-        if self.law.kind == "data":
-            return skew
-        decay = f" - {2 * steps.lr * k:g} C(n)" if k else ""
-        if beta:
-            return f"ΔC(n) - {times}ΔC(n-1) = Q(d(n)) + {times}Q(d(n-1)){decay}"
-        return f"ΔC(n) = Q(d(n)){decay}" if k else f"ΔC(n) = {steps.lr**2:g} Q(g)"
+        return heavy_ball_statement(self.law, steps.lr, steps.memory, steps.lr * k)
 
     # --- in numbers -----------------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from nlcompanion.dynamics.descent import descend
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
+from nlcompanion.laws.under_optimizers import CAUSES
 from nlcompanion.laws.under_rules import LawUnderRule, start_of
 from nlcompanion.monitoring.descent_steps import DescentSteps
 from nlcompanion.monitoring.optimizer_steps import OptimizerSteps
 from nlcompanion.monitoring.stacked_forms import StackedForms
 
-CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
