@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nlcompanion.adaptivity import Persistence, radius_gain
 from nlcompanion.monitoring import RadiusTracker
-from nlcompanion.training import Moment, TrainConfig
+from nlcompanion.training import BeforeStep, TrainConfig
 
 LAWS = ("persistent", "white", "averaged")  # of RadiusTracker
 _NOTES = ("r_squared", *LAWS, "persistence", "reach")
@@ -39,7 +39,7 @@ class FilterWatch:
         self.notes: dict[str, list[Tensor]] = defaultdict(list)
         self.steps: list[int] = []
 
-    def __call__(self, moment: Moment) -> None:
+    def __call__(self, moment: BeforeStep) -> None:
         filters = _filters(moment.model)
         if not self.trackers:
             config = self.config

@@ -148,7 +148,7 @@ def with_copies(f: nl.FlatLoss, inputs: Tensor, targets: Tensor, rotations: Tens
 
 def torque(f: nl.FlatLoss) -> Tensor:
     r"""Norm of :math:`[\nabla f, q]` of the first layer at the start."""
-    return nl.data_rotation(f).form(grad(f)(f.q0), f.q0).norm()
+    return nl.data_rotation_law(f).form(grad(f)(f.q0), f.q0).norm()
 
 
 # --- stochastic descent on round data ---------------------------------------------------------------------------------

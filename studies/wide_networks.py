@@ -133,9 +133,9 @@ def rate_left_over(net: nl.FlatLoss, time: float) -> tuple[float, float]:
         return torch.stack(nl.output_motion(net, q, v, -grad(net)(q))[1:])
 
     span = {"t_span": (0, time), "t_eval": [0, time], "rtol": 1e-10}
-    run = nl.integrate(nl.newtonian(), net, net.q0, beside=push_and_bend, **span)
+    run = nl.integrate(nl.newtonian(), net, net.q0, integrand=push_and_bend, **span)
     gained = nl.output_motion(net, run.q[1], run.v[1], run.v[1]).rate
-    push, bend = run.beside[-1]
+    push, bend = run.integral[-1]
     return tuple(float((gained - part).norm() / gained.norm()) for part in (push, push + bend))
 
 

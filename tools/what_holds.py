@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nlcompanion.book.claims import CHAPTERS, CORRECTED, PAGE, PAPERS, Row, _rows, register
+from nlcompanion.book.claims import CHAPTERS, CORRECTED, PAGE, PAPERS, Row, register, rows_by_id
 
 __all__ = ["Finding", "verdicts", "what_holds"]
 
@@ -56,7 +56,7 @@ def verdicts(notebooks: Iterable[Path | str]) -> dict[str, Finding]:
     found: dict[str, Finding] = {}
     for path in map(Path, notebooks):
         for finding in _lines(path):
-            row = _rows().get(finding.id)
+            row = rows_by_id().get(finding.id)
             if row and row.chapter == path.stem and finding.text in _wordings(row):
                 found.setdefault(finding.id, finding)
     return found

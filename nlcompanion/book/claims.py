@@ -170,19 +170,19 @@ def register() -> tuple[Row, ...]:
 
 
 @cache
-def _rows() -> dict[str, Row]:
+def rows_by_id() -> dict[str, Row]:
     return {row.id: row for row in register()}
 
 
 def _row(id: str) -> Row:
     if not isinstance(id, str):
         raise TypeError(f"a claim's id is a string such as 'tk-3', got {type(id).__name__}")
-    if id not in _rows():
-        parts = [known for known in _rows() if known.startswith(id + "-")]
-        close = parts or get_close_matches(id, _rows(), n=3, cutoff=0.6)
+    if id not in rows_by_id():
+        parts = [known for known in rows_by_id() if known.startswith(id + "-")]
+        close = parts or get_close_matches(id, rows_by_id(), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(close)}?" if close else "register() lists every id"
         raise ValueError(f"claim {id!r} is not in the register, so it has no tolerance to be held to; {hint}")
-    return _rows()[id]
+    return rows_by_id()[id]
 
 
 def check(id: str, measured, control=None) -> Verdict:
@@ -218,12 +218,12 @@ def check(id: str, measured, control=None) -> Verdict:
     found = _collect(row, "measured", measured)
     name, value = max(found, key=lambda pair: row.excess(pair[1]))
     if not row.excess(value) <= 0:
-        raise _failure(row, f"{name} is {value:.6g}, where {row.allowed}", len(found), _ADVICE[row.kind])
+        raise _claim_error(row, f"{name} is {value:.6g}, where {row.allowed}", len(found), _ADVICE[row.kind])
     if control is not None:
         found = _collect(row, "control", control)
         name, value = min(found, key=lambda pair: row.excess(pair[1]))
         if not row.excess(value) > 0:
-            raise _failure(
+            raise _claim_error(
                 row,
                 f"its control does not fail: {name} is {value:.6g}, and {row.allowed}",
                 len(found),
@@ -248,7 +248,7 @@ def claim(id: str, measured, control=None) -> None:
     print(check(id, measured, control).text)
 
 
-def _failure(row: Row, fact: str, count: int, advice: str) -> ClaimError:
+def _claim_error(row: Row, fact: str, count: int, advice: str) -> ClaimError:
     among = f" (the worst of {count} numbers)" if count > 1 else ""
     return ClaimError(
         f"claim {row.id} is not supported: {fact}{among}\n"
@@ -262,10 +262,10 @@ def _collect(row: Row, role: str, value) -> list[tuple[str, float]]:
     """The named numbers in ``value``, all finite and at least one."""
     found = list(_numbers(value, role))
     if not found:
-        raise _failure(row, f"{role} is empty", 0, "whether the run recorded anything; an empty check shows nothing")
+        raise _claim_error(row, f"{role} is empty", 0, "whether the run recorded anything: nothing is shown")
     for name, number in found:
         if not math.isfinite(number):
-            raise _failure(
+            raise _claim_error(
                 row, f"{name} is {number}", 0, "where the run diverged; NaN and infinity compare with nothing"
             )
     return found

@@ -28,7 +28,7 @@ _DEGREES: dict[type, Callable[[nn.Module], float]] = {
 }
 
 
-def homogeneous(f: FlatLoss, layer: int, *, p: float | None = None, across: int = 1, verify: bool = True) -> Law:
+def homogeneous_law(f: FlatLoss, layer: int, *, p: float | None = None, across: int = 1, verify: bool = True) -> Law:
     r"""The balance of every neuron of a hidden layer with an activation of degree :math:`p`.
 
     .. math:: C_i = |W^{(h)}_{i:}|^2 + (b^{(h)}_i)^2 - p\,|W^{(h+1)}_{:i}|^2 \quad [\,- (\beta^{(h)}_i)^2\,]
@@ -69,12 +69,12 @@ def homogeneous(f: FlatLoss, layer: int, *, p: float | None = None, across: int 
         >>> from nlcompanion import RePU, flat_loss, mlp
         >>> model = mlp((4, 3, 3, 2), RePU(2), bias=True)
         >>> f = flat_loss(model, torch.ones(5, 4).double(), torch.zeros(5).long(), nn.functional.cross_entropy)
-        >>> law = homogeneous(f, layer=1)
+        >>> law = homogeneous_law(f, layer=1)
         >>> law.total.statement
         '|1.weight|² + |1.bias|² - 2 |3.weight|² = const'
         >>> bool(abs(f(law.act(f.q0, 0.5)) - f(f.q0)) < 1e-12)
         True
-        >>> homogeneous(f, layer=1, across=2).statement
+        >>> homogeneous_law(f, layer=1, across=2).statement
         '|1.weight|² + |1.bias|² + 2 |3.bias|² - 4 |5.weight|² = const'
     """
     chain = _chain(f)
@@ -124,7 +124,7 @@ def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
         f: a loss from :func:`flat_loss` whose model is an ``nn.Sequential``.
 
     Raises:
-        ValueError, TypeError: as :func:`homogeneous`, for layers that do not chain and weights used twice.
+        ValueError, TypeError: as :func:`homogeneous_law`, for layers that do not chain and weights used twice.
 
     Source: GU Section 4.1, "no assumptions on any other layer".
 
@@ -138,13 +138,13 @@ def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
         [('homogeneous', (3,)), ('swish', (4,))]
     """
     return tuple(
-        homogeneous(f, h)
+        homogeneous_law(f, h)
         for h, (_, between) in enumerate(_chain(f)[:-1], start=1)
         if all(type(module) in _DEGREES for _, module in between)
     )
 
 
-def linear(f: FlatLoss, layer: int) -> Law:
+def linear_law(f: FlatLoss, layer: int) -> Law:
     r"""The matrix that two neighbouring linear layers conserve.
 
     .. math:: C = W^{(h)} W^{(h)T} + b^{(h)} b^{(h)T} - W^{(h+1)T} W^{(h+1)}
@@ -175,7 +175,7 @@ def linear(f: FlatLoss, layer: int) -> Law:
         >>> from nlcompanion import flat_loss, mlp
         >>> f = flat_loss(mlp((4, 3, 2), "linear"), torch.ones(5, 4).double(), torch.zeros(5).long(),
         ...               nn.functional.cross_entropy)
-        >>> law = linear(f, layer=1)
+        >>> law = linear_law(f, layer=1)
         >>> law.statement, law.shape
         ('1.weight 1.weightᵀ - 3.weightᵀ 3.weight = const', (3, 3))
         >>> A = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0], [0.5, 0.0, 0.0]]).double()
@@ -191,9 +191,9 @@ def linear(f: FlatLoss, layer: int) -> Law:
                 f"{type(activation).__name__} ({where}) stands between linear layers {layer} and {layer + 1}: mixing "
                 "their neurons changes the network, so no matrix is conserved; "
                 + (
-                    f"homogeneous(f, {layer}) has the law of each neuron"
+                    f"homogeneous_law(f, {layer}) has the law of each neuron"
                     if type(activation) in _DEGREES
-                    else "linear() is for layers with nothing or Identity between them"
+                    else "linear_law() is for layers with nothing or Identity between them"
                 )
             )
     _check_widths(name, module, next_name, next_module)
@@ -204,7 +204,7 @@ def linear(f: FlatLoss, layer: int) -> Law:
     return _law(f, "linear", terms, f"{expression(terms)} = const", (module.out_features,) * 2)
 
 
-def data_rotation(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> Law:
+def data_rotation_law(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> Law:
     r"""What rotation-invariant data conserve: the angular momentum of the first layer.
 
     .. math:: M = \dot W^{(1)T} W^{(1)} - W^{(1)T}\dot W^{(1)}
@@ -241,7 +241,7 @@ def data_rotation(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> 
         ...     def forward(self, x):
         ...         return (self.w @ self.w - 1) ** 2
         >>> f = flat_loss(Ring(), torch.zeros(1), torch.zeros(1), lambda value, _: value)
-        >>> law, v = data_rotation(f, weight="w"), torch.tensor([-2.0, 1.0, 1.0]).double()
+        >>> law, v = data_rotation_law(f, weight="w"), torch.tensor([-2.0, 1.0, 1.0]).double()
         >>> law.momentum(f.q0, v)[0].tolist()
         [0.0, -1.5, -1.5]
     """

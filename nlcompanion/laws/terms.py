@@ -42,9 +42,9 @@ class Squares:
 
     def _exponents(self, q: Tensor, s: Tensor) -> Tensor:
         if self.index is not None:
-            exponents = torch.zeros_like(q)
-            exponents.select(self.axis, self.index).fill_(self.coefficient * s)
-            return exponents
+            chosen = torch.zeros_like(q)
+            chosen.select(self.axis, self.index).fill_(1.0)
+            return self.coefficient * s * chosen
         if s.ndim:
             s = s.view([-1 if k == self.axis else 1 for k in range(q.ndim)])
         return self.coefficient * s * torch.ones_like(q)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.laws.under_optimizers import heavy_ball_statement
 
 if TYPE_CHECKING:
     from nlcompanion.laws.law import Law
 
 
 @dataclass(frozen=True)
-class RuleForm:
+class LawUnderRule:
     r"""A law as one learning rule has it; made by :meth:`Law.under`.
 
     With :math:`M = \mathrm{form}(v, q)` and a rule :math:`a = -c_1 v - c_2(\nabla f + kq)`, that
@@ -37,10 +38,10 @@ class RuleForm:
 
     Example:
         >>> import torch
-        >>> from nlcompanion import RePU, flat_loss, general, homogeneous, mlp, sgd
+        >>> from nlcompanion import RePU, flat_loss, general, homogeneous_law, mlp, sgd
         >>> x = torch.linspace(-1, 1, 20).double().view(5, 4)
         >>> f = flat_loss(mlp((4, 3, 2), RePU(2)), x, torch.arange(5) % 2, torch.nn.functional.cross_entropy)
-        >>> law = homogeneous(f, layer=1)
+        >>> law = homogeneous_law(f, layer=1)
         >>> form = law.under(general(lambda t: 1 + t, lambda t: 0.5))
         >>> form.statement
         "kappa2 C'' + kappa1 C' = 2 kappa2 Q(v) with C = |1.weight[i, :]|² - 2 |3.weight[:, i]|²"
@@ -96,22 +97,14 @@ class RuleForm:
         if steps.looks_ahead:  # the gradient is at y, between the points w
             exact = f"C(w(n+1)) - C(y(n)) = {steps.lr**2:g} Q(g)"
             return "form(w(n+1) - y(n), y(n)) = 0" if self.law.kind == "data" else exact
-        beta = steps.memory
-        times = "m(n) " if callable(beta) else "" if beta == 1 else f"{beta:g} "
-        skew = (f"M(n) = {times}M(n-1)" if beta else "M(n) = 0") + " with M(n) = form(d(n), q(n))"
-        if self.law.kind == "data":
-            return skew
-        decay = f" - {2 * steps.lr * k:g} C(n)" if k else ""
-        if beta:
-            return f"ΔC(n) - {times}ΔC(n-1) = Q(d(n)) + {times}Q(d(n-1)){decay}"
-        return f"ΔC(n) = Q(d(n)){decay}" if k else f"ΔC(n) = {steps.lr**2:g} Q(g)"
+        return heavy_ball_statement(self.law, steps.lr, steps.memory, steps.lr * k)
 
     # --- in numbers -----------------------------------------------------------------------------------------------
 
     def residual(self, f: Callable[[Tensor], Tensor], q0=None, v0=None, *, t_span, **solver) -> Tensor:
         r"""By how much a motion violates the law, relative to what its terms sum up to; shape ``law.shape``.
 
-        The motion is integrated with the law's right-hand side beside it (``integrate(..., beside=)``), and the
+        The motion is integrated with the law's right-hand side beside it (``integrate(..., integrand=)``), and the
         change of the momentum (of the charge, for gradient flow) compared with that integral. Accelerations are never
         used: taken from the equation of motion they would make the law a tautology.
 
@@ -130,7 +123,7 @@ class RuleForm:
 
         Source: GU Tables 2 to 5.
         """
-        for name in ("record", "beside", "t_eval"):
+        for name in ("record", "integrand", "t_eval"):
             if name in solver:
                 raise TypeError(f"residual uses {name} of integrate itself; call integrate(..., {name}=...) yourself")
         law, rule = self.law, self.rule
@@ -142,7 +135,7 @@ class RuleForm:
             state.update(q=q.clone(), v=v.clone())
             return {"size": self._size(t, q, v)}
 
-        run = integrate(rule, f, q0, v0, t_span=t_span, record=record, beside=self._balance, **solver)
+        run = integrate(rule, f, q0, v0, t_span=t_span, record=record, integrand=self._balance, **solver)
         size = torch.trapezoid(run.record["size"], run.t)
         if not size > 0:
             raise ValueError(
@@ -150,10 +143,10 @@ class RuleForm:
                 "start elsewhere or give it a velocity v0"
             )
         if rule.massless:  # the charge's own change where there is one; of the rest only the integral
-            rate, decayed = run.beside[-1]
+            rate, decayed = run.integral[-1]
             excess = law.change(start["q"], ends["q"]) / 2 + rate - law._symmetric(rate) + decayed
         else:
-            excess = law.momentum(**ends) - law.momentum(**start) - run.beside[-1]
+            excess = law.momentum(**ends) - law.momentum(**start) - run.integral[-1]
         return excess / size
 
     def _balance(self, t: float, q: Tensor, v: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad, hessian, vmap
 
 from nlcompanion._arguments import as_point, time_span
-from nlcompanion.mechanics.lagrangian import Lagrangian, _scalar
+from nlcompanion.mechanics.lagrangian import Lagrangian, scalar_lagrangian
 
 __all__ = ["StationaryPath", "discrete_action", "stationary_path", "variational_derivative"]
 
@@ -45,7 +45,7 @@ def discrete_action(L: Lagrangian, t: Tensor, q: Tensor, *, midpoint: bool = Fal
     delta = _spacing(t, q)
     v = (q[1:] - q[:-1]) / delta
     at = ((t[1:] + t[:-1]) / 2, (q[1:] + q[:-1]) / 2) if midpoint else (t[:-1], q[:-1])
-    return vmap(_scalar(L))(*at, v).sum() * delta
+    return vmap(scalar_lagrangian(L))(*at, v).sum() * delta
 
 
 def variational_derivative(L: Lagrangian, t: Tensor, q: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class _MidpointAction:
         middle = (t[1:] + t[:-1]) / 2
 
         def piece(t, x, y):
-            return _scalar(L)(t, (x + y) / 2, (y - x) / delta) * delta
+            return scalar_lagrangian(L)(t, (x + y) / 2, (y - x) / delta) * delta
 
         self._pieces = lambda x: vmap(piece)(middle, x[:-1], x[1:])
         self._blocks = lambda x: vmap(hessian(lambda t, z: piece(t, z[: self.n], z[self.n :]), argnums=1))(

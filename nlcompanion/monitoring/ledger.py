@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from nlcompanion.dynamics.descent import descend
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
-from nlcompanion.laws.under_rules import RuleForm, start_of
-from nlcompanion.monitoring.descent_steps import OfDescend
-from nlcompanion.monitoring.optimizer_steps import OfOptimizer
-from nlcompanion.monitoring.stacked_forms import Books
+from nlcompanion.laws.under_optimizers import CAUSES
+from nlcompanion.laws.under_rules import LawUnderRule, start_of
+from nlcompanion.monitoring.descent_steps import DescentSteps
+from nlcompanion.monitoring.optimizer_steps import OptimizerSteps
+from nlcompanion.monitoring.stacked_forms import StackedForms
 
-CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
@@ -82,7 +82,7 @@ class Account:
 
 
 class Ledger:
-    r"""Books a training run: each step's change of every charge, split exactly into its causes.
+    r"""StackedForms a training run: each step's change of every charge, split exactly into its causes.
 
     A step of ``torch.optim.SGD`` is :math:`d = -\eta\,(c_g(g + k\theta) + c_b b)` with the buffer :math:`b` of earlier
     steps. Since :math:`\mathrm{form}(g, \theta) = 0` for every mini-batch, the change
@@ -155,17 +155,17 @@ class Ledger:
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every must be an integer >= 1, or None for the totals alone, got {every!r}")
         self.every, self.steps = every, 0
-        self._books = Books(self.laws)
+        self._forms = StackedForms(self.laws)
         self._entries: list[tuple[int, Tensor, Tensor | None]] = []
         self._block = self._start = self._worst = self._cosine = None
         self._handles: list = []
         if rule is not None:
             if model is not None or optimizer is not None:
                 raise ValueError("give a model with its optimizer, or rule= for descend, not both")
-            self._follower = OfDescend(self, rule)
+            self._follower = DescentSteps(self, rule)
             self.tolerance = _TOLERANCES[torch.float64]
         else:
-            self._follower = OfOptimizer(self, model, optimizer)
+            self._follower = OptimizerSteps(self, model, optimizer)
             self._handles = self._follower.attach()
             self.tolerance = _TOLERANCES[self._follower.dtype]
 
@@ -176,15 +176,15 @@ class Ledger:
         Example:
             >>> import torch
             >>> from torch import nn
-            >>> from nlcompanion import descend, flat_loss, homogeneous, mlp, nesterov
+            >>> from nlcompanion import descend, flat_loss, homogeneous_law, mlp, nesterov
             >>> x, y = torch.eye(4).double(), torch.tensor([0, 1, 0, 1])
             >>> f, rule = flat_loss(mlp((4, 3, 2)), x, y, nn.functional.cross_entropy), nesterov(lr=0.1)
-            >>> ledger = Ledger(homogeneous(f, 1), rule=rule)
+            >>> ledger = Ledger(homogeneous_law(f, 1), rule=rule)
             >>> run = descend(rule, f, f.q0, steps=20, record=ledger.record)
             >>> ledger.steps, ledger.check() < 1e-12
             (20, True)
         """
-        if not isinstance(self._follower, OfDescend):
+        if not isinstance(self._follower, DescentSteps):
             raise ValueError("this ledger listens to its optimizer; for descend make one with Ledger(laws, rule=rule)")
         return self._follower.record
 
@@ -207,7 +207,7 @@ class Ledger:
 
     def __getitem__(self, law: int) -> Account:
         """The account of one law, in the order in which they were given."""
-        where, law = self._books.places[law], self.laws[law]
+        where, law = self._forms.places[law], self.laws[law]
         self._need_steps()
         entries = [*self._entries, *([(self.steps, self._block, self._cosine)] if self._block is not None else [])]
         rows = torch.stack([sums for _, sums, _ in entries])[:, :, where].reshape(len(entries), -1, *law.shape)
@@ -253,8 +253,8 @@ class Ledger:
         found = float(ratio[worst])
         if found <= tol:
             return found
-        k = next(k for k, place in enumerate(self._books.places) if worst < place.stop)
-        law, inside = self.laws[k], worst - self._books.places[k].start
+        k = next(k for k, place in enumerate(self._forms.places) if worst < place.stop)
+        law, inside = self.laws[k], worst - self._forms.places[k].start
         entry = f", entry {[int(i) for i in np.unravel_index(inside, law.shape)]}" if law.shape else ""
         raise LedgerError(
             f"the balance {law.statement!r}{entry} was broken by {found:.3g} at step {int(step[worst])} of "
@@ -277,7 +277,7 @@ class Ledger:
         # without SGD's formula the residual is 0 by definition, and the gradients are judged instead
         judged = "relative" if getattr(self._follower, "is_sgd", True) else "gradients"
         lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", judged]]
-        for account, place in zip(self, self._books.places, strict=True):
+        for account, place in zip(self, self._forms.places, strict=True):
             law = account.law
             shown = (lambda x: x.norm()) if law._is_matrix else (lambda x: x.sum())
             columns = [getattr(account, name).sum(0) for name in ("change", *used, "residual")]
@@ -324,7 +324,7 @@ class Ledger:
             raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
 
 
-def residual_in_steps(form: RuleForm, f, q0=None, *, steps: int, batches=None) -> Tensor:
+def residual_in_steps(form: LawUnderRule, f, q0=None, *, steps: int, batches=None) -> Tensor:
     r"""By how much the discrete algorithm violates its own form of the law; shape ``law.shape``.
 
     The algorithm is run with a :class:`Ledger`: the largest residual of any step, relative to the squares of the
@@ -346,10 +346,10 @@ def residual_in_steps(form: RuleForm, f, q0=None, *, steps: int, batches=None) -
 
     Example:
         >>> import torch
-        >>> from nlcompanion import flat_loss, homogeneous, mlp, nesterov
+        >>> from nlcompanion import flat_loss, homogeneous_law, mlp, nesterov
         >>> x, y = torch.eye(4).double(), torch.arange(4) % 2
         >>> f = flat_loss(mlp((4, 3, 2), "relu"), x, y, torch.nn.functional.cross_entropy)
-        >>> form = homogeneous(f, layer=1).under(nesterov(lr=0.1))
+        >>> form = homogeneous_law(f, layer=1).under(nesterov(lr=0.1))
         >>> bool(residual_in_steps(form, f, steps=20).max() < 1e-12)
         True
     """
@@ -374,7 +374,7 @@ def _laws(laws) -> tuple[Law, ...]:
         )
     for law in laws:
         if not isinstance(law, Law):
-            raise TypeError(f"laws must be Laws such as homogeneous(f, 1), got {type(law).__name__}")
+            raise TypeError(f"laws must be Laws such as homogeneous_law(f, 1), got {type(law).__name__}")
     if len({law._size for law in laws}) > 1:
         raise ValueError("the laws belong to networks of different sizes; make them from one flat_loss")
     return laws

@@ -15,7 +15,7 @@ from nlcompanion.laws.terms import Gram, Squares, Term
 Tensors = dict[str, Tensor]
 
 
-class Books:
+class StackedForms:
     """The forms of several laws as one vector, law after law; what laws share of a tensor is computed once.
 
     Every entry of every law is a weighted sum over a few numbers of :meth:`pairs`, so that all laws together cost a
@@ -31,7 +31,7 @@ class Books:
         for term in self.keys.values():
             ways.setdefault(term.name, []).append(term)
         self._ways, self._scratch = ways, _Scratch()
-        where = dict(zip(self.keys, _consecutive(_count(term) for term in self.keys.values()), strict=True))
+        where = dict(zip(self.keys, _consecutive(pairing_size(term) for term in self.keys.values()), strict=True))
         names, size, most = list(self.terms), self.places[-1].stop, max(len(law._terms) for law in laws)
         self._index = torch.zeros(size, most, dtype=torch.long)
         self._owner = torch.zeros(size, most, dtype=torch.long)  # which parameter
@@ -117,7 +117,7 @@ def _key(term: Term) -> tuple:
     return type(term), term.name, how
 
 
-def _count(term: Term) -> int:
+def pairing_size(term: Term) -> int:
     """How many numbers a pairing has."""
     if isinstance(term, Squares):
         return 1 if term.axis is None or term.index is not None else term.shape[term.axis]

@@ -73,7 +73,7 @@ class Ensemble(nn.Module):
             )
         for name, _ in first.named_children():
             stacked = [member.get_submodule(name) for member in members]
-            self.add_module(name, _stack(stacked, name))
+            self.add_module(name, _layers_of_members(stacked, name))
         self.size = len(members)
         self._template = [copy.deepcopy(first)]  # in a list: its weights are not the ensemble's parameters
         # where member e's flat vector sits in the ensemble's
@@ -222,7 +222,7 @@ class _Activations(nn.Module):
         return vmap(each)(dict(self.named_parameters()), x)
 
 
-def _stack(layers: list[nn.Module], name: str) -> nn.Module:
+def _layers_of_members(layers: list[nn.Module], name: str) -> nn.Module:
     from nlcompanion.networks.activations import Power, RePU, Swish
 
     kind = layers[0]

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nlcompanion.training.batches import Feed
+from nlcompanion.training.batches import Batches
 from nlcompanion.training.config import TrainConfig
 
 _WARM_UP = 3  # steps of each kind before a capture: cuDNN chooses its algorithms, autograd allocates
 
 
-class Moment(NamedTuple):
+class BeforeStep(NamedTuple):
     """What ``train(watch=...)`` is called with: gradients are there, weights have not moved yet.
 
     Attributes:
@@ -39,7 +39,7 @@ class Moment(NamedTuple):
 class Stepper:
     """Model, optimiser and records of a run, on one device."""
 
-    def __init__(self, model: nn.Module, feed: Feed, config: TrainConfig, device: torch.device, stride: int):
+    def __init__(self, model: nn.Module, feed: Batches, config: TrainConfig, device: torch.device, stride: int):
         self.model, self.feed, self.config, self.device = model, feed, config, device
         convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
         self.layers = tuple(name for name, _ in convolutions)
@@ -51,7 +51,7 @@ class Stepper:
         self.losses = torch.zeros(feed.steps, dtype=feed.dtype, device=device)
         rows = -(-feed.steps // stride)
         self.rows = torch.zeros(rows, 3 * len(self.filters), dtype=feed.dtype, device=device)
-        self.watch: Callable[[Moment], object] | None = None
+        self.watch: Callable[[BeforeStep], object] | None = None
         self.loss: Callable[[], Tensor] = self._loss
         self.taken = 0  # steps since the run began; only `watch` hears of it
         self._plain: Callable[[], object] = lambda: self._step(record=False)
@@ -82,7 +82,7 @@ class Stepper:
         loss.backward()
         loss = loss.detach()
         if self.watch is not None:
-            self.watch(Moment(self.taken, self.model, self.optimizer, loss))
+            self.watch(BeforeStep(self.taken, self.model, self.optimizer, loss))
         with torch.no_grad():
             before = [q.clone() for q in self.filters] if record else None
             self.optimizer.step()
