@@ -28,7 +28,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help book test test-all test-elsewhere test-versions lab notebooks results offline bench clean FORCE
+.PHONY: help book test test-all test-elsewhere test-versions lab notebooks results bench clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -60,10 +60,6 @@ notebooks: $(READY) ## execute every notebook again and keep the outputs
 
 results: $(READY) ## measure book/results/ again (long runs, optional data)
 	@$(PY) -m studies
-
-offline: $(READY) ## build a book that needs no network to be read (npm fetches its libraries)
-	@$(PY) -m tools.what_holds
-	@$(PY) -m tools.offline
 
 bench: $(READY) ## run every benchmark, one after another
 	@missed=0; for bench in $(BENCHES); do echo "== $$bench"; $(PY) "$$bench" || missed=1; done; exit $$missed
