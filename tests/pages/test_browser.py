@@ -63,7 +63,7 @@ def name(request):
 
 
 def test_nothing_fails_and_nothing_comes_from_elsewhere(opened, name):
-    page, errors, addresses = opened(name)
+    _, errors, addresses = opened(name)
     assert errors == []
     assert {urlsplit(address).scheme for address in addresses} <= {"file", "data"}
 
