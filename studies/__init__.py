@@ -1,0 +1,1 @@
+"""The experiments behind the chapters, as named functions that the notebooks call."""
