@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.integrate import romb
 from torch import nn
 
 import nlcompanion as nl
-from studies import continuous_models, kinetic_energies, least_action, transformed_starts
+from studies import charges, continuous_models, kinetic_energies, least_action, transformed_starts
 
 
 def test_a_quartic_has_its_slope_exactly():
@@ -121,3 +122,39 @@ def test_eps_breaks_the_scale_as_predicted():
     weights = f.slices["1.weight"]
     assert torch.func.grad(f)(f.q0)[weights] @ f.q0[weights] == pytest.approx(predicted.item(), rel=1e-10)
     assert predicted.abs() > 1e-4
+
+
+# --- charges --------------------------------------------------------------------------------------------------------
+
+
+def rays(q):
+    return 1 - 2 * q[0] * q[1] / (q @ q)
+
+
+def test_a_charge_changes_by_what_the_slid_lagrangian_does():
+    L = nl.lagrangian(nl.newtonian(), rays)
+    times = torch.linspace(0, 1, 257, dtype=torch.float64)
+    path = nl.integrate(nl.newtonian(), rays, [1.0, -0.45], [-0.6, 0.3], t_span=(0, 1), t_eval=times, rtol=1e-12)
+    charge, slope = charges.change_by_sliding(L, L, nl.scale(), path)
+    assert torch.allclose(charge, (path.q * path.v).sum(1))
+    assert (charge[-1] - charge[0]).item() == pytest.approx(romb(slope.numpy(), dx=1 / 256), abs=1e-10)
+
+
+def test_a_charge_without_income_decays():
+    t = torch.linspace(1, 3, 5).double()
+    found = charges.damped_charge(t, torch.tensor(2.0).double(), mass=0.5, friction=0.25)
+    assert torch.allclose(found, 2 * torch.exp(-(t - 1) / 2))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_account_of_heavy_ball_closes_at_every_step_and_for_every_charge(decay):
+    rule = nl.sgd(0.1, 0.8, decay)
+    run = nl.descend(rule, rays, [1.0, -0.45], steps=20)
+    charge, entries = charges.discrete_entries(rule, nl.scale(), run)
+    assert torch.allclose(charge.diff(), entries.sum(0), atol=1e-14)
+    rest, memory = charges.heavy_ball_memory(run, [nl.scale()], 0.1, 0.8, decay)
+    assert torch.allclose(rest, memory, atol=1e-14)
+    assert memory.abs().min() > 1e-8
+    blind = nl.descend(rule, bowl, [1.0, -0.45], steps=20)  # a loss without the symmetry
+    charge, entries = charges.discrete_entries(rule, nl.scale(), blind)
+    assert (charge.diff() - entries.sum(0)).abs().max() > 1e-3
