@@ -8,7 +8,7 @@ from scipy.integrate import romb
 from torch import nn
 
 import nlcompanion as nl
-from studies import charges, continuous_models, kinetic_energies, least_action, transformed_starts
+from studies import charges, continuous_models, group_walks, kinetic_energies, least_action, transformed_starts
 
 
 def test_a_quartic_has_its_slope_exactly():
@@ -158,3 +158,43 @@ def test_the_account_of_heavy_ball_closes_at_every_step_and_for_every_charge(dec
     blind = nl.descend(rule, bowl, [1.0, -0.45], steps=20)  # a loss without the symmetry
     charge, entries = charges.discrete_entries(rule, nl.scale(), blind)
     assert (charge.diff() - entries.sum(0)).abs().max() > 1e-3
+
+
+# --- walks of groups --------------------------------------------------------------------------------------------------
+
+
+def test_even_steps_have_order_2_and_straight_ones_order_1():
+    A = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()
+    exact = torch.linalg.matrix_exp(A)
+    straight = [torch.linalg.matrix_power(torch.eye(4) + A / n, n) - exact for n in (400, 800)]
+    even = [group_walks.even_steps(A, n) - exact for n in (400, 800)]
+    assert nl.convergence_order([2, 1], [gap.norm() for gap in straight]) == pytest.approx(1, abs=0.05)
+    assert nl.convergence_order([2, 1], [gap.norm() for gap in even]) == pytest.approx(2, abs=0.05)
+
+
+def test_an_orbit_begins_and_ends_where_the_group_says():
+    A = torch.tensor([[0.0, -1.0], [1.0, 0.0]]).double()
+    points = group_walks.orbit(A, Q, 0.0, torch.pi / 2)
+    assert torch.allclose(points[0], Q, atol=1e-14)
+    assert torch.allclose(points[-1], torch.stack([-Q[1], Q[0]]), atol=1e-14)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("rotation", 4), ("scale", 12), ("rescale", 12), ("shear", 8)])
+def test_orbits_have_their_starts(kind, count):
+    assert len(group_walks.starts_of_orbits(kind)) == count
+
+
+def test_an_unknown_kind_of_orbit_is_told():
+    with pytest.raises(ValueError, match="shear"):
+        group_walks.starts_of_orbits("spiral")
+
+
+def test_gauss_integrates_between_the_ends():
+    t, weights = group_walks.gauss_times(0.5, 2.5)
+    assert t[0] == 0.5
+    assert t[-1] == 2.5
+    assert (t.diff() > 0).all()
+    assert (weights @ t[1:-1].exp()).item() == pytest.approx(
+        torch.tensor([2.5, 0.5]).exp().diff().neg().item(), rel=1e-6
+    )
+    assert weights.sum().item() == pytest.approx(2, abs=1e-14)
