@@ -181,14 +181,7 @@ def rule_check_targets(stem: str, notebook: Notebook) -> Iterator[str]:
 
 
 # chapters whose cells are still to be rewritten to the rule below
-DENSE = {
-    "euler_lagrange",
-    "homogeneity",
-    "kinetic_symmetry_breaking",
-    "lie_groups",
-    "linear_layers",
-    "noethers_learning_dynamics",
-}
+DENSE = {"homogeneity", "linear_layers"}
 
 
 def rule_cells(stem: str, notebook: Notebook) -> Iterator[str]:
