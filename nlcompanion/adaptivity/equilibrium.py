@@ -192,4 +192,5 @@ def rmsprop_twin(lr: float, weight_decay: float, momentum: float = 0.0, *, persi
             f"4 lr weight_decay / (1 - momentum) = {forgets:.3g} is not below 1: the norm forgets within one step and "
             "no rho describes it; lower lr or weight_decay"
         )
+    assert settled.radius is not None  # a gradient's norm was given
     return RMSPropTwin(1 - forgets, settled.radius**4, settled.angular_update / math.sqrt(settled.persistence))

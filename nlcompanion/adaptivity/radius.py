@@ -198,7 +198,7 @@ def _weights(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _series(z: Tensor, first: int) -> Tensor:
-    return sum((-z) ** j / math.factorial(j + first) for j in range(7))
+    return sum(((-z) ** j / math.factorial(j + first) for j in range(7)), torch.zeros_like(z))
 
 
 def _scan(decay: Tensor, pieces: Tensor) -> Tensor:

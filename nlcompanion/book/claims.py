@@ -164,7 +164,7 @@ def register() -> tuple[Row, ...]:
     """
     text = files("nlcompanion.book").joinpath("claims.csv").read_text(encoding="utf-8")
     return tuple(
-        Row(**(raw | {"target": float(raw["target"]), "tolerance": float(raw["tolerance"])}))
+        Row(target=float(raw.pop("target")), tolerance=float(raw.pop("tolerance")), **raw)
         for raw in csv.DictReader(text.splitlines())
     )
 

@@ -29,6 +29,9 @@ class System:
 
     jacobian: Callable | None = None
 
+    def slope(self, t: float, y: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
     def __init__(self, n: int, max_nfev: float):
         self.n, self.max_nfev, self.nfev = n, max_nfev, 0
         self.last_bad: float | None = None
@@ -149,7 +152,6 @@ class WithIntegral:
 
     def __init__(self, system: System, g: Callable, t0: float, y0: np.ndarray):
         self.system, self.n, self.size, self.g = system, system.n, len(y0), g
-        self.shape: tuple[int, ...] | None = None
         self.shape = tuple(self._value(t0, y0, system.velocity(t0, y0)).shape)
         self.start = np.concatenate([y0, np.zeros(math.prod(self.shape))])
         self.jacobian = system.jacobian and self._jacobian
@@ -179,7 +181,7 @@ class WithIntegral:
                 f"integrand(t, q, v) must return a tensor of any shape to be integrated, got {type(value).__name__}; "
                 "stack several quantities into one tensor"
             ) from error
-        if self.shape is not None and value.shape != self.shape:
+        if value.shape != getattr(self, "shape", value.shape):
             raise ValueError(
                 f"integrand(t, q, v) returned shape {tuple(value.shape)} after {self.shape}; return the same each time"
             )
@@ -241,8 +243,8 @@ def set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[System, np.nda
             raise TypeError(f"rule must be a LearningRule or a Lagrangian L(t, q, v), got {type(rule).__name__}")
         if f is not None:
             raise ValueError("a Lagrangian already holds its potential; pass f=None, or a LearningRule with this f")
-        system = Lagrange(rule, n, max_nfev)
-        return system, torch.cat([q0, torch.zeros(n).double() if v0 is None else v0]).numpy()
+        motion = Lagrange(rule, n, max_nfev)
+        return motion, torch.cat([q0, torch.zeros(n).double() if v0 is None else v0]).numpy()
     if rule.singular_at is not None and t0 <= rule.singular_at:
         raise ValueError(
             f"{rule.name} is singular at t = {rule.singular_at:g} and t_span starts at {t0:g}; start it a little "

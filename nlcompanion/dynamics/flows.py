@@ -108,10 +108,11 @@ def integrate(
     max_nfev = _MAX_NFEV if max_nfev is None else max_nfev
     if not max_nfev >= 1:
         raise ValueError(f"max_nfev must be at least 1, got {max_nfev}; math.inf removes the limit")
-    system, y0 = set_up(rule, f, q0, v0, t0, max_nfev)
-    solver_class = _choose(method, rule, system, len(y0), t0, t1)
+    motion, y0 = set_up(rule, f, q0, v0, t0, max_nfev)
+    solver_class = _choose(method, rule, motion, len(y0), t0, t1)
+    system: System | WithIntegral = motion
     if integrand is not None:
-        system = WithIntegral(system, check_function("integrand", integrand), t0, y0)
+        system = WithIntegral(motion, check_function("integrand", integrand), t0, y0)
         y0 = system.start
         _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
     t_eval = _check_times(t_eval, t0, t1)
@@ -136,7 +137,7 @@ def integrate(
     return log.trajectory(method)
 
 
-def _choose(method: str, rule, system: System, size: int, t0: float, t1: float):
+def _choose(method: str, rule, system: System | WithIntegral, size: int, t0: float, t1: float):
     if method not in _EXPLICIT + _IMPLICIT:
         raise ValueError(f"method {method!r} is unknown; choose from {', '.join(_EXPLICIT + _IMPLICIT)}")
     if method in _IMPLICIT and 8 * size**2 > _MAX_JACOBIAN_BYTES:
@@ -166,7 +167,7 @@ def _check_times(t_eval, t0: float, t1: float) -> np.ndarray | None:
     return times
 
 
-def _why_failed(message: str, t: float, system: System, method: str) -> str:
+def _why_failed(message: str, t: float, system: System | WithIntegral, method: str) -> str:
     if system.last_bad is not None or "step size" in message:
         return (
             f"the motion could not be followed beyond t = {t:.6g}: it runs to infinity there, or to the edge of the "
@@ -181,7 +182,7 @@ class _Log:
 
     def __init__(self, system: System | WithIntegral, record, t_eval, t0: float):
         self.system, self.t_eval = system, t_eval
-        self.integral: list[Tensor] | None = [] if isinstance(system, WithIntegral) else None
+        self.integral: list[Tensor] = []
         self.kept = Recorder(record, system.n)
         self.next = 0
         self.last_t, self.warned = t0, False
@@ -215,7 +216,7 @@ class _Log:
         if self.kept.record is None:
             q, v = q.clone(), v.clone()  # the solver goes on using its arrays
         self.kept.add(t, q, v)
-        if self.integral is not None:
+        if isinstance(self.system, WithIntegral):
             self.integral.append(self.system.integral(y))
         if not self.warned and 16 * q.numel() * len(self.kept.q) > _WARN_STORED_BYTES:
             self.warned = True
@@ -227,8 +228,7 @@ class _Log:
 
     def trajectory(self, method: str) -> Trajectory:
         run = self.kept.trajectory(self.system.nfev, method)
-        if self.integral is None:
+        if not isinstance(self.system, WithIntegral):
             return run
-        return replace(
-            run, integral=torch.stack(self.integral) if self.integral else torch.empty(0, *self.system.shape).double()
-        )
+        none = torch.empty(0, *self.system.shape, dtype=torch.float64)
+        return replace(run, integral=torch.stack(self.integral) if self.integral else none)

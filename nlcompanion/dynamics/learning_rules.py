@@ -446,14 +446,14 @@ def bregman(
 
 def _damped(name: str, mass: float, friction: float, **more) -> LearningRule:
     log_mass = math.log(mass)
-    rule = {"coefficients": lambda t: (friction / mass, 1 / mass)} if "h" not in more else {}
+    if "h" not in more:
+        more["coefficients"] = lambda t: (friction / mass, 1 / mass)
     return LearningRule(
         name,
         _constant(-log_mass),
         _constant(log_mass),
         lambda t: friction / mass * t,
         fixed_rates=(-log_mass, log_mass, 0.0, friction / mass),
-        **rule,
         **more,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -130,8 +131,8 @@ class Law:
         Of a point, ``sides(q)`` are the squared norms :math:`|W^{(h)}_{i:}|^2 + (b^{(h)}_i)^2` and
         :math:`p\,|W^{(h+1)}_{:i}|^2`; of a point and a velocity, ``sides(q, v)`` half their rates.
         """
-        b = a if b is None else b
-        return self._sum(a, b, lambda c: max(c, 0.0)), self._sum(a, b, lambda c: max(-c, 0.0))
+        other = a if b is None else b
+        return self._sum(a, other, lambda c: max(c, 0.0)), self._sum(a, other, lambda c: max(-c, 0.0))
 
     def form(self, a: Tensor | nn.Module, b: Tensor | None = None) -> Tensor:
         r"""The bilinear form of two flat vectors, or of one with itself if ``b`` is left out; shape ``law.shape``.
@@ -205,7 +206,7 @@ class Law:
         Zero up to rounding where the law holds, on every mini-batch; 0 for a neuron whose gradient vanishes.
         """
         shares = [t.lengths(self._of(gradient, t), self._of(q, t)) for t in self._terms]
-        lengths = sum(g for g, _ in shares) * sum(x for _, x in shares)
+        lengths = reduce(torch.add, [g for g, _ in shares]) * reduce(torch.add, [x for _, x in shares])
         cosine = self.form(gradient, q) / lengths.sqrt()
         return torch.where(lengths > 0, cosine, torch.zeros_like(cosine))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
@@ -14,9 +15,9 @@ from nlcompanion.networks.activations import Power, RePU, ScaledLinear, Swish
 from nlcompanion.networks.flat_loss import FlatLoss
 
 _Named = tuple[str, nn.Module]
-_Chain = list[tuple[_Named, list[_Named]]]  # each linear layer with what follows it
+_Chain = list[tuple[tuple[str, nn.Linear], list[_Named]]]  # each linear layer with what follows it
 
-_DEGREES: dict[type, Callable[[nn.Module], float]] = {
+_DEGREES: dict[type, Callable[[Any], float]] = {
     nn.ReLU: lambda module: 1.0,
     nn.LeakyReLU: lambda module: 1.0,
     nn.PReLU: lambda module: 1.0,  # whatever its trained slopes are
@@ -98,7 +99,7 @@ def homogeneous_law(f: FlatLoss, layer: int, *, p: float | None = None, across: 
             parts += [(f"{beta}.beta", 0, -reached) for beta, reached in betas]
     if verify:
         _compare(p, degree, chain[layer - 1 : layer - 1 + across], layer)
-    else:
+    elif p is not None:
         degree = p
     if not (math.isfinite(degree) and degree > 0):
         raise ValueError(f"the degree of homogeneity must be > 0, got p={degree}; ReLU has 1, RePU(p) has p")
@@ -307,12 +308,12 @@ def _first(f: FlatLoss) -> str:
     return first
 
 
-def _leaves(model: nn.Sequential, prefix: str = "") -> Iterator[_Named]:
+def _leaves(model: nn.Module, prefix: str = "") -> Iterator[_Named]:
     _check_forward(prefix.removesuffix("."), model, nn.Sequential)
     for name, module in model._modules.items():  # named_children() skips a module that is used twice
         if isinstance(module, nn.Sequential):
             yield from _leaves(module, f"{prefix}{name}.")
-        else:
+        elif module is not None:
             yield f"{prefix}{name}", module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class Squares:
 
     def pair(self, x: Tensor, y: Tensor) -> Tensor:
         if self.index is not None:
-            x, y = x.select(self.axis, self.index), y.select(self.axis, self.index)
+            x, y = x.select(self.axis or 0, self.index), y.select(self.axis or 0, self.index)
         if self.axis is None or self.index is not None:
             return torch.dot(x.reshape(-1), y.reshape(-1))
         product = x * y
@@ -43,7 +44,7 @@ class Squares:
     def _exponents(self, q: Tensor, s: Tensor) -> Tensor:
         if self.index is not None:
             chosen = torch.zeros_like(q)
-            chosen.select(self.axis, self.index).fill_(1.0)
+            chosen.select(self.axis or 0, self.index).fill_(1.0)
             return self.coefficient * s * chosen
         if s.ndim:
             s = s.view([-1 if k == self.axis else 1 for k in range(q.ndim)])
@@ -144,10 +145,10 @@ def expression(terms: tuple[Term, ...]) -> str:
     return " ".join(parts).removeprefix("+ ")
 
 
-def of_neuron(terms: tuple[Squares, ...], index: int) -> tuple[Squares, ...]:
-    return tuple(replace(term, index=index) for term in terms)
+def of_neuron(terms: tuple[Term, ...], index: int) -> tuple[Squares, ...]:
+    return tuple(replace(cast(Squares, term), index=index) for term in terms)
 
 
 def summed(terms: tuple[Term, ...]) -> tuple[Squares, ...]:
     """The terms of the sum over a stack, or of a matrix's trace."""
-    return tuple(term.trace() if isinstance(term, Gram) else replace(term, axis=None) for term in terms)
+    return tuple(term.trace() if isinstance(term, Gram) else replace(cast(Squares, term), axis=None) for term in terms)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -95,8 +96,10 @@ class LawUnderRule:
         if steps is None:
             return None
         if steps.looks_ahead:  # the gradient is at y, between the points w
-            exact = f"C(w(n+1)) - C(y(n)) = {steps.lr**2:g} Q(g)"
-            return "form(w(n+1) - y(n), y(n)) = 0" if self.law.kind == "data" else exact
+            if self.law.kind == "data":
+                return "form(w(n+1) - y(n), y(n)) = 0"
+            decay = f"Q(w(n+1) - y(n)) - {2 * steps.lr * k:g} C(y(n))"
+            return f"C(w(n+1)) - C(y(n)) = {decay if k else f'{steps.lr**2:g} Q(g)'}"
         return heavy_ball_statement(self.law, steps.lr, steps.memory, steps.lr * k)
 
     # --- in numbers -----------------------------------------------------------------------------------------------
@@ -128,7 +131,8 @@ class LawUnderRule:
                 raise TypeError(f"residual uses {name} of integrate itself; call integrate(..., {name}=...) yourself")
         law, rule = self.law, self.rule
         q0 = start_of(f) if q0 is None else q0
-        start, ends = {}, {}
+        start: dict[str, Tensor] = {}
+        ends: dict[str, Tensor] = {}
 
         def record(t, q, v):
             state = start if not start else ends
@@ -137,16 +141,17 @@ class LawUnderRule:
 
         run = integrate(rule, f, q0, v0, t_span=t_span, record=record, integrand=self._balance, **solver)
         size = torch.trapezoid(run.record["size"], run.t)
+        integral = cast(Tensor, run.integral)[-1]
         if not size > 0:
             raise ValueError(
                 f"neither side of {law.statement!r} moves from this start under {rule.name}, so nothing is tested; "
                 "start elsewhere or give it a velocity v0"
             )
         if rule.massless:  # the charge's own change where there is one; of the rest only the integral
-            rate, decayed = run.integral[-1]
+            rate, decayed = integral
             excess = law.change(start["q"], ends["q"]) / 2 + rate - law._symmetric(rate) + decayed
         else:
-            excess = law.momentum(**ends) - law.momentum(**start) - run.integral[-1]
+            excess = law.momentum(**ends) - law.momentum(**start) - integral
         return excess / size
 
     def _balance(self, t: float, q: Tensor, v: Tensor) -> Tensor:
@@ -173,7 +178,7 @@ class LawUnderRule:
     def _largest(self, a: Tensor, b: Tensor) -> Tensor:
         """Of the law's terms for two vectors, before they cancel: lengths, so that no cancellation hides one."""
         shares = [term.lengths(self.law._of(a, term), self.law._of(b, term)) for term in self.law._terms]
-        return sum((x * y).sqrt() for x, y in shares).max()
+        return reduce(torch.add, [(x * y).sqrt() for x, y in shares]).max()
 
 
 def start_of(f) -> Tensor:

@@ -3,6 +3,7 @@ r"""The action of a path in steps of time, and the path that makes it stationary
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,7 +166,8 @@ class _MidpointAction:
 
     def __init__(self, L: Lagrangian, t: Tensor, a: Tensor, b: Tensor):
         self.a, self.b, self.n = a, b, len(a)
-        self._at, self._matrix = None, None
+        self._at: np.ndarray | None = None
+        self._matrix: Any = None
         self.width = 2 * self.n - 1  # a node couples to its neighbours only
         delta = (t[1] - t[0]).item()
         middle = (t[1:] + t[:-1]) / 2

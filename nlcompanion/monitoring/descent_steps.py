@@ -22,7 +22,8 @@ class DescentSteps:
             raise TypeError(f"rule must be a LearningRule such as sgd(lr=0.1), got {type(rule).__name__}")
         if rule.steps is None:
             raise ValueError(f"{rule.name} has no discrete steps to book; Law.under(rule).residual measures its flow")
-        self.ledger, self.rule, self.forms, self.name = ledger, rule, ledger._forms, rule.name
+        self.ledger, self.rule, self.steps = ledger, rule, rule.steps
+        self.forms, self.name = ledger._forms, rule.name
         self.last: tuple[float, Tensors] | None = None
         self.step: Tensors | None = None
 
@@ -33,28 +34,32 @@ class DescentSteps:
             self.last = (t, point)
             return {"residual": 0.0}
         before, old = self.last
-        if abs(t - before - self.rule.time_step) > 1e-6 * self.rule.time_step:
+        if abs(t - before - self.steps.time_step) > 1e-6 * self.steps.time_step:
             raise ValueError(
                 f"the ledger books every step, got t = {t:g} after {before:g} at a time step of "
-                f"{self.rule.time_step:g}; leave descend's every at 1 (the ledger has its own) and start a new Ledger "
+                f"{self.steps.time_step:g}; leave descend's every at 1 (the ledger has its own) and start a new Ledger "
                 "for a new run"
             )
         self._book(old, point)
         self.last = (t, point)
-        return {"residual": float(self.ledger._latest.max())}
+        return {"residual": float(self.ledger._need_steps().latest.max())}
 
     def _book(self, old: Tensors, new: Tensors) -> None:
-        forms, lr, k = self.forms, self.rule.lr, self.rule.weight_decay
+        forms, steps, k = self.forms, self.steps, self.rule.weight_decay
         step = {name: new[name] - old[name] for name in new}
         position, squares, product = forms.pairs((old, old), (step, step), (step, new))
         charges, square, product = forms.form(torch.stack([position, squares, product]))
-        entry, finite = {}, square
+        entry: dict[str, Tensor] = {}
+        finite, pulled = square, charges  # of what decay takes its share
         if self.step is not None:
             last = self.step
             memory, before = forms.form(forms.pairs((last, old), (last, last)))
-            beta = self.rule.steps.memory_of(self.ledger.steps)
-            if self.rule.steps.looks_ahead:  # the gradient acts at y = w + beta d, which memory alone has reached
+            beta = steps.memory_of(self.ledger.steps)
+            if steps.looks_ahead:  # the gradient acts at y = w + beta d, which memory alone has reached
                 entry["momentum"] = 2 * beta * memory + beta**2 * before
+                if k:  # decay pulls there too
+                    ahead = {name: old[name] + beta * last[name] for name in old}
+                    (pulled,) = forms.form(forms.pairs((ahead, ahead)))
                 free = {name: step[name] - beta * last[name] for name in step}
                 (finite,) = forms.form(forms.pairs((free, free)))
                 if forms.has_matrices:  # whose forms do not commute
@@ -63,8 +68,8 @@ class DescentSteps:
             else:
                 entry["momentum"] = 2 * beta * memory
         if k:
-            share = self.rule.steps.first_share if self.step is None else 1.0
-            entry["decay"] = -2 * share * lr * k * charges
+            share = steps.first_share if self.step is None else 1.0
+            entry["decay"] = -2 * share * steps.lr * k * pulled
         causes = {"finite_step": finite, **entry}
         scale = torch.maximum(forms.scale(position, old), forms.scale(squares, step))
         self.ledger._enter(2 * product - square, scale, charges, causes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -157,17 +158,19 @@ class Ledger:
         self.every, self.steps = every, 0
         self._forms = StackedForms(self.laws)
         self._entries: list[tuple[int, Tensor, Tensor | None]] = []
-        self._block = self._start = self._worst = self._cosine = None
+        self._block: Tensor | None = None  # sums since the last entry
+        self._found: _Found | None = None
         self._handles: list = []
+        self._follower: DescentSteps | OptimizerSteps
         if rule is not None:
             if model is not None or optimizer is not None:
                 raise ValueError("give a model with its optimizer, or rule= for descend, not both")
             self._follower = DescentSteps(self, rule)
             self.tolerance = _TOLERANCES[torch.float64]
         else:
-            self._follower = OptimizerSteps(self, model, optimizer)
-            self._handles = self._follower.attach()
-            self.tolerance = _TOLERANCES[self._follower.dtype]
+            follower = OptimizerSteps(self, model, optimizer)
+            self._follower, self._handles = follower, follower.attach()
+            self.tolerance = _TOLERANCES[follower.dtype]
 
     @property
     def record(self) -> Callable[[float, Tensor, Tensor], dict[str, float]]:
@@ -205,19 +208,24 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.laws)
 
-    def __getitem__(self, law: int) -> Account:
+    def __getitem__(self, k: int) -> Account:
         """The account of one law, in the order in which they were given."""
-        where, law = self._forms.places[law], self.laws[law]
-        self._need_steps()
-        entries = [*self._entries, *([(self.steps, self._block, self._cosine)] if self._block is not None else [])]
+        where, law = self._forms.places[k], self.laws[k]
+        found, entries = self._need_steps(), list(self._entries)
+        if self._block is not None:
+            entries.append((self.steps, self._block, found.cosine))
         rows = torch.stack([sums for _, sums, _ in entries])[:, :, where].reshape(len(entries), -1, *law.shape)
         change, *causes = rows.unbind(1)
-        cosine = None
-        if self._cosine is not None:
-            cosine = torch.stack([cosine[where] for *_, cosine in entries]).reshape(-1, *law.shape)
-        steps = torch.tensor([step for step, *_ in entries])
-        worst = self._worst[0][where].reshape(law.shape)
-        return Account(law, steps, change, *causes, residual=change - sum(causes), cosine=cosine, worst=worst)
+        cosines = [cosine[where] for *_, cosine in entries if cosine is not None]
+        return Account(
+            law,
+            torch.tensor([step for step, *_ in entries]),
+            change,
+            **dict(zip(CAUSES, causes, strict=True)),
+            residual=change - reduce(torch.add, causes),
+            cosine=torch.stack(cosines).reshape(-1, *law.shape) if cosines else None,
+            worst=found.worst[where].reshape(law.shape),
+        )
 
     def __iter__(self) -> Iterator[Account]:
         return (self[k] for k in range(len(self)))
@@ -225,8 +233,7 @@ class Ledger:
     @property
     def residual(self) -> float:
         """The largest residual of any step and law, relative to the squares of the law's parameters."""
-        self._need_steps()
-        return float(self._worst[0].max())
+        return float(self._need_steps().worst.max())
 
     def check(self, tol: float | None = None) -> float:
         r"""Insist that the causes explain every change of every charge so far.
@@ -246,9 +253,9 @@ class Ledger:
             LedgerError: with law, neuron and step of the largest violation. It is an ``AssertionError``.
             ValueError: if nothing was booked yet.
         """
-        self._need_steps()
+        seen = self._need_steps()
         tol = self.tolerance if tol is None else tol
-        ratio, step = (x.cpu() for x in self._worst)
+        ratio, step = seen.worst.cpu(), seen.worst_step.cpu()
         worst = int(torch.where(ratio.isnan(), math.inf, ratio).argmax())
         found = float(ratio[worst])
         if found <= tol:
@@ -271,7 +278,7 @@ class Ledger:
         The last column is what :meth:`check` judges: the largest residual of a step, ``relative`` to the law's
         parameters, or for optimisers other than SGD the largest part of the ``gradients`` along the symmetry.
         """
-        if not self.steps:
+        if self._found is None:
             return repr(self)
         used = [name for name in CAUSES if any(getattr(account, name).any() for account in self)]
         # without SGD's formula the residual is 0 by definition, and the gradients are judged instead
@@ -281,9 +288,9 @@ class Ledger:
             law = account.law
             shown = (lambda x: x.norm()) if law._is_matrix else (lambda x: x.sum())
             columns = [getattr(account, name).sum(0) for name in ("change", *used, "residual")]
-            figures = [f"{float(shown(x)):.6g}" for x in (self._start[place], *columns)]
+            figures = [f"{float(shown(x)):.6g}" for x in (self._found.start[place], *columns)]
             figures[-1] = f"{float(figures[-1]):.1e}"
-            lines.append([_short(law), *figures, f"{float(self._worst[0][place].max()):.1e}"])
+            lines.append([_short(law), *figures, f"{float(self._found.worst[place].max()):.1e}"])
         widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
         rows = [
             "  ".join(x.rjust(w) if k else x.ljust(w) for k, (x, w) in enumerate(zip(line, widths, strict=True)))
@@ -304,24 +311,41 @@ class Ledger:
     ) -> None:
         """One step: the change of all charges, its causes, and a relative slope along the symmetry if that is known."""
         self.steps += 1
-        if self._start is None:
-            self._start, self._zero = start, torch.zeros_like(change)
-            self._worst = self._zero, torch.zeros_like(change, dtype=torch.long)
-        sums = torch.stack([change, *(causes.get(name, self._zero) for name in CAUSES)])
-        excess = (change - sum(causes.values())).abs()
+        nothing = torch.zeros_like(change)
+        sums = torch.stack([change, *(causes.get(name, nothing) for name in CAUSES)])
+        excess = (change - reduce(torch.add, causes.values())).abs()
         ratio = excess / (scale + 1e-300)  # neurons of nothing but zeros have an excess of 0
         ratio = ratio if slope is None else torch.maximum(ratio, slope)
-        keep = (ratio <= self._worst[0]) | self._worst[0].isnan()  # NaN must not pass, and the first one is told
-        self._worst = torch.where(keep, self._worst[0], ratio), torch.where(keep, self._worst[1], self.steps)
-        self._latest, self._cosine = ratio, cosine
+        found = self._found or _Found(start, nothing, nothing.long(), nothing, None)
+        keep = (ratio <= found.worst) | found.worst.isnan()  # NaN must not pass, and the first one is told
+        worst = torch.where(keep, found.worst, ratio)
+        self._found = _Found(found.start, worst, torch.where(keep, found.worst_step, self.steps), ratio, cosine)
         self._block = sums if self._block is None else self._block + sums
         if self.every and self.steps % self.every == 0:
             self._entries.append((self.steps, self._block, cosine))
             self._block = None
 
-    def _need_steps(self) -> None:
-        if not self.steps:
+    def _need_steps(self) -> _Found:
+        if self._found is None:
             raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
+        return self._found
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a ledger has seen so far, entry by entry of all laws.
+
+    Attributes:
+        start: the charges before the first step.
+        worst, worst_step: the largest relative residual, and its step.
+        latest, cosine: the last step's residual, and its gradient's cosine with the generators.
+    """
+
+    start: Tensor
+    worst: Tensor
+    worst_step: Tensor
+    latest: Tensor
+    cosine: Tensor | None
 
 
 def residual_in_steps(form: LawUnderRule, f, q0=None, *, steps: int, batches=None) -> Tensor:

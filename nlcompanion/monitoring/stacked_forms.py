@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -106,7 +107,8 @@ class StackedForms:
         lengths = []
         for law in self.laws:
             shares = [term.lengths(g[term.name], x[term.name]) for term in law._terms]
-            lengths.append([sum(share[k] for share in shares).reshape(-1).double().sqrt() for k in (0, 1)])
+            sums = (reduce(torch.add, [share[k] for share in shares]) for k in (0, 1))
+            lengths.append([x.reshape(-1).double().sqrt() for x in sums])
         slope, generator = (torch.cat([pair[k] for pair in lengths]) for k in (0, 1))
         return self.form(self.pairs((g, x))[0]), slope, generator
 
@@ -147,14 +149,15 @@ class _Scratch:
 
 def _pair(terms: list[Term], x: Tensor, y: Tensor, scratch: _Scratch) -> list[Tensor]:
     """A tensor's pairings in all the ways asked for. Speed is in not writing products that a kernel can do without."""
-    stacked = [isinstance(t, Squares) and t.axis is not None and t.index is None for t in terms]
-    if x.ndim == 2 and x is y and len(terms) == 1 and stacked[0] and terms[0].axis == 0:
+    axes = [term.axis if isinstance(term, Squares) and term.index is None else None for term in terms]
+    if x.ndim == 2 and x is y and axes == [0]:
         return [torch.linalg.vector_norm(x, dim=1).square()]
-    product = torch.mul(x, y, out=scratch.like(x)) if any(stacked) else None
+    stacked = any(axis is not None for axis in axes)
+    product = torch.mul(x, y, out=scratch.like(x)) if stacked else x
     values = []
-    for term, is_stacked in zip(terms, stacked, strict=True):
-        if is_stacked:
-            others = [k for k in range(x.ndim) if k != term.axis]
+    for term, axis in zip(terms, axes, strict=True):
+        if axis is not None:
+            others = [k for k in range(x.ndim) if k != axis]
             values.append(product.sum(others) if others else product.clone())
         elif isinstance(term, Squares) and term.index is None:
             values.append(torch.dot(x.reshape(-1), y.reshape(-1)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -187,7 +187,7 @@ def over_members(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
     def total(outputs: Tensor, targets: Tensor) -> Tensor:
         return each(outputs, targets).sum()
 
-    total.each = each
+    total.each = each  # type: ignore[attr-defined]
     return total
 
 
@@ -227,7 +227,7 @@ def _layers_of_members(layers: list[nn.Module], name: str) -> nn.Module:
 
     kind = layers[0]
     if isinstance(kind, nn.Linear):
-        return _Linears(layers)
+        return _Linears(cast(list[nn.Linear], layers))
     if isinstance(kind, nn.Flatten):
         return nn.Identity()
     if isinstance(kind, (*_ELEMENTWISE, RePU, Power)):

@@ -93,8 +93,13 @@ class ConservedQuantity:
         """
         if self._rule.massless:
             # without decay there is no factor, whatever the degree
-            rate = (self._degree + 1) * self._rule.weight_decay if self._rule.weight_decay else 0.0
-            return rate * as_time(t)
+            if not self._rule.weight_decay:
+                return 0.0 * as_time(t)
+            if self._degree is None:
+                raise ValueError(
+                    f"the generator of {self.symmetry.name} mixes degrees, which decay at rates of their own"
+                )
+            return (self._degree + 1) * self._rule.weight_decay * as_time(t)
         return at_each(lambda t: at_time(self._rule.gamma, "gamma", t), as_time(t))
 
     def integrated(self, t, q, v=None, *, t_ref: float | None = None) -> Tensor:
@@ -271,7 +276,7 @@ def _elements(group) -> tuple[LieAlgebra | None, list[Symmetry]]:
 def _euler_lagrange_force(rule: LearningRule, t: Tensor, q: Tensor, v: Tensor, a: Tensor) -> Tensor:
     """E of GU Eq. 15, in the units of grad f."""
     alpha, beta, gamma_rate = schedule_at(rule, t)
-    delta, delta_dot = jvp(bregman_momentum(rule), (t, q, v), (torch.ones_like(t), v, a))
+    delta, delta_dot, *_ = jvp(bregman_momentum(rule), (t, q, v), (torch.ones_like(t), v, a))
     inertia = delta_dot + gamma_rate * delta - metric_force(rule, alpha, delta, q, v)
     return torch.exp(-alpha - beta) * inertia + rule.weight_decay * q
 
@@ -391,7 +396,9 @@ class _Search:
             if blocked[1]:
                 return "a balance of rates only: weight decay mixes parts of different degree"
             form = "<q, xi>" if degree == 0 else f"<q, xi> / {degree + 1:g}" if degree not in (None, -1.0) else "phi(q)"
-            return f"conserved: exp({(degree + 1) * k:g} t) {form}" if k else f"conserved: {form}"
+            return (
+                f"conserved: exp({(degree + 1) * k:g} t) {form}" if k and degree is not None else f"conserved: {form}"
+            )
         if blocked[0]:
             return "a balance of rates only: the kinetic energy breaks it"
         if blocked[1]:

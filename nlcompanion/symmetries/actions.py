@@ -397,7 +397,7 @@ def _indices(name: str, part: Part, n: int) -> Tensor:
         if part.stop is not None and part.stop > n:
             raise ValueError(f"{name}: {part} reaches beyond the {n} components of q")
         index = torch.arange(n)[part]
-    elif isinstance(part, Integral):
+    elif isinstance(part, int | Integral):
         index = torch.tensor([int(part)])
     elif isinstance(part, Tensor):
         index = part.nonzero().flatten() if part.dtype == torch.bool else part.flatten().long()

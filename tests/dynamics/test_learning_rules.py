@@ -143,6 +143,7 @@ RULES = EUCLIDEAN | {
     "newtonian steps": newtonian(lr=0.05),
     "full first step": newtonian(lr=0.05, half_first_step=False),
     "decayed newtonian steps": replace(newtonian(lr=0.05), weight_decay=0.1),
+    "decayed nesterov steps": replace(nesterov(lr=0.05), weight_decay=0.1),
 }
 LABELS = ("x", "Nesterov's other rule", "Newtonian", "general dynamics", "SGD")
 
