@@ -35,7 +35,7 @@ class FlatLoss:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("the model has no trainable parameter; flat_loss needs one with requires_grad=True")
-        self.model = copied(model)
+        self.model = copied(model).double()  # what reads its own weights all the same is then found by their values
         self._whole = _WithLoss(self.model)
         self._data = (inputs, targets)
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
