@@ -41,7 +41,7 @@ def check_function_of_parameters(f: FlatLoss, whole: nn.Module, data: Callable[[
         q = _away_from(f)
         value = f(q).detach()
         _check_repeats(f, q, value)
-        gradient = _gradient(f, q)
+        gradient = gradient_at(f, q)
         size = max(abs(float(start)), abs(float(value)), 1e-300)
         _check_against_the_model(f, whole, data(), q, value, gradient, size)
         _check_slope(f, q, gradient, size)
@@ -145,7 +145,7 @@ def _away_from(f: FlatLoss) -> Tensor:
     for share in (0.3, 0.03, 0.003):
         q = random_point(f, share)
         try:
-            if math.isfinite(float(f(q).detach())) and torch.isfinite(_gradient(f, q)).all():
+            if math.isfinite(float(f(q).detach())) and torch.isfinite(gradient_at(f, q)).all():
                 return q
         except (ValueError, TypeError):
             continue
@@ -157,7 +157,8 @@ def _unit(n: int) -> Tensor:
     return x / x.norm().clamp(min=1e-300)
 
 
-def _gradient(f: FlatLoss, q: Tensor) -> Tensor:
+def gradient_at(f: FlatLoss, q: Tensor) -> Tensor:
+    """The gradient of a flat loss, 0 where it does not depend on ``q``."""
     q = q.clone().requires_grad_()
     value = f(q)
     try:

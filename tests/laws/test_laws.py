@@ -650,9 +650,19 @@ def test_layers_with_a_forward_of_their_own():
     for model, name in ((skip, r"Skip \(2\)"), (cosine, r"Cosine \(0\)")):
         f = loss_of(model.double())
         assert law.cosine(gradient(f, f.q0), f.q0).abs().max() > 0.05
-        for make in (homogeneous_laws, lambda f: homogeneous_law(f, 1), lambda f: linear_law(f, 1), data_rotation_law):
-            with pytest.raises(TypeError, match=f"{name} has a forward of its own"):
-                make(f)
+        with pytest.raises(TypeError, match=f"{name} has a forward of its own"):
+            homogeneous_law(f, 1)
+    with pytest.raises(TypeError, match=r"Cosine \(0\) has a forward of its own"):
+        data_rotation_law(loss_of(cosine))
+    with pytest.raises(TypeError, match=r"Cosine \(0\) has a forward of its own"):
+        linear_law(loss_of(cosine), 1)
+    with pytest.raises(TypeError, match=r"Skip \(the model\) has a forward of its own"):
+        homogeneous_laws(loss_of(Skip(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).double()))
+    # what such a layer does not touch keeps its laws
+    assert homogeneous_laws(loss_of(skip)) == ()
+    with pytest.warns(UserWarning, match=r"no law of hidden layer 1.*Cosine \(0\)"):
+        (other,) = homogeneous_laws(loss_of(cosine))
+    assert other.parameters == ("2.0.weight", "2.0.bias", "3.weight")
     scaled = loss_of(mlp((6, 5, 3), "relu", bias=True, init="ntk"))  # the package's own is known
     assert homogeneous_law(scaled, 1).cosine(gradient(scaled, scaled.q0), scaled.q0).abs().max() < 1e-14
 
