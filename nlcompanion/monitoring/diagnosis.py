@@ -99,8 +99,9 @@ def _without_gradient(own: Mapping[str, Moved]) -> str | None:
     idle = {name: x.idle for name, x in own.items() if x.idle is not None}
     if idle and len(idle) < len(own):
         why, since = min(idle.values(), key=lambda reason: reason[1])
+        why = why if len(idle) == 1 else why.replace("was ", "were ", 1)
         return (
-            f"{_listed(idle)} {why} from step {since} on, so one side of the balance moves alone; freeze both sides, or "
+            f"{_listed(idle)} {why} from step {since} on, so one side of the balance moves alone; freeze both sides or "
             "leave these laws out of the ledger"
         )
     blank = [name for name, x in own.items() if x.gradient is not None and not x.gradient.any()]
@@ -188,11 +189,14 @@ def _factors(law: Law, own: Mapping[str, Moved]) -> dict[str, float] | None:
     shares = _shares(law, own, lambda x: x.gradient)
     if shares is None or not _has_enough_entries(law):
         return None
-    _, sizes, kernel = torch.linalg.svd(shares, full_matrices=False)
-    small = _rounding(own) * sizes[0]
-    if not (sizes[-1] <= small and sizes[-2] > 100 * small and (kernel[-1] * kernel[-1, 0] > 0).all()):
+    lengths = torch.linalg.vector_norm(shares, dim=0)
+    if not (lengths > 0).all():
         return None
-    factors = 1 / kernel[-1]
+    _, sizes, kernel = torch.linalg.svd(shares / lengths, full_matrices=False)
+    small = _rounding(own) * sizes[0]
+    if not (sizes[-1] <= small and sizes[-2] > 30 * small and (kernel[-1] * kernel[-1, 0] > 0).all()):
+        return None
+    factors = lengths / kernel[-1]
     factors = factors / factors.median()
     return {term.name: float(factor) for term, factor in zip(law._terms, factors, strict=True)}
 
@@ -236,7 +240,7 @@ def _shares(law: Law, own: Mapping[str, Moved], pick) -> Tensor | None:
 
 def _rounding(own: Mapping[str, Moved]) -> float:
     """Of shares of gradients, relative to the largest."""
-    return 1e4 * reduce(max, (torch.finfo(x.before.dtype).eps for x in own.values()))
+    return 1e3 * reduce(max, (torch.finfo(x.before.dtype).eps for x in own.values()))
 
 
 def _is_short(value: float, dtype: torch.dtype, within: float = 0.0) -> bool:

@@ -370,6 +370,8 @@ class OptimizerSteps:
 
     def _diagnose(self, ahead: Ahead) -> str:
         """Of the step just taken, whose negative ``_before`` holds."""
+        for name, p in self.parameters.items():
+            self.precision.look_at(name, p.grad)
         half = self.precision.latest() if self.precision.dtype is None else None
         own_step = not self._cannot_skip
         parameters = {name: self._moved(name, ahead) for name in self.parameters}

@@ -54,14 +54,19 @@ class GradientPrecision:
                 return dtype
         return None
 
+    def look_at(self, name: str, gradient: Tensor | None) -> None:
+        """Look at a gradient now."""
+        if gradient is not None and gradient.dtype == torch.float32 and gradient.layout == torch.strided:
+            self._look(name, gradient.detach().reshape(-1)[:_SAMPLE])
+
     def _hook(self, name: str) -> Callable[[Tensor], None]:
         calls = 0
 
         def look(gradient: Tensor) -> None:
             nonlocal calls
             calls += 1
-            if calls % _EVERY == 1 and gradient.dtype == torch.float32 and gradient.layout == torch.strided:
-                self._look(name, gradient.detach().reshape(-1)[:_SAMPLE])
+            if calls % _EVERY == 1:
+                self.look_at(name, gradient)
 
         return look
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import flat, laws_of, network, samples, train
 from torch import nn
 
-from nlcompanion.datasets import digits
 from nlcompanion.dynamics import damped, descend, nesterov, newtonian, sgd
 from nlcompanion.laws import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
 from nlcompanion.monitoring import Ledger, LedgerError, residual_in_steps
@@ -22,39 +22,11 @@ CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
 
 @pytest.fixture(scope="module")
 def data():
-    x, y = digits().first(400).tensors()
-    return x.flatten(1), y
-
-
-def network(activation="relu", bias=True, dtype=torch.float64, widths=(64, 12, 9, 10)):
-    return mlp(widths, activation, bias=bias, seed=1, dtype=dtype)
-
-
-def laws_of(model, data, make=homogeneous_laws):
-    x, y = data
-    return make(flat_loss(model, x[:4], y[:4], F.cross_entropy))
-
-
-def train(model, optimizer, data, *, steps=20, seed=0, before=None, size=32):
-    """A user's own loop on mini-batches; ``before(n)`` runs between backward and step."""
-    x, y = data
-    x = x.to(next(model.parameters()).dtype)
-    g = torch.Generator().manual_seed(seed)
-    for n in range(steps):
-        batch = torch.randperm(len(x), generator=g)[:size]
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[batch]), y[batch]).backward()
-        if before is not None:
-            before(n)
-        optimizer.step()
+    return samples()
 
 
 def symmetric(x):
     return (x + x.T) / 2 if x.ndim == 2 else x
-
-
-def flat(model):
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
 # --- every cause, on real mini-batches ------------------------------------------------------------------------------
