@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlcompanion import SweepError, TrainConfig, load_sweep, sweep
+from nlcompanion import _storage
 from nlcompanion.training import loop as _train_loop
 from nlcompanion.training import train
 from nlcompanion.training.sweeps import store as _sweep_files
@@ -182,7 +183,7 @@ def test_an_interrupt_leaves_a_consistent_folder(tmp_path, undisturbed, monkeypa
 
 def changed(content: dict, **entries) -> str:
     content = {**content, **entries}
-    return json.dumps({**content, "sha256": _sweep_files._checksum(content)})
+    return json.dumps({**content, "sha256": _storage.checksum(content)})
 
 
 DAMAGES = {

@@ -10,22 +10,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from nlcompanion._storage import replacing
+from nlcompanion._storage import Damaged, read_json, write_json
 
 FORMAT = 1
 ENDED = ("finished", "diverged", "failed")
-_ENTRIES = ("format", "key", "status", "config", "run", "error", "provenance", "sha256")
-
-
-class Damaged(ValueError):
-    """A file that is not what it should be; the message says in what."""
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "key": str,
+    "status": str,
+    "config": dict,
+    "run": (dict, type(None)),
+    "error": (str, type(None)),
+    "provenance": dict,
+}
 
 
 def result_path(folder: Path, key: str) -> Path:
@@ -39,52 +41,28 @@ def checkpoint_path(folder: Path, key: str) -> Path:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-def store(folder: Path, content: Mapping) -> Path:
-    """Write a run's file in one move; its checksum is that of all other entries."""
+def store(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Write a run's file in one move, with a checksum."""
     path = result_path(folder, content["key"])
-    entries = {"format": FORMAT, **content}
-    entries["sha256"] = _checksum(entries)
-    lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in entries.items()]
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write("{\n" + ",\n".join(lines) + "\n}\n")
-        file.flush()
-        os.fsync(file.fileno())  # the name must not reach the disk before the content does
+    write_json(path, {"format": FORMAT, **content})
     return path
 
 
-def stored(folder: Path, key: str) -> dict | None:
+def stored(folder: Path, key: str) -> dict[str, Any] | None:
     """The content of a run's file, or None if there is none.
 
     Raises:
         Damaged: the file is there, but it is not what :func:`store` wrote.
     """
     try:
-        data = result_path(folder, key).read_bytes()
+        content = read_json(result_path(folder, key), _ENTRIES)
     except FileNotFoundError:
         return None
-    try:
-        content = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one; the other is of thousands of brackets
-        raise Damaged(f"it is no JSON ({error})") from error
-    missing = [entry for entry in _ENTRIES if entry not in content] if isinstance(content, dict) else list(_ENTRIES)
-    if missing:
-        raise Damaged(f"it lacks {', '.join(missing)}")
     if content["format"] != FORMAT:
         raise Damaged(f"its format is {content['format']!r}, this version of nlcompanion reads {FORMAT}")
-    if content["sha256"] != _checksum(content):
-        raise Damaged("its content does not fit its checksum")
     if content["key"] != key:
         raise Damaged(f"it is the run {content['key']!r}")
     return content
-
-
-def _checksum(content: Mapping) -> str:
-    rest = {entry: value for entry, value in content.items() if entry != "sha256"}
-    return sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
-
-
-def _no_constant(name: str):
-    raise Damaged(f"it holds {name}, which is no number")
 
 
 def tidy(folder: Path, key: str, *, checkpoint: bool) -> None:
