@@ -17,8 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlcompanion import SweepError, TrainConfig, load_sweep, sweep
-from nlcompanion import _storage
+from nlcompanion import SweepError, TrainConfig, _storage, load_sweep, sweep
 from nlcompanion.training import loop as _train_loop
 from nlcompanion.training import train
 from nlcompanion.training.sweeps import store as _sweep_files
@@ -203,7 +202,7 @@ DAMAGES = {
     "a run that failed": (lambda text: changed(json.loads(text), status="failed"), "status 'failed' and a run"),
     "no run": (lambda text: changed(json.loads(text), run=None), "status 'finished' and no run"),
     "half a run": (lambda text: changed(json.loads(text), run={"steps": 12}), "lacks layers"),
-    "no provenance": (lambda text: changed(json.loads(text), provenance=None), "entries are not what they should be"),
+    "no provenance": (lambda text: changed(json.loads(text), provenance=None), "its provenance is NoneType and must be dict"),
 }
 
 
