@@ -1,8 +1,10 @@
 """sweep: every run once, in a file of its own, with the same bits whatever happens on the way."""
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -202,7 +204,10 @@ DAMAGES = {
     "a run that failed": (lambda text: changed(json.loads(text), status="failed"), "status 'failed' and a run"),
     "no run": (lambda text: changed(json.loads(text), run=None), "status 'finished' and no run"),
     "half a run": (lambda text: changed(json.loads(text), run={"steps": 12}), "lacks layers"),
-    "no provenance": (lambda text: changed(json.loads(text), provenance=None), "its provenance is NoneType and must be dict"),
+    "no provenance": (
+        lambda text: changed(json.loads(text), provenance=None),
+        "its provenance is NoneType and must be dict",
+    ),
 }
 
 
@@ -696,6 +701,60 @@ def test_killing_the_command_line_with_its_workers_changes_nothing(tmp_path):
     assert 3 <= len(list(runs.glob("*.json"))) < 6
     subprocess.run([*command, str(runs)], check=True, capture_output=True, timeout=120)
     assert outcome(runs) == outcome(tmp_path / "undisturbed")
+
+
+# --- file systems without locks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """A file system that has no locks of the operating system, as some networks' have none."""
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setattr(_sweep_files, "PATIENCE", 0.3)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize(
+    ("marker", "holder"),
+    [("27373\nnode17\n37850206\n", "process 27373 on node17"), ("", "a process that left no name"), ("x\n", "no name")],
+)
+def test_a_lock_that_nobody_can_vouch_for_is_named_within_seconds(tmp_path, no_flock, calls, marker, holder):
+    lock = tmp_path / ".locks" / f"{CONFIGS[0].key}.lock"
+    lock.parent.mkdir()
+    lock.write_text(marker)
+    begin = time.monotonic()
+    with pytest.raises(SweepError, match=rf"{holder} holds the run {CONFIGS[0].key}.*delete that file.*call sweep"):
+        sweep(CONFIGS, tmp_path)
+    assert time.monotonic() - begin < 20
+    assert calls == CONFIGS[1:]  # the other run is done
+    lock.unlink()
+    assert sweep(CONFIGS, tmp_path).status == {"finished": 2}
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_without_locks_of_the_system_a_dead_process_of_this_machine_is_noticed(tmp_path, no_flock):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    lock = tmp_path / ".locks" / f"{CONFIGS[0].key}.lock"
+    lock.parent.mkdir()
+    lock.write_text(f"{child.pid}\n{socket.gethostname()}\n")
+    assert sweep(CONFIGS[:1], tmp_path).status == {"finished": 1}
+    assert not lock.exists()
+
+
+def test_a_folder_that_was_removed(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for run in (True, False):
+        with pytest.raises(SweepError, match="the present folder was removed"):
+            sweep(CONFIGS, "runs", run=run)
 
 
 # --- a Dask cluster -------------------------------------------------------------------------------------------------

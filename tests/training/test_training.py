@@ -548,16 +548,39 @@ def damage(path, how: str) -> None:
         path.write_bytes(pickle.dumps(Run.from_dict))  # anything that pickle would have to import
     elif how == "another torch file":
         torch.save({"weights": torch.ones(3)}, path)
-    elif how in ("an epoch in words", "a negative step", "a status of its own"):
-        odd = {"epoch": "x"} if "epoch" in how else {"steps": -1} if "step" in how else {"status": "odd"}
-        torch.save(torch.load(path, weights_only=True) | odd, path)
+    elif how == "a piece less":  # zipfile of Python 3.11 then goes to a negative place, which the system refuses
+        path.write_bytes(content[:1000] + content[1010:])
+    else:
+        stored = torch.load(path, weights_only=True)
+        torch.save(stored | FORGED[how](stored), path)
 
 
-HOWS = ["cut", "empty", "text", "one bit", "code", "another torch file"]
-HOWS += ["an epoch in words", "a negative step", "a status of its own"]
+HOWS = ["cut", "a piece less", "empty", "text", "one bit", "code", "another torch file"]
+
+# files that are whole, with what no run leaves
+FORGED = {
+    "an epoch in words": lambda stored: {"epoch": "x"},
+    "a negative step": lambda stored: {"steps": -1},
+    "a status of its own": lambda stored: {"status": "odd"},
+    "an epoch past the end": lambda stored: {"status": "running", "epoch": 99},
+    "running at the end": lambda stored: {"status": "running"},
+    "finished before the end": lambda stored: {"epoch": 1, "steps": stored["steps"] // SMALL.epochs},
+    "a thousand million steps": lambda stored: {"steps": 10**9},
+    "a step less": lambda stored: {"steps": stored["steps"] - 1},
+    "no evaluation": lambda stored: {"epochs": []},
+    "an accuracy of 7": lambda stored: {"epochs": [[*row[:2], 7.0, 7.0] for row in stored["epochs"]]},
+    "a loss that is none": lambda stored: {"epochs": [[row[0], math.nan, *row[2:]] for row in stored["epochs"]]},
+    "evaluations in words": lambda stored: {"epochs": ["all", "good"]},
+    "a record less": lambda stored: {"records": {name: x[:-1] for name, x in stored["records"].items()}},
+    "records of other steps": lambda stored: {"records": stored["records"] | {"step": stored["records"]["step"] + 1}},
+    "records of another rate": lambda stored: {"records": stored["records"] | {"lr": stored["records"]["lr"] * 2}},
+    "losses below zero": lambda stored: {"records": stored["records"] | {"loss": -stored["records"]["loss"]}},
+    "no records": lambda stored: {"records": {}},
+    "lists for records": lambda stored: {"records": {name: x.tolist() for name, x in stored["records"].items()}},
+}
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", [*HOWS, *FORGED])
 def test_a_damaged_checkpoint_is_set_aside_by_name(tmp_path, how):
     path = tmp_path / "run.pt"
     run = train(SMALL, checkpoint=path)

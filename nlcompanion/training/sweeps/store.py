@@ -10,12 +10,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nlcompanion._extras import needs
 from nlcompanion._storage import Damaged, read_json, write_json
+
+with needs("training"):
+    from filelock import FileLock, SoftFileLock, Timeout
 
 FORMAT = 1
 ENDED = ("finished", "diverged", "failed")
@@ -28,6 +33,15 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "error": (str, type(None)),
     "provenance": dict,
 }
+
+
+PATIENCE = 5.0  # seconds to wait for a lock until one asks who has it
+
+
+class SweepError(RuntimeError):
+    """A sweep that cannot go on: no folder, no workers. What was finished is stored; the message says how to go on."""
+
+    __module__ = "nlcompanion.training"
 
 
 def result_path(folder: Path, key: str) -> Path:
@@ -83,22 +97,43 @@ def run_lock(folder: Path, key: str, *, wait: bool) -> Iterator[bool]:
     """Hold a run's lock, so that one process at a time works on it; gives False if another has it.
 
     The lock is the operating system's and ends with the process that holds it, killed or not: the file that stays
-    locks nothing.
+    locks nothing. A file system without such locks gets a file whose presence is the lock.
 
     Args:
         wait: whether to wait for the other.
-    """
-    from filelock import FileLock, Timeout
 
+    Raises:
+        SweepError: the lock is such a file, and nobody here can tell whether the process that made it is still there.
+    """
     path = folder / ".locks" / f"{key}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)  # a new object: threads exclude each other, too
     try:
-        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+        lock.acquire(timeout=PATIENCE if wait else 0, poll_interval=0.2)
     except Timeout:
-        yield False
-        return
+        if not wait:
+            yield False
+            return
+        if isinstance(lock, SoftFileLock):
+            _check_holder(path, key)
+        lock.acquire(poll_interval=0.2)
     try:
         yield True
     finally:
         lock.release()
+
+
+def _check_holder(path: Path, key: str) -> None:
+    """Raise SweepError unless the file names a process of this machine, which filelock itself knows to be there."""
+    try:
+        written = path.read_text(encoding="utf-8", errors="replace").split()
+    except FileNotFoundError:
+        return  # given back just now
+    if written[1:2] == [socket.gethostname()]:
+        return
+    holder = f"process {written[0]} on {written[1]}" if len(written) > 1 else "a process that left no name"
+    raise SweepError(
+        f"{holder} holds the run {key}, and cannot be asked whether it still works on it: the file system of {path} "
+        "has no locks that end with their process; if it is no more, delete that file; if it works, wait for it; then "
+        "call sweep again, which keeps what is finished"
+    )
