@@ -1,0 +1,131 @@
+r"""Normalisations: RMSNorm, LayerNorm, GroupNorm, InstanceNorm, and BatchNorm while it trains.
+
+With :math:`z = y - \beta`, over each set of numbers that is normalised together,
+
+.. math:: \langle dx, x - \mu\rangle = \frac{\epsilon}{\sigma^2 + \epsilon}\,\langle dy, z\rangle, \qquad \sum dx = 0
+
+(RMSNorm has :math:`\mu = 0`, the mean square for :math:`\sigma^2`, and no second law). Its gain and shift obey
+:math:`\gamma_j\,d\gamma_j = \sum z_j\,dy_j` and :math:`d\beta_j = \sum dy_j`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nlcompanion.testing.record import Record, register_kind, register_module
+from nlcompanion.testing.rounding import Balance
+
+
+def _layouts(record: Record):
+    """Functions to ``(sets, numbers normalised together)`` and to ``(rows, channels of the gain)``."""
+    over, x = record.options.get("over", "last"), record.values["x"]
+    if over == "last":
+        count = record.options.get("dimensions", 1)
+        width = math.prod(x.shape[x.ndim - count :])
+        return (lambda t: t.reshape(-1, width)), (lambda t: t.reshape(-1, width)), width
+    channels = x.shape[1]
+    by_channel = lambda t: t.movedim(1, -1).reshape(-1, channels)  # noqa: E731
+    if over == "batch":
+        return (lambda t: by_channel(t).T), by_channel, channels
+    groups = record.options["groups"]
+    if channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {groups} groups")
+    return (lambda t: t.reshape(t.shape[0] * groups, -1)), by_channel, channels
+
+
+def _along(parameter: Tensor, record: Record) -> Tensor:
+    """A gain or shift, broadcast to the shape of x."""
+    shape = record.values["x"].shape
+    if record.options.get("over", "last") == "last":
+        return parameter.expand(shape)
+    return parameter.reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)
+
+
+def _laws(record: Record, centered: bool) -> list[Balance]:
+    x, y = record.value("x"), record.value("y")
+    if x.shape != y.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; a norm keeps the shape")
+    dx, dy = record.gradient("x"), record.gradient("y")
+    sets, rows, channels = _layouts(record)
+    one = torch.ones((), dtype=torch.float64, device=x.device)
+    for role in ("weight", "bias"):
+        if role in record.values and record.values[role].numel() != channels:
+            shape = tuple(record.values[role].shape)
+            raise ValueError(f"{role} has shape {shape} for {channels} normalised channels; they must match")
+    z = y - _along(record.value("bias"), record) if "bias" in record.values else y
+    g = dy * (_along(record.value("weight"), record) if "weight" in record.values else one)
+    laws = _of_sets(*(sets(t) for t in (x, dx, y, dy, z, g)), record, centered)
+    stored, sums = record.precision.stored, record.precision.sums
+    y, dy, z = (rows(t) for t in (y, dy, z))
+    error = stored + sums * len(dy) ** 0.5
+    if record.has("weight"):
+        gain, dgain = record.value("weight").reshape(-1), record.gradient("weight").reshape(-1)
+        terms = z * dy
+        noise = ((stored * gain * dgain).square() + error**2 * ((y.abs() + z.abs()) * dy).square().sum(0)).sqrt()
+        side = torch.maximum((gain * dgain).abs(), terms.sum(0).abs())
+        size = (gain * dgain).abs() + terms.abs().sum(0)
+        parts = (gain * dgain - terms.sum(0), size, noise, side)
+        laws.append(Balance("γ dγ = sum of (y-β) dy", "weight", *(part[None] for part in parts)))
+    if record.has("bias"):
+        dbias, squares = record.gradient("bias").reshape(-1), dy.square().sum(0)
+        noise = ((stored * dbias).square() + error**2 * squares).sqrt()
+        parts = (dbias - dy.sum(0), dbias.abs() + dy.abs().sum(0), noise, squares.sqrt())
+        laws.append(Balance("dβ = sum of dy", "bias", *(part[None] for part in parts)))
+    return laws
+
+
+def _of_sets(x, dx, y, dy, z, g, record: Record, centered: bool) -> list[Balance]:
+    eps = record.options.get("eps", 1e-5)
+    mean = x.mean(1, keepdim=True) if centered else torch.zeros_like(x[:, :1])
+    offset = x - mean
+    square = offset.square().mean(1, keepdim=True)
+    rate = (square + eps).rsqrt()
+    width = x.shape[1]
+    unit = (record.precision.stored + record.precision.sums * width**0.5) * (1 + (mean * rate).abs()) ** 2
+    terms, share = z * dy, eps / (square + eps)
+    left, right = (dx * offset).sum(1, keepdim=True), share * terms.sum(1, keepdim=True)
+    inner = (offset * rate * g).square().sum(1, keepdim=True)  # = terms, before the output is rounded
+    total = (offset * rate * g).sum(1, keepdim=True)
+    own = (dx * offset).square().sum(1, keepdim=True) + share**2 * (y * dy).square().sum(1, keepdim=True)
+    noise = unit * (own + inner + 4 * total.square()).sqrt()
+    size = (dx * offset).abs().sum(1, keepdim=True) + share * terms.abs().sum(1, keepdim=True)
+    law = "<dx, x-μ> = ε <dy, y-β>/(σ²+ε)" if centered else "<dx, x> = ε <dy, y>/(mean x²+ε)"
+    laws = [Balance(law, "x", *(t[None] for t in (left - right, size, noise, inner.sqrt())))]
+    if centered:
+        pushed = (rate * g).square().sum(1, keepdim=True)
+        along = (rate * g).sum(1, keepdim=True).square()
+        noise = unit * (dx.square().sum(1, keepdim=True) + pushed + 4 * along + 4 * inner / width).sqrt()
+        parts = (dx.sum(1, keepdim=True), dx.abs().sum(1, keepdim=True), noise, pushed.sqrt())
+        laws.append(Balance("sum of dx = 0", "x", *(part[None] for part in parts)))
+    return laws
+
+
+def _batch_norm(module: nn.Module):
+    if not module.training and module.track_running_stats:
+        return None  # a fixed affine map: nothing is normalised
+    return "norm", {"over": "batch", "eps": module.eps}
+
+
+def _instance_norm(module: nn.Module):
+    if not module.training and module.track_running_stats:
+        return None
+    return "norm", {"over": "groups", "groups": module.num_features, "eps": module.eps}
+
+
+def _rms_norm(module: nn.RMSNorm):
+    eps = module.eps if module.eps is not None else torch.finfo(torch.float32).eps
+    return "rms_norm", {"dimensions": len(module.normalized_shape), "eps": eps}
+
+
+register_kind("norm", ("x", "weight", "bias"), lambda record: _laws(record, centered=True))
+register_kind("rms_norm", ("x", "weight"), lambda record: _laws(record, centered=False))
+register_module(nn.RMSNorm, _rms_norm)
+register_module(nn.LayerNorm, lambda m: ("norm", {"dimensions": len(m.normalized_shape), "eps": m.eps}))
+register_module(nn.GroupNorm, lambda m: ("norm", {"over": "groups", "groups": m.num_groups, "eps": m.eps}))
+for _module in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+    register_module(_module, _batch_norm)
+for _module in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
+    register_module(_module, _instance_norm)
