@@ -60,7 +60,14 @@ def _laws(record: Record, centered: bool) -> list[Balance]:
     laws = _of_sets(*(sets(t) for t in (x, dx, y, dy, z, g)), record, centered)
     stored, sums = record.precision.stored, record.precision.sums
     y, dy, z = (rows(t) for t in (y, dy, z))
-    error = stored + sums * len(dy) ** 0.5
+    # PyTorch's LayerNorm on a CPU adds up a bfloat16 gain's gradient in bfloat16
+    adding = stored if centered and record.options.get("over", "last") == "last" else sums
+    error = stored + adding * len(dy) ** 0.5
+    if centered:  # dγ may be had as (sum of x dy - μ sum of dy)/σ
+        raw = sets(record.value("x"))
+        error = error * (
+            1 + float((raw.mean(1).square() / raw.var(1, correction=0).clamp_min(_eps(record))).max().sqrt())
+        )
     if record.has("weight"):
         gain, dgain = record.value("weight").reshape(-1), record.gradient("weight").reshape(-1)
         terms = z * dy
@@ -77,8 +84,16 @@ def _laws(record: Record, centered: bool) -> list[Balance]:
     return laws
 
 
-def _of_sets(x, dx, y, dy, z, g, record: Record, centered: bool) -> list[Balance]:
+def _eps(record: Record) -> float:
+    """The layer's, or what ``RMSNorm(eps=None)`` takes: the resolution of its arithmetic."""
     eps = record.options.get("eps", 1e-5)
+    if eps is not None:
+        return eps
+    return torch.finfo(torch.float64 if record.values["x"].dtype == torch.float64 else torch.float32).eps
+
+
+def _of_sets(x, dx, y, dy, z, g, record: Record, centered: bool) -> list[Balance]:
+    eps = _eps(record)
     mean = x.mean(1, keepdim=True) if centered else torch.zeros_like(x[:, :1])
     offset = x - mean
     square = offset.square().mean(1, keepdim=True)
@@ -115,14 +130,9 @@ def _instance_norm(module: nn.Module):
     return "norm", {"over": "groups", "groups": module.num_features, "eps": module.eps}
 
 
-def _rms_norm(module: nn.RMSNorm):
-    eps = module.eps if module.eps is not None else torch.finfo(torch.float32).eps
-    return "rms_norm", {"dimensions": len(module.normalized_shape), "eps": eps}
-
-
 register_kind("norm", ("x", "weight", "bias"), lambda record: _laws(record, centered=True))
 register_kind("rms_norm", ("x", "weight"), lambda record: _laws(record, centered=False))
-register_module(nn.RMSNorm, _rms_norm)
+register_module(nn.RMSNorm, lambda m: ("rms_norm", {"dimensions": len(m.normalized_shape), "eps": m.eps}))
 register_module(nn.LayerNorm, lambda m: ("norm", {"dimensions": len(m.normalized_shape), "eps": m.eps}))
 register_module(nn.GroupNorm, lambda m: ("norm", {"over": "groups", "groups": m.num_groups, "eps": m.eps}))
 for _module in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):

@@ -23,7 +23,7 @@ class SlopeLaw(Protocol):
 
 @dataclass(frozen=True)
 class GainIntoLinear:
-    r"""A norm's gain (and shift) into linear layers: :math:`\gamma_j d\gamma_j + \beta_j d\beta_j = \sum_i W_{ij} dW_{ij}`.
+    r"""A norm's gain into linear layers: :math:`\gamma_j d\gamma_j + \beta_j d\beta_j = \sum_i W_{ij} dW_{ij}`.
 
     Args:
         gain: name of the gain, shape ``(d,)``.

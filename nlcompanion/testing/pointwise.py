@@ -43,6 +43,10 @@ def _shift(record: Record) -> list[Balance]:
     spread = 1 + logits.amax(-1) - logits.amin(-1)  # a log-probability is rounded at its own size
     unit = record.precision.stored + record.precision.sums * logits.shape[-1] ** 0.5
     root = gradient.square().sum(-1).sqrt()
+    if "y" in record.values:  # what cancelled on the way: y dy - y sum of y dy, or dy - exp(y) sum of dy
+        y, dy = (t.movedim(axis, -1) for t in (record.value("y"), record.gradient("y")))
+        inner = dy if record.options.get("log") else y * dy
+        root = (root.square() + inner.square().sum(-1) + 4 * inner.sum(-1).square()).sqrt()
     parts = (gradient.sum(-1), gradient.abs().sum(-1), unit * spread * root, root)
     return [Balance("sum of dx over a row = 0", "x", *(part[None] for part in parts))]
 
@@ -69,5 +73,7 @@ register_kind("cross_entropy", ("x",), _shift)
 register_kind("rotary", ("x",), _rotary)
 for _module in (nn.ReLU, nn.LeakyReLU, nn.PReLU):
     register_module(_module, lambda module: ("homogeneous", {"degree": 1.0}))
-for _module in (nn.Softmax, nn.LogSoftmax):
-    register_module(_module, lambda module: ("softmax", {"dim": -1 if module.dim is None else module.dim}))
+register_module(nn.Softmax, lambda module: ("softmax", {"dim": -1 if module.dim is None else module.dim}))
+register_module(
+    nn.LogSoftmax, lambda module: ("softmax", {"dim": -1 if module.dim is None else module.dim, "log": True})
+)

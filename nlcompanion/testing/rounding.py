@@ -86,7 +86,7 @@ class Product:
 
     @staticmethod
     def of(a: Tensor, b: Tensor, a_error: Tensor | None = None, b_error: Tensor | None = None) -> Product:
-        """Shapes ``(..., n, p)`` and ``(..., n, r)``; ``a_error`` squared errors of ``a``, or None where it is exact."""
+        """Shapes ``(..., n, p)`` and ``(..., n, r)``; ``a_error`` holds squared errors, None is exact."""
         value = a.mT @ b
         a_scale, b_scale = (t.abs().amax().clamp_min(1e-300) for t in (a, b))
         a_single, b_single = (a / a_scale).float(), (b / b_scale).float()
