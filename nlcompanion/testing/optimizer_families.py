@@ -31,6 +31,7 @@ class OptimizerLaws:
         white_rms: root mean square of the update under white gradients of size 1, ``white_rms(group)``.
         elementwise: the same numbers in another shape take the same steps.
         ndim: which tensors the rule takes, None for any.
+        stops: a learning rate of 0 moves nothing.
         tolerance: relative accuracy of the rule's own arithmetic, where coarser than the parameters'.
     """
 
@@ -43,6 +44,7 @@ class OptimizerLaws:
     elementwise: bool = True
     ndim: int | None = None
     tolerance: float = 0.0
+    stops: bool = True
 
 
 def _sign_step(group: Group, g: torch.Tensor) -> torch.Tensor:
@@ -100,6 +102,7 @@ def _muon_values(group: Group, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 _ENTRYWISE = ("signs", "permutations")
+_FLOAT32 = torch.finfo(torch.float32).eps  # NAdam keeps the product of its momenta in float32 until it is loaded
 _BFLOAT16 = 0.02  # Muon's Newton-Schulz steps run in bfloat16
 
 
@@ -130,14 +133,14 @@ def known_laws(optimizer: torch.optim.Optimizer) -> OptimizerLaws | None:
             decay, lambda n: 1.0 if n < start else 0.0, lambda group, g: group["lr"] * g, None, _ENTRYWISE
         )
     rows = {
-        "NAdam": OptimizerLaws(decay, 0, _nadam_step, None, _ENTRYWISE),
+        "NAdam": OptimizerLaws(decay, 0, _nadam_step, None, _ENTRYWISE, tolerance=_FLOAT32),
         "Adamax": OptimizerLaws("coupled", 0, _sign_step, None, _ENTRYWISE),
         "RMSprop": OptimizerLaws("coupled", 0, _rms_step, None, _ENTRYWISE),
         "Adagrad": OptimizerLaws(
             "coupled", None if group.get("initial_accumulator_value") else 0, _adagrad_step, None, _ENTRYWISE
         ),
         "Adadelta": OptimizerLaws("coupled", None, _adadelta_step, None, _ENTRYWISE),
-        "Rprop": OptimizerLaws("none", 0, _sign_step, None, _ENTRYWISE),
+        "Rprop": OptimizerLaws("none", 0, _sign_step, None, _ENTRYWISE, stops=False),
         "ASGD": OptimizerLaws("unknown", 1, lambda group, g: group["lr"] * g, None, (*_ENTRYWISE, "rotations")),
         "Adafactor": OptimizerLaws("unknown", 0, None, None, _ENTRYWISE[:1], None, elementwise=False),
         "Muon": OptimizerLaws(
