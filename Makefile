@@ -33,7 +33,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 book: $(READY) ## install what is needed and build the book
-	@$(PY) -m nlcompanion.checks
+	@$(PY) -m tools.what_holds
 	@rm -rf _build/html
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet > /dev/null
 	@$(PY) -m tools.pages
@@ -49,13 +49,13 @@ lab: $(READY) ## open the notebooks in JupyterLab
 
 notebooks: $(READY) ## execute every notebook again and keep the outputs
 	@$(PY) -m tools.notebooks
-	@$(PY) -m nlcompanion.checks
+	@$(PY) -m tools.what_holds
 
 results: $(READY) ## measure book/results/ again (long runs, optional data)
-	@$(PY) -m nlcompanion.results
+	@$(PY) -m studies
 
 offline: $(READY) ## build a book that needs no network to be read (npm fetches its libraries)
-	@$(PY) -m nlcompanion.checks
+	@$(PY) -m tools.what_holds
 	@$(PY) -m tools.offline
 
 bench: $(READY) ## run every benchmark, one after another

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import torch
 from _timing import Report, compare, single_thread
 
-from nlcompanion._convnets import conv_bn, vgg11
-from nlcompanion._train_config import TrainConfig
-from nlcompanion._train_data import Feed
-from nlcompanion._train_step import Stepper
 from nlcompanion.datasets import Dataset
+from nlcompanion.networks import conv_bn, vgg11
+from nlcompanion.training import TrainConfig
+from nlcompanion.training.batches import Feed
+from nlcompanion.training.step import Stepper
 
 CPU = torch.device("cpu")
 SIZES: dict[str, tuple[Callable[[], torch.nn.Module], int, int, int]] = {  # network, side, batch, steps in a round
