@@ -52,7 +52,8 @@ def check_gradients(
         inputs: real ones, as in training; laws are exact for any.
         kind: of a kernel; ``options`` belong to it: attention ``scale``, ``sinks``, ``soft_cap``; norms ``eps``,
             ``over`` (``"last"``, ``"batch"``, ``"groups"``) and ``groups``; homogeneous and gated ``degree``; softmax
-            ``dim``; rotary ``interleaved``; convolution ``groups``, ``transposed``.
+            ``dim``; cross_entropy ``weight``, the largest of a sample in the loss; rotary ``interleaved``;
+            convolution ``groups``, ``transposed``.
         kinds: for layers of your own in a module: their name or type, and their kind or ``(kind, options)``.
         laws: laws of parameters, such as ``homogeneous_laws(f)``, :class:`GainIntoLinear`, or an audit.
         grad_output: the real gradient at the output, or None for random numbers.

@@ -102,7 +102,7 @@ def _muon_values(group: Group, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 _ENTRYWISE = ("signs", "permutations")
-_FLOAT32 = torch.finfo(torch.float32).eps  # NAdam keeps the product of its momenta in float32 until it is loaded
+_FLOAT32 = torch.finfo(torch.float32).eps  # NAdam keeps a product in float32 until it is loaded
 _BFLOAT16 = 0.02  # Muon's Newton-Schulz steps run in bfloat16
 
 

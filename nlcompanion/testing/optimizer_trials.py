@@ -1,7 +1,8 @@
 r"""The trials of an optimiser: pairs of runs that a law makes equal, step by step.
 
-The floor of a pair is six times the rounding of n steps: each step rounds the weight once and the update some ten times,
-and an ``eps`` in the denominator shifts an update by ``eps / |g|`` where gradients are scaled.
+The floor of a pair after n steps is 60 n unit roundoffs of the weight: six times one rounding of the weight and some
+ten of the update in each step, as if all had one sign. An ``eps`` in a denominator moves an update by ``eps / |g|``
+where gradients are scaled.
 """
 
 from __future__ import annotations

@@ -47,6 +47,10 @@ def _shift(record: Record) -> list[Balance]:
         y, dy = (t.movedim(axis, -1) for t in (record.value("y"), record.gradient("y")))
         inner = dy if record.options.get("log") else y * dy
         root = (root.square() + inner.square().sum(-1) + 4 * inner.sum(-1).square()).sqrt()
+    else:  # p - 1 of a sample that is learnt: what cancels is the sample's weight in the loss, 1/samples in a mean
+        rows = max(gradient[..., 0].numel(), 1)
+        heaviest = gradient.abs().sum(-1).amax() / 2
+        root = root + record.options.get("weight", torch.maximum(heaviest, heaviest.new_tensor(1 / rows)))
     parts = (gradient.sum(-1), gradient.abs().sum(-1), unit * spread * root, root)
     return [Balance("sum of dx over a row = 0", "x", *(part[None] for part in parts))]
 

@@ -126,7 +126,7 @@ class Recorder:
             for role, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     trained[name, role] = parameter
-        found = _differentiate(output, [*tensors, *trained.values()], dy)
+        found = _differentiate(output, [*tensors, *trained.values()], dy) if tensors else []
         at = iter(found[: len(tensors)])
         of_parameters = dict(zip(trained, found[len(tensors) :], strict=True))
         records = []
