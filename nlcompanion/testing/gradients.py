@@ -155,6 +155,13 @@ def assert_gradients_lawful(function: Callable | nn.Module, *inputs: Any, **sett
     """:func:`check_gradients` for a test: raises :class:`LawError` unless every law was seen to hold.
 
     "cannot tell" fails too, since a test that cannot fail is none; pass a larger ``resolution=`` to allow it.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)).double()
+        >>> x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> assert_gradients_lawful(model, x).verdict
+        'lawful'
     """
     report = check_gradients(function, *inputs, **settings, raise_error=True)
     report.raise_unless_lawful()

@@ -7,59 +7,86 @@ one of 64 buckets, so that every channel still counts and the check costs less t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from nlcompanion.testing.record import Record, register_kind, register_module
-from nlcompanion.testing.rounding import Balance, Product, balance, copies
+from nlcompanion.testing.rounding import Balance, Product, balance, blocks, copies
 
 BUCKETS = 64
 
 
-def _fold(width: int, device) -> Tensor | None:
-    if width <= BUCKETS:
-        return None
-    generator = torch.Generator().manual_seed(width)
-    bucket = torch.arange(width) % BUCKETS
-    fold = torch.zeros(width, BUCKETS, dtype=torch.float64)
-    fold[torch.randperm(width, generator=generator), bucket] = (
-        torch.randint(0, 2, (width,), generator=generator).double() * 2 - 1
-    )
-    return fold.to(device)
+@dataclass(frozen=True)
+class Fold:
+    """Columns in a random order, with random signs, added up by buckets."""
+
+    order: Tensor
+    signs: Tensor
+
+    @staticmethod
+    def of(width: int, device) -> Fold | None:
+        if width <= BUCKETS:
+            return None
+        generator = torch.Generator().manual_seed(width)
+        order = torch.randperm(width, generator=generator).to(device)
+        return Fold(order, (torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1).double().to(device))
+
+    def matrix(self) -> Tensor:
+        width = len(self.order)
+        matrix = torch.zeros(width, BUCKETS, dtype=torch.float64, device=self.order.device)
+        matrix[self.order, torch.arange(width, device=self.order.device) % BUCKETS] = self.signs
+        return matrix
 
 
 def _channel_law(x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor, precision) -> Balance:
     """``x``, ``dx`` of shape ``(n, channels)``, ``w``, ``dw`` ``(rows, channels)``, ``dy`` ``(positions, outputs)``."""
     stored, sums = precision.stored, precision.sums
-    reach = dy.square().sum() if w.shape[0] != dy.shape[1] else None  # a convolution's window reaches several rows
-    at_row = dy.square().sum(1, keepdim=True) if reach is None else reach
-    at_output = dy.square().sum(0) if reach is None else reach
-    dx_error = (stored * dx).square() + sums**2 * at_row * w.square().sum(0)
-    dw_error = (stored * dw).square() + sums**2 * at_output.reshape(-1, 1) * x.square().sum(0)
-    alike = copies(dx)
-    fold = _fold(x.shape[1], x.device)
-    if fold is not None:
-        dx, w, dx_error = dx @ fold, w @ fold, dx_error @ fold.abs()
-    left = Product.of(x, dx, b_error=dx_error)
-    right = Product.of(dw, w, a_error=dw_error)
-    found = balance("xᵀ dx = dWᵀ W", "x, weight", left, right, copies=alike)
+    window = w.shape[0] != dy.shape[1]  # a convolution's reaches several rows
+    fold = Fold.of(x.shape[1], x.device)
+    matrix = fold.matrix() if fold is not None else None
+    bucket = (lambda t: t) if matrix is None else (lambda t: t @ matrix)
+    bucket_squares = (lambda t: t) if matrix is None else (lambda t: (t.float() @ matrix.float().abs()).double())
+    w, dw = w.double(), dw.double()
+    of_rows = torch.cat([dy[block].double().square().sum(1) for block in blocks(*dy.shape)])
+    of_outputs = sum(dy[block].double().square().sum(0) for block in blocks(*dy.shape))
+    reach = of_rows.sum()
+    channel, of_inputs = bucket_squares(w.square().sum(0)[None])[0], 0.0
+    left = None
+    for block in blocks(*x.shape):
+        a, b = x[block].double(), dx[block].double()
+        at_row = reach if window else of_rows[block, None]
+        error = stored**2 * bucket_squares(b.square()) + sums**2 * at_row * channel
+        part = Product.of(a, bucket(b), b_error=error)
+        left = part if left is None else left + part
+        of_inputs = of_inputs + a.square().sum(0)
+    at_output = reach if window else of_outputs[:, None]
+    dw_error = (stored * dw).square() + sums**2 * at_output * of_inputs
+    right = Product.of(dw, bucket(w), a_error=dw_error)
+    found = balance("xᵀ dx = dWᵀ W", "x, weight", left, right, copies=copies(dx))
     parts = (found.difference, found.size, found.noise, found.side)
     return Balance(found.law, found.tensors, *(part[None] for part in parts))
 
 
 def _bias_law(dy: Tensor, db: Tensor, precision) -> Balance:
-    squares = dy.square().sum(0)
+    total = absolute = squares = 0.0
+    for block in blocks(*dy.shape):
+        part = dy[block].double()
+        total, absolute, squares = total + part.sum(0), absolute + part.abs().sum(0), squares + part.square().sum(0)
     error = (precision.stored * db).square() + precision.sums**2 * len(dy) * squares
-    parts = (db - dy.sum(0), db.abs() + dy.abs().sum(0), (copies(dy) * error).sqrt(), squares.sqrt())
+    parts = (db - total, db.abs() + absolute, (copies(dy) * error).sqrt(), squares.sqrt())
     return Balance("db = sum of dy", "bias", *(part[None] for part in parts))
 
 
 def _linear(record: Record) -> list[Balance]:
-    x, dx, dy = (t.reshape(-1, t.shape[-1]) for t in (record.value("x"), record.gradient("x"), record.gradient("y")))
+    x, dx, dy = (
+        t.reshape(-1, t.shape[-1]) for t in (record.raw_value("x"), record.raw_gradient("x"), record.raw_gradient("y"))
+    )
     w, dw = record.value("weight"), record.gradient("weight")
     if w.ndim != 2 or w.shape != (dy.shape[1], x.shape[1]) or len(x) != len(dy):
         raise ValueError(
-            f"x {tuple(record.value('x').shape)}, weight {tuple(w.shape)} and y {tuple(record.value('y').shape)} do "
+            f"x {tuple(record.raw_value('x').shape)}, weight {tuple(w.shape)} and y {tuple(record.raw_value('y').shape)} do "
             "not fit y = x Wᵀ: x (..., in), weight (out, in), y (..., out)"
         )
     laws = [_channel_law(x, dx, w, dw, dy, record.precision)]
@@ -74,7 +101,7 @@ def _channels_last(t: Tensor) -> Tensor:
 
 def _convolution(record: Record) -> list[Balance]:
     groups, transposed = record.options.get("groups", 1), record.options.get("transposed", False)
-    x, dx, dy = (_channels_last(t) for t in (record.value("x"), record.gradient("x"), record.gradient("y")))
+    x, dx, dy = (_channels_last(t) for t in (record.raw_value("x"), record.raw_gradient("x"), record.raw_gradient("y")))
     laws = []
     for group in range(groups):
         w, dw = (t.chunk(groups)[group] for t in (record.value("weight"), record.gradient("weight")))
@@ -83,7 +110,9 @@ def _convolution(record: Record) -> list[Balance]:
         w, dw = (_channels_last(t) for t in (w, dw))
         xs, dxs, dys = (t.chunk(groups, 1)[group].contiguous() for t in (x, dx, dy))
         if w.shape[1] != xs.shape[1]:
-            raise ValueError(f"weight {tuple(record.value('weight').shape)} does not fit {x.shape[1]} input channels")
+            raise ValueError(
+                f"weight {tuple(record.raw_value('weight').shape)} does not fit {x.shape[1]} input channels"
+            )
         laws.append(_channel_law(xs, dxs, w, dw, dys, record.precision))
     if record.has("bias"):
         laws.append(_bias_law(dy, record.gradient("bias"), record.precision))

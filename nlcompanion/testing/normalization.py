@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.testing.record import Record, register_kind, register_module
-from nlcompanion.testing.rounding import Balance
+from nlcompanion.testing.rounding import Balance, blocks
 
 
 def _layouts(record: Record):
@@ -45,41 +45,73 @@ def _along(parameter: Tensor, record: Record) -> Tensor:
 
 
 def _laws(record: Record, centered: bool) -> list[Balance]:
-    x, y = record.value("x"), record.value("y")
+    x, y = record.raw_value("x"), record.raw_value("y")
     if x.shape != y.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; a norm keeps the shape")
-    dx, dy = record.gradient("x"), record.gradient("y")
     sets, rows, channels = _layouts(record)
-    one = torch.ones((), dtype=torch.float64, device=x.device)
     for role in ("weight", "bias"):
         if role in record.values and record.values[role].numel() != channels:
             shape = tuple(record.values[role].shape)
             raise ValueError(f"{role} has shape {shape} for {channels} normalised channels; they must match")
-    z = y - _along(record.value("bias"), record) if "bias" in record.values else y
-    g = dy * (_along(record.value("weight"), record) if "weight" in record.values else one)
-    laws = _of_sets(*(sets(t) for t in (x, dx, y, dy, z, g)), record, centered)
-    stored, sums = record.precision.stored, record.precision.sums
-    y, dy, z = (rows(t) for t in (y, dy, z))
+    dx, dy = record.raw_gradient("x"), record.raw_gradient("y")
+    gain = _along(record.raw_value("weight"), record) if "weight" in record.values else None
+    shift = _along(record.raw_value("bias"), record) if "bias" in record.values else None
+    tables = [None if t is None else sets(t) for t in (x, dx, y, dy, gain, shift)]
+    found = []
+    for block in blocks(*tables[0].shape):
+        numbers = [None if table is None else table[block].double() for table in tables]
+        found.append(_of_sets(*numbers, record, centered))
+    laws = [_joined(balances) for balances in zip(*found, strict=True)]
+    return laws + _of_parameters(record, rows, y, dy, shift, _adding(record, centered, tables[0]))
+
+
+def _joined(balances: tuple[Balance, ...]) -> Balance:
+    """One law of several blocks."""
+    names = ("difference", "size", "noise", "side")
+    parts = [torch.cat([getattr(found, name) for found in balances], 1) for name in names]
+    return Balance(balances[0].law, balances[0].tensors, *parts)
+
+
+def _adding(record: Record, centered: bool, x: Tensor) -> float:
+    """Relative error of the sums over all rows that a gain's and a shift's gradients are."""
+    precision, last = record.precision, record.options.get("over", "last") == "last"
     # PyTorch's LayerNorm on a CPU adds up a bfloat16 gain's gradient in bfloat16
-    adding = stored if centered and record.options.get("over", "last") == "last" else sums
-    error = stored + adding * len(dy) ** 0.5
-    if centered:  # dγ may be had as (sum of x dy - μ sum of dy)/σ
-        raw = sets(record.value("x"))
-        error = error * (
-            1 + float((raw.mean(1).square() / raw.var(1, correction=0).clamp_min(_eps(record))).max().sqrt())
-        )
+    unit = precision.stored if centered and last else precision.sums
+    count = record.values["x"].numel() // x.shape[1] if last else record.values["x"].numel() // _layouts(record)[2]
+    error = precision.stored + unit * count**0.5
+    if not centered:
+        return error
+    ratio = 0.0  # dγ may be had as (sum of x dy - μ sum of dy)/σ, which cancels
+    for block in blocks(*x.shape):
+        part = x[block].double()
+        spread = part.var(1, correction=0).clamp_min(_eps(record))
+        ratio = max(ratio, float((part.mean(1).square() / spread).max()))
+    return error * (1 + ratio**0.5)
+
+
+def _of_parameters(record: Record, rows, y: Tensor, dy: Tensor, shift: Tensor | None, error: float) -> list[Balance]:
+    if not (record.has("weight") or record.has("bias")):
+        return []
+    tables = [None if t is None else rows(t) for t in (y, dy, shift)]
+    product = product_size = product_noise = total = absolute = squares = 0.0
+    for block in blocks(*tables[0].shape):
+        part, slope, offset = (None if table is None else table[block].double() for table in tables)
+        z = part if offset is None else part - offset
+        terms = z * slope
+        product, product_size = product + terms.sum(0), product_size + terms.abs().sum(0)
+        rounded = z if offset is None else part.abs() + z.abs()
+        product_noise = product_noise + (rounded * slope).square().sum(0)
+        total, absolute, squares = total + slope.sum(0), absolute + slope.abs().sum(0), squares + slope.square().sum(0)
+    laws, stored = [], record.precision.stored
     if record.has("weight"):
-        gain, dgain = record.value("weight").reshape(-1), record.gradient("weight").reshape(-1)
-        terms = z * dy
-        noise = ((stored * gain * dgain).square() + error**2 * ((y.abs() + z.abs()) * dy).square().sum(0)).sqrt()
-        side = torch.maximum((gain * dgain).abs(), terms.sum(0).abs())
-        size = (gain * dgain).abs() + terms.abs().sum(0)
-        parts = (gain * dgain - terms.sum(0), size, noise, side)
+        own = record.value("weight").reshape(-1) * record.gradient("weight").reshape(-1)
+        noise = ((stored * own).square() + 4 * error**2 * product_noise).sqrt()
+        parts = (own - product, own.abs() + product_size, noise, torch.maximum(own.abs(), product.abs()))
         laws.append(Balance("γ dγ = sum of (y-β) dy", "weight", *(part[None] for part in parts)))
     if record.has("bias"):
-        dbias, squares = record.gradient("bias").reshape(-1), dy.square().sum(0)
-        noise = ((stored * dbias).square() + error**2 * squares).sqrt()
-        parts = (dbias - dy.sum(0), dbias.abs() + dy.abs().sum(0), noise, squares.sqrt())
+        own = record.gradient("bias").reshape(-1)
+        noise = ((stored * own).square() + error**2 * squares).sqrt()
+        parts = (own - total, own.abs() + absolute, noise, squares.sqrt())
         laws.append(Balance("dβ = sum of dy", "bias", *(part[None] for part in parts)))
     return laws
 
@@ -92,7 +124,9 @@ def _eps(record: Record) -> float:
     return torch.finfo(torch.float64 if record.values["x"].dtype == torch.float64 else torch.float32).eps
 
 
-def _of_sets(x, dx, y, dy, z, g, record: Record, centered: bool) -> list[Balance]:
+def _of_sets(x, dx, y, dy, gain, shift, record: Record, centered: bool) -> list[Balance]:
+    z = y if shift is None else y - shift
+    g = dy if gain is None else dy * gain
     eps = _eps(record)
     mean = x.mean(1, keepdim=True) if centered else torch.zeros_like(x[:, :1])
     offset = x - mean

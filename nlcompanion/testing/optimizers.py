@@ -57,6 +57,7 @@ def check_optimizer(
 
     Example:
         >>> import torch
+        >>> from nlcompanion import OptimizerLaws
         >>> check_optimizer(lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1)).verdict
         'lawful'
         >>> class L2(torch.optim.Adam):  # takes decay for L2 and calls itself decoupled
@@ -100,7 +101,13 @@ def _start(parameters, laws, factory, seed: int) -> list[Tensor]:
 
 
 def assert_optimizer_lawful(factory: Callable, *args: Any, **settings: Any) -> Report:
-    """:func:`check_optimizer` for a test: raises :class:`LawError` unless every law was seen to hold."""
+    """:func:`check_optimizer` for a test: raises :class:`LawError` unless every law was seen to hold.
+
+    Example:
+        >>> import torch
+        >>> assert_optimizer_lawful(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)).verdict
+        'lawful'
+    """
     report = check_optimizer(factory, *args, **settings, raise_error=True)
     report.raise_unless_lawful()
     if report.limits:

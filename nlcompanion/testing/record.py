@@ -23,19 +23,27 @@ class Record:
 
     def value(self, role: str) -> Tensor:
         """In float64, detached."""
-        if role not in self.values:
-            raise ValueError(f"the law needs {role!r}, and only {', '.join(self.values)} were given; pass it too")
-        return self.values[role].detach().double()
+        return self.raw_value(role).double()
 
     def gradient(self, role: str) -> Tensor:
         """In float64, detached."""
+        return self.raw_gradient(role).double()
+
+    def raw_value(self, role: str) -> Tensor:
+        """As it was given, detached."""
+        if role not in self.values:
+            raise ValueError(f"the law needs {role!r}, and only {', '.join(self.values)} were given; pass it too")
+        return self.values[role].detach()
+
+    def raw_gradient(self, role: str) -> Tensor:
+        """As it was given, detached."""
         gradient = self.gradients.get(role)
         if gradient is None:
             raise ValueError(
                 f"there is no gradient of {role!r}, so no law can be held against it; the backward pass must reach "
                 f"{role!r} (requires_grad=True, and no detach on the way)"
             )
-        return gradient.detach().double()
+        return gradient.detach()
 
     def has(self, *roles: str) -> bool:
         return all(self.gradients.get(role) is not None for role in roles)

@@ -98,6 +98,9 @@ class Product:
             variance += (a_single.square().mT @ (b_error / b_scale**2).float()).double() * (a_scale * b_scale) ** 2
         return Product(value, size, variance)
 
+    def __add__(self, other: Product) -> Product:
+        return Product(self.value + other.value, self.size + other.size, self.variance + other.variance)
+
 
 def balance(law: str, tensors: str, left: Product, right: Product, *, copies: float = 1.0, head: str = "") -> Balance:
     """``left = right``, with independent errors on both sides."""
@@ -106,14 +109,19 @@ def balance(law: str, tensors: str, left: Product, right: Product, *, copies: fl
     return Balance(law, tensors, left.value - right.value, left.size + right.size, noise, side, head)
 
 
+def blocks(rows: int, width: int) -> list[slice]:
+    """Rows in blocks whose copies in float64 stay in a processor's cache, which makes the sums several times faster."""
+    step = max(1, (1 << 16) // max(width, 1))
+    return [slice(first, first + step) for first in range(0, rows, step)]
+
+
 def copies(*rows: Tensor) -> float:
     """How many rows are alike on average, zero rows aside: they round alike, and their errors add up."""
-    key = torch.zeros(rows[0].shape[0], dtype=torch.float64, device=rows[0].device)
-    live = torch.zeros_like(key, dtype=torch.bool)
+    keys = []
     for k, table in enumerate(rows):
         generator = torch.Generator().manual_seed(k)
         weights = torch.rand(table.shape[1], dtype=torch.float64, generator=generator).to(table.device)
-        key += table @ weights
-        live |= (table != 0).any(1)
-    counts = torch.unique(key[live], return_counts=True)[1].double()
+        keys.append(torch.cat([table[block].double() @ weights for block in blocks(*table.shape)]))
+    key = sum(keys)
+    counts = torch.unique(key[key != 0], return_counts=True)[1].double()
     return float((counts.square().sum() / counts.sum().clamp_min(1)).clamp_min(1))
