@@ -9,12 +9,14 @@ import sys
 
 import torch
 from _timing import Report, compare, single_thread
+from torch import nn
 from torch.nn import functional as F
 
-from nlcompanion import check_recorded
+from nlcompanion import check_gradients, check_recorded
 
 ATTENTION = {512: (1, 4, 64), 1024: (1, 4, 64), 2048: (1, 2, 64)}  # length: batch, heads, width of a head
 LINEAR = {256: 512, 512: 1024, 1024: 2048}  # width: rows
+BLOCK = {128: 1024, 256: 1024, 512: 512}  # width: rows
 NORM = {256: 4096, 1024: 4096, 4096: 1024}
 LIMIT = 2.0
 BACKWARD, CHECK = "backward", "check"
@@ -64,6 +66,26 @@ def ratio(name: str, case) -> float:
     return timings.ratio(CHECK)
 
 
+def block_ratio(width: int, rows: int) -> float:
+    """A norm and two linear layers with a ReLU between: all that the check adds, over the pass, forward and backward."""
+    torch.manual_seed(0)
+    layers = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+    model, x = nn.Sequential(*layers), torch.randn(rows, width)
+    dy = torch.randn(rows, width)
+
+    def training_pass() -> int:
+        torch.autograd.grad(model(x), list(model.parameters()), dy)
+        return 1
+
+    def checked() -> int:
+        assert check_gradients(model, x, grad_output=dy).verdict == "lawful"
+        return 1
+
+    timings = compare({BACKWARD: training_pass, CHECK: checked}, least=7, budget=4.0)
+    print(f"block, {width}: {timings}")
+    return timings.ratio(CHECK) - 1
+
+
 def main() -> int:
     single_thread()
     report = Report("Laws of a backward pass, on tensors that are there: check / backward pass")
@@ -71,6 +93,8 @@ def main() -> int:
         for size, rest in sizes.items():
             name = f"{make.__name__}, {size}"
             report.add(name, ratio(name, make(size, rest)), target=LIMIT if held else None)
+    for width, rows in BLOCK.items():
+        report.add(f"block, {width}: added to forward and backward", block_ratio(width, rows), target=LIMIT)
     return report.finish()
 
 

@@ -1,8 +1,8 @@
 r"""Linear maps and convolutions: :math:`x^T dx = dW^T W`, and :math:`db = \sum dy`.
 
 The output :math:`y = xW^T + b` does not see :math:`(xA, WA^{-T})`. Between channels the same holds for a convolution,
-whose window plays no part. Beyond 64 channels the second index is folded: each channel is added, with a random sign, to
-one of 64 buckets, so that every channel still counts and the check costs less than the pass.
+whose window plays no part. Beyond 32 channels the second index is folded: each channel is added, with a random sign, to
+one of 32 buckets, so that every channel still counts and the check costs less than the pass.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.testing.record import Record, register_kind, register_module
-from nlcompanion.testing.rounding import Balance, Product, balance, blocks, copies
+from nlcompanion.testing.rounding import Balance, Product, balance, blocks, copies, square
 
-BUCKETS = 64
+BUCKETS = 32
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,20 @@ def _channel_law(x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor, preci
     bucket = (lambda t: t) if matrix is None else (lambda t: t @ matrix)
     bucket_squares = (lambda t: t) if matrix is None else (lambda t: (t.float() @ matrix.float().abs()).double())
     w, dw = w.double(), dw.double()
-    of_rows = torch.cat([dy[block].double().square().sum(1) for block in blocks(*dy.shape)])
-    of_outputs = sum(dy[block].double().square().sum(0) for block in blocks(*dy.shape))
+    of_rows = torch.cat([square(dy[block].double()).sum(1) for block in blocks(*dy.shape)])
+    of_outputs = sum(square(dy[block].double()).sum(0) for block in blocks(*dy.shape))
     reach = of_rows.sum()
-    channel, of_inputs = bucket_squares(w.square().sum(0)[None])[0], 0.0
+    channel, of_inputs = bucket_squares(square(w).sum(0)[None])[0], 0.0
     left = None
     for block in blocks(*x.shape):
         a, b = x[block].double(), dx[block].double()
         at_row = reach if window else of_rows[block, None]
-        error = stored**2 * bucket_squares(b.square()) + sums**2 * at_row * channel
+        error = stored**2 * bucket_squares(square(b)) + sums**2 * at_row * channel
         part = Product.of(a, bucket(b), b_error=error)
         left = part if left is None else left + part
-        of_inputs = of_inputs + a.square().sum(0)
+        of_inputs = of_inputs + square(a).sum(0)
     at_output = reach if window else of_outputs[:, None]
-    dw_error = (stored * dw).square() + sums**2 * at_output * of_inputs
+    dw_error = square(stored * dw) + sums**2 * at_output * of_inputs
     right = Product.of(dw, bucket(w), a_error=dw_error)
     found = balance("xᵀ dx = dWᵀ W", "x, weight", left, right, copies=copies(dx))
     parts = (found.difference, found.size, found.noise, found.side)
@@ -73,8 +73,8 @@ def _bias_law(dy: Tensor, db: Tensor, precision) -> Balance:
     total = absolute = squares = 0.0
     for block in blocks(*dy.shape):
         part = dy[block].double()
-        total, absolute, squares = total + part.sum(0), absolute + part.abs().sum(0), squares + part.square().sum(0)
-    error = (precision.stored * db).square() + precision.sums**2 * len(dy) * squares
+        total, absolute, squares = total + part.sum(0), absolute + part.abs().sum(0), squares + square(part).sum(0)
+    error = square(precision.stored * db) + precision.sums**2 * len(dy) * squares
     parts = (db - total, db.abs() + absolute, (copies(dy) * error).sqrt(), squares.sqrt())
     return Balance("db = sum of dy", "bias", *(part[None] for part in parts))
 
@@ -86,8 +86,8 @@ def _linear(record: Record) -> list[Balance]:
     w, dw = record.value("weight"), record.gradient("weight")
     if w.ndim != 2 or w.shape != (dy.shape[1], x.shape[1]) or len(x) != len(dy):
         raise ValueError(
-            f"x {tuple(record.raw_value('x').shape)}, weight {tuple(w.shape)} and y {tuple(record.raw_value('y').shape)} do "
-            "not fit y = x Wᵀ: x (..., in), weight (out, in), y (..., out)"
+            f"x {tuple(record.raw_value('x').shape)}, weight {tuple(w.shape)} and "
+            f"y {tuple(record.raw_value('y').shape)} do not fit y = x Wᵀ: x (..., in), weight (out, in), y (..., out)"
         )
     laws = [_channel_law(x, dx, w, dw, dy, record.precision)]
     if record.has("bias"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.testing.record import Record, register_kind, register_module
-from nlcompanion.testing.rounding import Balance, blocks
+from nlcompanion.testing.rounding import Balance, blocks, square
 
 
 def _layouts(record: Record):
@@ -84,8 +84,9 @@ def _adding(record: Record, centered: bool, x: Tensor) -> float:
     ratio = 0.0  # dγ may be had as (sum of x dy - μ sum of dy)/σ, which cancels
     for block in blocks(*x.shape):
         part = x[block].double()
-        spread = part.var(1, correction=0).clamp_min(_eps(record))
-        ratio = max(ratio, float((part.mean(1).square() / spread).max()))
+        mean = square(part.mean(1))
+        spread = (square(part).mean(1) - mean).clamp_min(_eps(record))
+        ratio = max(ratio, float((mean / spread).max()))
     return error * (1 + ratio**0.5)
 
 
@@ -100,17 +101,17 @@ def _of_parameters(record: Record, rows, y: Tensor, dy: Tensor, shift: Tensor | 
         terms = z * slope
         product, product_size = product + terms.sum(0), product_size + terms.abs().sum(0)
         rounded = z if offset is None else part.abs() + z.abs()
-        product_noise = product_noise + (rounded * slope).square().sum(0)
-        total, absolute, squares = total + slope.sum(0), absolute + slope.abs().sum(0), squares + slope.square().sum(0)
+        product_noise = product_noise + square(rounded * slope).sum(0)
+        total, absolute, squares = total + slope.sum(0), absolute + slope.abs().sum(0), squares + square(slope).sum(0)
     laws, stored = [], record.precision.stored
     if record.has("weight"):
         own = record.value("weight").reshape(-1) * record.gradient("weight").reshape(-1)
-        noise = ((stored * own).square() + 4 * error**2 * product_noise).sqrt()
+        noise = (square(stored * own) + 4 * error**2 * product_noise).sqrt()
         parts = (own - product, own.abs() + product_size, noise, torch.maximum(own.abs(), product.abs()))
         laws.append(Balance("γ dγ = sum of (y-β) dy", "weight", *(part[None] for part in parts)))
     if record.has("bias"):
         own = record.gradient("bias").reshape(-1)
-        noise = ((stored * own).square() + error**2 * squares).sqrt()
+        noise = (square(stored * own) + error**2 * squares).sqrt()
         parts = (own - total, own.abs() + absolute, noise, squares.sqrt())
         laws.append(Balance("dβ = sum of dy", "bias", *(part[None] for part in parts)))
     return laws
@@ -130,23 +131,23 @@ def _of_sets(x, dx, y, dy, gain, shift, record: Record, centered: bool) -> list[
     eps = _eps(record)
     mean = x.mean(1, keepdim=True) if centered else torch.zeros_like(x[:, :1])
     offset = x - mean
-    square = offset.square().mean(1, keepdim=True)
-    rate = (square + eps).rsqrt()
+    variance = square(offset).mean(1, keepdim=True)
+    rate = (variance + eps).rsqrt()
     width = x.shape[1]
     unit = (record.precision.stored + record.precision.sums * width**0.5) * (1 + (mean * rate).abs()) ** 2
-    terms, share = z * dy, eps / (square + eps)
+    terms, share = z * dy, eps / (variance + eps)
     left, right = (dx * offset).sum(1, keepdim=True), share * terms.sum(1, keepdim=True)
-    inner = (offset * rate * g).square().sum(1, keepdim=True)  # = terms, before the output is rounded
+    inner = square(offset * rate * g).sum(1, keepdim=True)  # = terms, before the output is rounded
     total = (offset * rate * g).sum(1, keepdim=True)
-    own = (dx * offset).square().sum(1, keepdim=True) + share**2 * (y * dy).square().sum(1, keepdim=True)
-    noise = unit * (own + inner + 4 * total.square()).sqrt()
+    own = square(dx * offset).sum(1, keepdim=True) + share**2 * square(y * dy).sum(1, keepdim=True)
+    noise = unit * (own + inner + 4 * square(total)).sqrt()
     size = (dx * offset).abs().sum(1, keepdim=True) + share * terms.abs().sum(1, keepdim=True)
     law = "<dx, x-μ> = ε <dy, y-β>/(σ²+ε)" if centered else "<dx, x> = ε <dy, y>/(mean x²+ε)"
     laws = [Balance(law, "x", *(t[None] for t in (left - right, size, noise, inner.sqrt())))]
     if centered:
-        pushed = (rate * g).square().sum(1, keepdim=True)
-        along = (rate * g).sum(1, keepdim=True).square()
-        noise = unit * (dx.square().sum(1, keepdim=True) + pushed + 4 * along + 4 * inner / width).sqrt()
+        pushed = square(rate * g).sum(1, keepdim=True)
+        along = square((rate * g).sum(1, keepdim=True))
+        noise = unit * (square(dx).sum(1, keepdim=True) + pushed + 4 * along + 4 * inner / width).sqrt()
         parts = (dx.sum(1, keepdim=True), dx.abs().sum(1, keepdim=True), noise, pushed.sqrt())
         laws.append(Balance("sum of dx = 0", "x", *(part[None] for part in parts)))
     return laws

@@ -65,11 +65,16 @@ class Record:
                     "they must be the same"
                 )
             for name, tensor in ((role, value), (f"the gradient of {role}", gradient)):
-                if tensor is not None and not torch.isfinite(tensor).all():
+                if tensor is not None and not _finite(tensor):
                     raise ValueError(
                         f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite; no law says "
                         "anything about them, look for the overflow first"
                     )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """A finite sum has finite terms; only a sum that is not needs a closer look."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 @dataclass(frozen=True)

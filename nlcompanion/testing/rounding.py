@@ -66,8 +66,8 @@ class Balance:
             excess = torch.where(difference > 0, difference / floor.clamp_min(1e-300), 0.0).flatten()
             worst = int(excess.argmax())
             scale = max(float(size.flatten()[worst]), 1e-300)
-            side = float(self.side[k].square().mean().sqrt())
-            visible = float(floor.square().mean().sqrt()) / max(side, 1e-300)
+            side = float(square(self.side[k]).mean().sqrt())
+            visible = float(square(floor).mean().sqrt()) / max(side, 1e-300)
             broken = float(excess[worst]) > 1
             verdict = BROKEN if broken else CANNOT_TELL if visible > resolution else LAWFUL
             defect, relative = (float(x.flatten()[worst]) / scale for x in (difference, floor))
@@ -93,9 +93,9 @@ class Product:
         size = (a_single.abs().mT @ b_single.abs()).double() * (a_scale * b_scale)
         variance = torch.zeros_like(value)
         if a_error is not None:
-            variance += ((a_error / a_scale**2).float().mT @ b_single.square()).double() * (a_scale * b_scale) ** 2
+            variance += ((a_error / a_scale**2).float().mT @ square(b_single)).double() * (a_scale * b_scale) ** 2
         if b_error is not None:
-            variance += (a_single.square().mT @ (b_error / b_scale**2).float()).double() * (a_scale * b_scale) ** 2
+            variance += (square(a_single).mT @ (b_error / b_scale**2).float()).double() * (a_scale * b_scale) ** 2
         return Product(value, size, variance)
 
     def __add__(self, other: Product) -> Product:
@@ -107,6 +107,11 @@ def balance(law: str, tensors: str, left: Product, right: Product, *, copies: fl
     noise = math.sqrt(copies) * (left.variance + right.variance).sqrt()
     side = 0.5 * (left.value + right.value).abs()
     return Balance(law, tensors, left.value - right.value, left.size + right.size, noise, side, head)
+
+
+def square(t: Tensor) -> Tensor:
+    """A product, which is several times faster than a power."""
+    return t * t
 
 
 def blocks(rows: int, width: int) -> list[slice]:
@@ -124,4 +129,4 @@ def copies(*rows: Tensor) -> float:
         keys.append(torch.cat([table[block].double() @ weights for block in blocks(*table.shape)]))
     key = sum(keys)
     counts = torch.unique(key[key != 0], return_counts=True)[1].double()
-    return float((counts.square().sum() / counts.sum().clamp_min(1)).clamp_min(1))
+    return float((square(counts).sum() / counts.sum().clamp_min(1)).clamp_min(1))
