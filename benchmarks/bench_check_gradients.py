@@ -67,7 +67,7 @@ def ratio(name: str, case) -> float:
 
 
 def block_ratio(width: int, rows: int) -> float:
-    """A norm and two linear layers with a ReLU between: all that the check adds, over the pass, forward and backward."""
+    """A norm and two linear layers with a ReLU between: what the check adds, over the pass forward and backward."""
     torch.manual_seed(0)
     layers = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
     model, x = nn.Sequential(*layers), torch.randn(rows, width)

@@ -103,7 +103,8 @@ def _muon_values(group: Group, shape: tuple[int, ...]) -> tuple[float, float]:
 
 _ENTRYWISE = ("signs", "permutations")
 _FLOAT32 = torch.finfo(torch.float32).eps  # NAdam keeps a product in float32 until it is loaded
-_BFLOAT16 = 0.02  # Muon's Newton-Schulz steps run in bfloat16
+# Muon: six times the random walk of five Newton-Schulz steps, three rounded products each
+_BFLOAT16 = 6 * math.sqrt(15) * torch.finfo(torch.bfloat16).eps / 2
 
 
 def _decay_of(group: Group) -> str:

@@ -12,28 +12,39 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.testing.record import Record, register_kind, register_module
-from nlcompanion.testing.rounding import Balance
+from nlcompanion.testing.rounding import Balance, blocks
+
+Pair = tuple[Tensor, Tensor]
 
 
-def _same(law: str, tensors: str, left: Tensor, right: Tensor, unit: float) -> Balance:
-    size = left.abs() + right.abs()
-    parts = (left - right, size, unit * size, torch.maximum(left.abs(), right.abs()))
-    return Balance(law, tensors, *(part[None] for part in parts))
+def _same(law: str, tensors: str, left: Pair, right: Pair, unit: float, factor: float = 1.0) -> Balance:
+    """``a b = factor c d``, number by number; of each block of numbers the worst is kept."""
+    worst = []
+    flat = [t.reshape(-1) for t in (*left, *right)]
+    for block in blocks(len(flat[0]), 1):
+        a, b, c, d = (t[block].double() for t in flat)
+        one, other = a * b, factor * (c * d)
+        size = one.abs() + other.abs()
+        difference = one - other
+        at = int((difference.abs() / size.clamp_min(1e-300)).argmax())
+        worst.append(torch.stack([difference[at], size[at]]))
+    difference, size = torch.stack(worst, 1)[:, None]
+    return Balance(law, tensors, difference, size, unit * size, size / 2)
 
 
 def _homogeneous(record: Record) -> list[Balance]:
     degree = record.options.get("degree", 1.0)
-    left, right = record.value("x") * record.gradient("x"), degree * record.value("y") * record.gradient("y")
-    return [_same(f"x dx = {degree:g} y dy", "x, y", left, right, (1 + abs(degree)) * record.precision.stored)]
+    left, right = ((record.raw_value(role), record.raw_gradient(role)) for role in "xy")
+    law = f"x dx = {degree:g} y dy"
+    return [_same(law, "x, y", left, right, (1 + abs(degree)) * record.precision.stored, degree)]
 
 
 def _gated(record: Record) -> list[Balance]:
-    left, right = record.value("up") * record.gradient("up"), record.value("y") * record.gradient("y")
-    laws = [_same("u du = y dy", "up, y", left, right, 2 * record.precision.stored)]
+    gate, up, y = ((record.raw_value(role), record.raw_gradient(role)) for role in ("gate", "up", "y"))
+    laws = [_same("u du = y dy", "up, y", up, y, 2 * record.precision.stored)]
     if (degree := record.options.get("degree")) is not None:
-        left = record.value("gate") * record.gradient("gate")
         law = f"g dg = {degree:g} y dy"
-        laws.append(_same(law, "gate, y", left, degree * right, (2 + abs(degree)) * record.precision.stored))
+        laws.append(_same(law, "gate, y", gate, y, (2 + abs(degree)) * record.precision.stored, degree))
     return laws
 
 
@@ -66,7 +77,9 @@ def _rotary(record: Record) -> list[Balance]:
     interleaved, unit = record.options.get("interleaved", False), 3 * record.precision.stored
     found = []
     for law, read in (("|x| = |y| per pair", record.value), ("|dx| = |dy| per pair", record.gradient)):
-        found.append(_same(law, "x, y", _pairs(read("x"), interleaved), _pairs(read("y"), interleaved), unit))
+        x, y = (_pairs(read(role), interleaved) for role in "xy")
+        one = torch.ones_like(x)
+        found.append(_same(law, "x, y", (x, one), (y, one), unit))
     return found
 
 
