@@ -10,17 +10,18 @@ the row's target and tolerance, demands that a control violates it, and prints o
 
 ``python -m tools.what_holds`` reads these lines back from the executed notebooks and writes ``what_holds.md``.
 
-===========  ==================================================================  =============
-kind         the measured numbers are                                            control
-===========  ==================================================================  =============
-``exact``    residuals of an identity or of a law along solutions                optional
-``order``    slopes of an error against the small parameter, in log-log          optional
-``limit``    relative errors of a leading-order formula                          optional
-``bound``    quantities that must not exceed the target                          optional
-``figure``   the number that stands for a figure                                 optional
-``misprint`` residuals of the corrected form; the control, of the printed form   mandatory
-``false``    violations of what is true instead; the control, of the statement   mandatory
-===========  ==================================================================  =============
+===============  ====================================================================  =========
+kind             the measured numbers are                                              control
+===============  ====================================================================  =========
+``exact``        residuals of an identity or of a law along solutions                  optional
+``order``        slopes of an error against the small parameter, in log-log            optional
+``limit``        relative errors of a leading-order formula                            optional
+``bound``        quantities that must not exceed the target                            optional
+``figure``       the number that stands for a figure                                   optional
+``misprint``     residuals of the corrected form; the control, of the printed form     mandatory
+``false``        violations of what is true instead; the control, of the statement     mandatory
+``unsupported``  what is found where the paper leaves it open; the control, its guess  mandatory
+===============  ====================================================================  =========
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from numbers import Complex, Real
 
 __all__ = ["KINDS", "ClaimError", "Row", "Verdict", "check", "claim", "register"]
 
-KINDS = ("exact", "order", "limit", "bound", "figure", "misprint", "false")
+KINDS = ("exact", "order", "limit", "bound", "figure", "misprint", "false", "unsupported")
+CORRECTED = ("misprint", "false", "unsupported")  # what holds is not what the paper says
 PAPERS = {
     "TK": "Noether's Learning Dynamics (TK)",
     "GU": "Noether: The More Things Change, the More Stay the Same (GU)",
@@ -68,6 +70,7 @@ _ADVICE = {
     "figure": "the settings of the run: data, step size, number of steps, seed",
     "misprint": "whether `measured` belongs to the corrected form and `control` to the printed one, not the reverse",
     "false": "whether `measured` violates the true statement or `control` keeps the printed one; they may be swapped",
+    "unsupported": "whether `measured` is what was found and `control` what the paper supposes, not the reverse",
 }
 
 
@@ -103,7 +106,7 @@ class Row:
 
     @property
     def control_is_mandatory(self) -> bool:
-        return self.kind in ("misprint", "false")
+        return self.kind in CORRECTED
 
     def excess(self, value: float) -> float:
         """How far ``value`` lies beyond what the row allows; at most 0 when it conforms, NaN for NaN."""
@@ -128,6 +131,8 @@ class Row:
             return f"{self.id} · misprint: fails as printed, holds as corrected"
         if self.kind == "false":
             return f"{self.id} · false: fails as stated, the true statement holds"
+        if self.kind == "unsupported":
+            return f"{self.id} · unsupported: the measurement says otherwise where the paper leaves it open"
         return f"{self.id} · holds ({self.detail}) · {CONTROL_FAILS if control else NO_CONTROL}"
 
 
@@ -189,7 +194,8 @@ def check(id: str, measured, control=None) -> Verdict:
             name the numbers in messages. Dimensionless. Every number must lie within the tolerance of the target
             (for a bound: not above it).
         control: the same shapes, measured where the claim must fail: the wrong exponent, the printed form, a broken
-            symmetry. Every number must violate the row. Mandatory for kinds ``misprint`` and ``false``.
+            symmetry. Every number must violate the row. Mandatory for kinds ``misprint``, ``false`` and
+            ``unsupported``.
 
     Returns:
         The :class:`Verdict`.

@@ -30,7 +30,7 @@ def kinetic_energy(rule: LearningRule) -> Callable[..., Tensor]:
     Raises:
         ValueError: for the massless gradient flow.
 
-    Source: TK Eqs. 5 and 6 (Eq. 5 is printed with a stray bracket).
+    Source: TK Eqs. 5 and 6.
 
     Example:
         >>> import torch

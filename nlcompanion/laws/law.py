@@ -293,9 +293,9 @@ class Law:
         weighted = [(weight, term) for term in self._terms if (weight := weigh(term.coefficient))]
         if not weighted:
             return torch.zeros(self.shape, dtype=self._of(a, self._terms[0]).dtype)
-        return torch.stack([weight * term.pair(self._of(a, term), self._of(b, term)) for weight, term in weighted]).sum(
-            0
-        )
+        pairs = [weight * term.pair(self._of(a, term), self._of(b, term)) for weight, term in weighted]
+        total = torch.stack(pairs).sum(0)
+        return self._symmetric(total) if a is b else total  # a product x x^T is so up to its last bits only
 
     def _of(self, source: Tensor | nn.Module, term: Term) -> Tensor:
         """The tensor of one term."""

@@ -108,12 +108,17 @@ def ntk(
             right = left if x2 is None and i == j else rows((x1 if x2 is None else x2)[j : j + chunk])
             block = _product(left, right, output)
             _finite("the kernel", block)
+            if right is left:  # a product A A^T need not come out symmetric to the last bit
+                block = (block + _mirrored(block)) / 2
             result[i : i + chunk, j : j + chunk] = block
             if x2 is None and j > i:
-                result[j : j + chunk, i : i + chunk] = (
-                    block.transpose(0, 1).transpose(2, 3) if block.ndim == 4 else block.T
-                )
+                result[j : j + chunk, i : i + chunk] = _mirrored(block)
     return result
+
+
+def _mirrored(block: Tensor) -> Tensor:
+    """Samples exchanged, and with them their outputs: entry ``(j, i, d, c)`` in place of ``(i, j, c, d)``."""
+    return block.transpose(0, 1).transpose(2, 3) if block.ndim == 4 else block.T
 
 
 class _Rows:

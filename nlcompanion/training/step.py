@@ -52,6 +52,7 @@ class Stepper:
         rows = -(-feed.steps // stride)
         self.rows = torch.zeros(rows, 3 * len(self.filters), dtype=feed.dtype, device=device)
         self.watch: Callable[[BeforeStep], object] | None = None
+        self.loss: Callable[[], Tensor] = self._loss
         self.taken = 0  # steps since the run began; only `watch` hears of it
         self._plain: Callable[[], object] = lambda: self._step(record=False)
         self._recording: Callable[[], object] = lambda: self._step(record=True)
@@ -76,11 +77,8 @@ class Stepper:
         self.row.zero_()
 
     def _step(self, record: bool) -> None:
-        inputs, targets = self.feed.batch(self.position)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            logits = self.model(inputs)
-        loss = cross_entropy(logits.to(self.losses.dtype), targets)
+        loss = self.loss()
         loss.backward()
         loss = loss.detach()
         if self.watch is not None:
@@ -95,6 +93,21 @@ class Stepper:
                 self.row += 1
             self.losses.index_copy_(0, self.position, loss[None])
             self.position += 1
+
+    def _loss(self) -> Tensor:
+        """Of the batch at the present position: all that is not a gradient, a step or a record."""
+        inputs, targets = self.feed.batch(self.position)
+        with self.autocast():
+            logits = self.model(inputs)
+        return cross_entropy(logits.to(self.losses.dtype), targets)
+
+    def compile(self) -> None:
+        """Have torch.compile fuse what lies between two products: augmentation, BatchNorm, ReLU, pool and casts.
+
+        They then pass through memory once, where each for itself would read and write it. Convolutions stay cuDNN's.
+        The network of the next run in the same process is compiled already, if it has the same shapes.
+        """
+        self.loss = torch.compile(self._loss, dynamic=False)
 
     def autocast(self) -> AbstractContextManager:
         if self.config.precision != "bf16":

@@ -902,6 +902,25 @@ def test_a_capture_leaves_no_trace(monkeypatch, taken):
     assert_same(*runs)
 
 
+def test_a_compiled_run_compiles_the_loss_and_nothing_else(monkeypatch):
+    """A compiler that changes nothing changes no bit; one that doubles the loss is seen."""
+    plain, given = train(SMALL), []
+
+    def compiler(factor):
+        def compile_(function, **options):
+            given.append(function.__name__)
+            return lambda: factor * function()
+
+        return compile_
+
+    monkeypatch.setattr(torch, "compile", compiler(1))
+    assert_same(train(SMALL, compiled=True), plain)
+    assert_same(train(SMALL), plain)
+    assert given == ["_loss"]
+    monkeypatch.setattr(torch, "compile", compiler(2))  # the control
+    assert not torch.equal(train(SMALL, compiled=True).model.head.weight, plain.model.head.weight)
+
+
 # --- on a GPU -----------------------------------------------------------------------------------------------------
 
 
@@ -930,12 +949,28 @@ def test_cpu_and_gpu_agree_in_double_precision():
 
 @needs_cuda
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_a_captured_run_is_the_eager_one(precision):
+def test_a_captured_run_is_the_eager_one(monkeypatch, precision):
+    """To the last bit, where cuDNN takes only algorithms that always sum in the same order."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     config = replace(EVERYTHING, device="cuda", precision=precision, momentum=0.9)
     graph, eager = train(config, stride=2), train(config, stride=2, capture=False)
-    for name in ("loss", "filter_norm", "gradient_norm"):
-        assert torch.allclose(graph.records[name], eager.records[name], rtol=1e-2), name
-    assert graph.records["step"].tolist() == eager.records["step"].tolist()
+    assert_same(graph, eager)
+    other = train(replace(config, lr=config.lr * (1 + 1e-6)), stride=2)  # the control
+    assert not torch.equal(other.model.head.weight, eager.model.head.weight)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bf16", 1e-2)])
+def test_a_compiled_run_begins_like_the_plain_one(precision, tolerance):
+    """Its first step, sums in another order; a bfloat16 activation has two to three digits. Then rounding grows."""
+    config = replace(EVERYTHING, device="cuda", precision=precision, momentum=0.9)
+    compiled, plain = train(config, stride=1, compiled=True), train(config, stride=1)
+    other = train(replace(config, seed=1), stride=1)  # the control
+    for name in ("loss", "filter_norm", "gradient_norm", "angular_update"):
+        assert torch.allclose(compiled.records[name][0], plain.records[name][0], rtol=tolerance), name
+    for name in ("loss", "gradient_norm"):
+        assert not torch.allclose(other.records[name][0], plain.records[name][0], rtol=tolerance), name
+    assert compiled.steps == plain.steps
 
 
 @needs_cuda
