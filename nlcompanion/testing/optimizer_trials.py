@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,10 @@ class Trial:
         sign = torch.randint(0, 2, like.shape, generator=self.generator) * 2 - 1
         return (size * sign).to(like)
 
-    def fresh(self, start: list[Tensor] | None = None, groups: Callable | None = None, **settings):
-        """A new optimiser; ``settings`` overwrite those of its groups."""
+    def fresh(
+        self, start: list[Tensor] | None = None, groups: Callable | None = None, **settings
+    ) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+        """A new optimiser and the parameters it moves; ``settings`` overwrite those of its groups."""
         parameters = [nn.Parameter(p.detach().clone()) for p in (start or self.start)]
         optimizer = self.factory(groups(parameters) if groups else parameters)
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -47,13 +50,15 @@ class Trial:
             raise TypeError(f"{type(optimizer).__name__} needs {needs}, so fixed gradients do not make its steps")
         for group in optimizer.param_groups:
             group.update(settings)
-        optimizer.held = parameters
-        return optimizer
+        return optimizer, parameters
 
-    def run(self, start=None, gradients=None, *, optimizer=None, around: Callable | None = None, **settings):
+    def settings(self) -> dict[str, Any]:
+        """Those of a new optimiser's first group."""
+        return self.fresh()[0].param_groups[0]
+
+    def run(self, start=None, gradients=None, *, fresh=None, around: Callable | None = None, **settings):
         """Weights after every step, the start first: ``path[n][parameter]`` in float64."""
-        optimizer = optimizer or self.fresh(start, **settings)
-        parameters = optimizer.held
+        optimizer, parameters = fresh or self.fresh(start, **settings)
         path = [[p.detach().double().clone() for p in parameters]]
         for n, row in enumerate(gradients or self.gradients):
             for p, g in zip(parameters, row, strict=True):
@@ -91,8 +96,8 @@ class Trial:
         return LawCheck(law, where or "all", "", defect / moved, floor / moved, floor / moved, verdict)
 
 
-def _decay(optimizer) -> float:
-    return float(optimizer.param_groups[0].get("weight_decay", 0.0))
+def _decay(group: dict[str, Any]) -> float:
+    return float(group.get("weight_decay", 0.0))
 
 
 def all_checks(trial: Trial, laws: OptimizerLaws, limits: list[str]) -> list[LawCheck]:
@@ -107,10 +112,10 @@ def all_checks(trial: Trial, laws: OptimizerLaws, limits: list[str]) -> list[Law
 
 def shift(trial: Trial, laws: OptimizerLaws, base) -> list[LawCheck]:
     """Items 1 and 2."""
-    group, decay = trial.fresh().param_groups[0], _decay(trial.fresh())
-    checks = []
+    group = trial.settings()
+    decay = _decay(group)
     if laws.decay == "unknown":
-        return checks
+        return []
     if laws.decay == "coupled" and decay:
         return [_coupled(trial, base, decay, laws), _first_from_zero(trial, laws)]
     lr = float(group["lr"])
@@ -123,7 +128,7 @@ def shift(trial: Trial, laws: OptimizerLaws, base) -> list[LawCheck]:
     # the two runs round at the size of their weights, larger than the shift
     size = max(float(p.abs().max()) for row in base + moved for p in row)
     room = trial.unit * (1 + size / 0.5)
-    checks.append(_response(law, response, expected, ROUNDINGS * room, trial.steps))
+    checks = [_response(law, response, expected, ROUNDINGS * room, trial.steps)]
     if decay:
         checks.append(_first_from_zero(trial, laws))
     return checks
@@ -145,14 +150,14 @@ def _response(law, response, expected, unit, steps) -> LawCheck:
 
 def _coupled(trial: Trial, base, decay: float, laws: OptimizerLaws) -> LawCheck:
     """The same path without decay, where every gradient has decay times the weight in it."""
-    optimizer = trial.fresh(weight_decay=0.0)
+    optimizer, held = trial.fresh(weight_decay=0.0)
     maximize = optimizer.param_groups[0].get("maximize", False)
-    path = [[p.detach().double().clone() for p in optimizer.held]]
+    path = [[p.detach().double().clone() for p in held]]
     for row in trial.gradients:
-        for p, g in zip(optimizer.held, row, strict=True):
+        for p, g in zip(held, row, strict=True):
             p.grad = g + (-decay if maximize else decay) * p.detach()
         optimizer.step()
-        path.append([p.detach().double().clone() for p in optimizer.held])
+        path.append([p.detach().double().clone() for p in held])
     return trial.compare("decay is a gradient decay*weight (L2)", path, base, extra=laws.tolerance + 60 * trial.unit)
 
 
@@ -165,7 +170,7 @@ def _first_from_zero(trial: Trial, laws: OptimizerLaws) -> LawCheck:
 def first_step(trial: Trial, laws: OptimizerLaws) -> list[LawCheck]:
     """Item 3."""
     zeros, first, checks = [torch.zeros_like(p) for p in trial.start], trial.gradients[:1], []
-    group = trial.fresh().param_groups[0]
+    group = trial.settings()
     sign = 1.0 if group.get("maximize") else -1.0
     path = trial.run(zeros, first)
     if laws.first_step is not None:
@@ -195,10 +200,10 @@ def scaling(trial: Trial, laws: OptimizerLaws) -> list[LawCheck]:
     if laws.degree is None:
         return []
     zeros = [torch.zeros_like(p) for p in trial.start]
-    settings = {"weight_decay": 0.0} if "weight_decay" in trial.fresh().param_groups[0] else {}
+    settings: dict[str, Any] = {"weight_decay": 0.0} if "weight_decay" in trial.settings() else {}
     plain = trial.run(zeros, **settings)
     scaled = trial.run(zeros, [[8 * g for g in row] for row in trial.gradients], **settings)
-    eps = trial.fresh().param_groups[0].get("eps", 0.0)
+    eps = trial.settings().get("eps", 0.0)
     eps = eps if isinstance(eps, float) else 0.0
     expected = [plain[0]]
     for n in range(1, len(plain)):
@@ -255,8 +260,8 @@ def white(trial: Trial, laws: OptimizerLaws) -> list[LawCheck]:
         return []
     start = [torch.zeros(24, 24, dtype=trial.start[0].dtype, device=trial.start[0].device)]
     draw = lambda: torch.randn(24, 24, generator=trial.generator, dtype=torch.float64).to(start[0])  # noqa: E731
-    group = trial.fresh().param_groups[0]
-    settings = {"weight_decay": 0.0} if "weight_decay" in group else {}
+    group = trial.settings()
+    settings: dict[str, Any] = {"weight_decay": 0.0} if "weight_decay" in group else {}
     path = trial.run(start, [[draw()] for _ in range(WHITE_STEPS)], **settings)
     half = WHITE_STEPS // 2
     moves = torch.stack([path[n + 1][0] - path[n][0] for n in range(half, WHITE_STEPS)])
@@ -280,7 +285,7 @@ def bookkeeping(trial: Trial, laws: OptimizerLaws, base) -> list[LawCheck]:
         checks.append(trial.compare(law, path, [flat(row) for row in base]))
     if len(trial.start) > 1:
         split = lambda held: [{"params": held[:1]}, {"params": held[1:]}]  # noqa: E731
-        path = trial.run(optimizer=trial.fresh(groups=split))
+        path = trial.run(fresh=trial.fresh(groups=split))
         checks.append(trial.compare("another group of the same settings changes nothing", path, base))
     reloaded = trial.run(around=_reload(trial))
     checks.append(trial.compare("a state saved and loaded changes nothing", reloaded, base, extra=laws.tolerance))
@@ -300,9 +305,9 @@ def _reload(trial: Trial) -> Callable:
         file = io.BytesIO()
         torch.save(optimizer.state_dict(), file)
         file.seek(0)
-        other = trial.fresh([p.detach() for p in parameters])
+        other, held = trial.fresh([p.detach() for p in parameters])
         other.load_state_dict(torch.load(file, weights_only=False))
-        return other, other.held
+        return other, held
 
     return around
 

@@ -69,7 +69,7 @@ def check_optimizer(
     """
     start = _start(parameters, laws, factory, seed)
     trial = trials.Trial(factory, start, steps, seed)
-    optimizer = trial.fresh()
+    optimizer = trial.fresh()[0]
     limits = []
     if laws is None and (laws := known_laws(optimizer)) is None:
         laws = OptimizerLaws(decay="unknown", elementwise=False)
