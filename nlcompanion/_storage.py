@@ -53,9 +53,9 @@ def write_json(path: Path, content: Mapping[str, Any], *, depth: int = 1) -> Non
     """
     lines = _lines({**content, CHECKSUM: checksum(content)}, depth, "  ")
     # half a character, as in the name of a file that is no text, is written as JSON's own escape
-    form = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-    with replacing(path) as temporary, open(temporary, "w", **form) as file:
-        file.write("{\n" + ",\n".join(lines) + "\n}\n")
+    text = ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8", errors="backslashreplace")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())  # the name must not reach the disk before the content does
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from nlcompanion.datasets.download import DataError, unreadable
 
@@ -88,7 +88,7 @@ def read_tar(path: Path, wanted: Callable[[str], bool]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     with _damage_of(path), _open_tar(path) as (source, archive):
         for count, member in enumerate(archive, start=1):
-            archive.members.clear()  # one pass: tarfile's own list would only grow
+            archive.members.clear()  # type: ignore[attr-defined]  # one pass: tarfile's own list would only grow
             _check_totals(path, count, source.position)
             plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
             name = _admitted(path, member.name, member.size, plain or member.isdir())
@@ -165,7 +165,7 @@ def _open_tar(path: Path) -> Iterator[tuple[_Forward, tarfile.TarFile]]:
     with open(path, "rb") as plain:
         zipped = plain.read(2) == b"\x1f\x8b"
         plain.seek(0)
-        source = _Forward(gzip.GzipFile(fileobj=plain) if zipped else plain, path)
+        source = _Forward(cast(IO[bytes], gzip.GzipFile(fileobj=plain)) if zipped else plain, path)
         with tarfile.open(fileobj=source, mode="r:") as archive:  # type: ignore[call-overload]
             yield source, archive
 

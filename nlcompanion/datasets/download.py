@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nlcompanion._extras import needs, progress_bar
 
@@ -151,7 +152,7 @@ def _receive(url: str, output_file: str, _pooch: object, *, limit: int, progress
     import urllib3
 
     # a server that labels a .gz file as gzip-encoded must not have it unpacked
-    asked = {"headers": {"Accept-Encoding": "identity"}, "stream": True, "timeout": TIMEOUT}
+    asked: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "stream": True, "timeout": TIMEOUT}
     try:
         with requests.get(url, **asked) as answer, open(output_file, "wb") as out:
             if 400 <= answer.status_code < 500 and answer.status_code not in _PASSING:
@@ -167,7 +168,7 @@ def _receive(url: str, output_file: str, _pooch: object, *, limit: int, progress
         raise requests.ConnectionError(error) from error
 
 
-def _blocks(raw, url: str, limit: int) -> Iterator[bytes]:
+def _blocks(raw: Any, url: str, limit: int) -> Iterator[bytes]:
     """What has come, as it comes: an answer that drips is noticed."""
     began, count = time.monotonic(), 0
     while block := raw.read1(_BLOCK, decode_content=False):

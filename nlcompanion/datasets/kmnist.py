@@ -77,10 +77,10 @@ def find(official: tuple[Published, Published], folder: Path) -> tuple[Path, Pat
         images, labels = (_gzipped_or_plain(place / published.name) for published in official)
         if images and labels:
             return images, labels
-        if images or labels:
+        if found := images or labels:
             missing = official[1 if images else 0].name
             raise DataError(
-                f"{place} holds {(images or labels).name}, but neither {missing}.gz nor {missing}; images and "
+                f"{place} holds {found.name}, but neither {missing}.gz nor {missing}; images and "
                 "labels are needed together; put the missing file there"
             )
     return None

@@ -83,7 +83,7 @@ class Checkpoint:
         records = self.records
         at = torch.arange(0, self.steps, stride, dtype=torch.float64)
         rates = [config.filter_lr_at(int(step) // steps_per_epoch) for step in at]
-        shapes = {name: (len(at),) for name in ("step", "loss", "lr")}
+        shapes: dict[str, tuple[int, ...]] = {name: (len(at),) for name in ("step", "loss", "lr")}
         shapes |= {name: (len(at), layers) for name in ("filter_norm", "gradient_norm", "angular_update")}
         for name, shape in shapes.items():
             if records[name].shape != shape or records[name].dtype != torch.float64 or (records[name] < 0).any():

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._extras import needs
+from nlcompanion._extras import progress_bar
 from nlcompanion._provenance import environment
 from nlcompanion.datasets.dataset import Dataset, describe
 from nlcompanion.networks.convnets import conv_bn, vgg11
@@ -23,9 +23,6 @@ from nlcompanion.training.checkpoint import Checkpoint
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.run import EPOCHS, LAYERWISE, RECORDS, Run
 from nlcompanion.training.step import BeforeStep, Stepper
-
-with needs("training"):
-    from tqdm import tqdm
 
 _CHUNK = 1024  # images at once in an evaluation
 _RECALIBRATION = 10_000  # training images that BatchNorm's statistics are measured on
@@ -113,7 +110,7 @@ def train(
             job.stepper.compile()
         if capture and device.type == "cuda" and job.stepper.capturable and watch is None and not job.done:
             job.stepper.capture()
-        with tqdm(total=job.total, initial=job.stepper.taken, unit="step", disable=_hidden(progress)) as bar:
+        with progress_bar(shown=progress, total=job.total, initial=job.stepper.taken, unit="step") as bar:
             while not job.done:
                 evaluated = job.epoch(bar)
                 if evaluated and path is not None:
@@ -142,10 +139,12 @@ class _Training:
         self.total = config.epochs * self.feed.steps
         self.stride = _positive("stride", stride, -(-self.total // _RECORDS))
         self.every = _positive("evaluate_every", evaluate_every, -(-config.epochs // _EVALUATIONS))
-        model = _network(config, train_set, dtype).to(device, memory_format=torch.channels_last)
+        model = _network(config, train_set, dtype).to(device)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stepper = Stepper(model, self.feed, config, device, self.stride)
         self.stepper.watch = self.watch = watch
-        self.done_epochs, self.status, self.duration = 0, "running", 0.0
+        self.done_epochs, self.duration = 0, 0.0
+        self.status: Any = "running"
         self.records: list[dict[str, Tensor]] = []
         self.epochs: list[list[float]] = []
 
@@ -153,7 +152,7 @@ class _Training:
     def done(self) -> bool:
         return self.status != "running"
 
-    def epoch(self, bar: tqdm) -> bool:
+    def epoch(self, bar: Any) -> bool:
         """One pass through the training set; True if it ended in an evaluation, or the run."""
         begin = time.perf_counter()
         stepper, steps, first = self.stepper, self.feed.steps, self.stepper.taken
@@ -187,7 +186,7 @@ class _Training:
             values = (first + at, losses[at], torch.full((len(at),), rate, dtype=torch.float64), *norms)
             self.records.append({name: x.double() for name, x in zip(RECORDS, values, strict=True)})
 
-    def _evaluate(self, train_loss: float, bar: tqdm) -> None:
+    def _evaluate(self, train_loss: float, bar: Any) -> None:
         model, autocast = self.stepper.model, self.stepper.autocast
         with autocast():
             raw = _accuracy(model, self.test)
@@ -253,7 +252,7 @@ class _Training:
 
     def _restore_watch(self, stored: Checkpoint, path: Path) -> None:
         has = _has_state(self.watch)
-        if stored.watch is not None and has:
+        if stored.watch is not None and _has_state(self.watch):
             self.watch.load_state_dict(stored.watch)
         elif stored.status == "running" and has != (stored.watch is not None):
             with_it, without = ("this call", "the run so far") if has else ("it", "this call")
@@ -286,8 +285,8 @@ class _Training:
 
 
 def _network(config: TrainConfig, data: Dataset, dtype: torch.dtype) -> nn.Sequential:
-    shape = {"in_channels": data.images.shape[1], "size": data.images.shape[-1]}
-    rest = {"eps": config.eps, "seed": config.seed, "dtype": dtype}
+    shape: dict[str, Any] = {"in_channels": data.images.shape[1], "size": data.images.shape[-1]}
+    rest: dict[str, Any] = {"eps": config.eps, "seed": config.seed, "dtype": dtype}
     if config.model == "vgg11":
         model = vgg11(len(data.classes), width=config.width, **shape, **rest)
     else:
@@ -334,7 +333,12 @@ def _checksums(data: dict[str, Any]) -> dict[str, Any]:
     return {f"the checksum of the {part} set": about.get("sha256") for part, about in data.items()}
 
 
-def _has_state(watch: object) -> bool:
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> object: ...
+
+
+def _has_state(watch: object) -> TypeGuard[_Stateful]:
     return hasattr(watch, "state_dict") and hasattr(watch, "load_state_dict")
 
 
@@ -344,7 +348,3 @@ def _positive(name: str, value: int | None, default: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is an integer >= 1, got {value!r}; leave it out for {default}")
     return value
-
-
-def _hidden(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress

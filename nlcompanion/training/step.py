@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class Stepper:
         if self.watch is not None:
             self.watch(BeforeStep(self.taken, self.model, self.optimizer, loss))
         with torch.no_grad():
-            before = [q.clone() for q in self.filters] if record else None
+            before = [q.clone() for q in self.filters] if record else []
             self.optimizer.step()
             if self.config.constrain_norm:
                 self.project()
@@ -189,7 +189,7 @@ def _sgd(model: nn.Module, filters: list[Tensor], config: TrainConfig, device: t
     # and a sum in the last few elements: not torch's plain SGD to the last bit.
     fused = device.type == "cuda" and config.precision != "float64"
     rate = lambda: torch.zeros((), dtype=torch.float32, device=device) if fused else 0.0  # noqa: E731
-    groups = [{"params": list(model.parameters()), "lr": rate()}]
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "lr": rate()}]
     if config.filter_lr is not None or config.filter_weight_decay is not None:
         chosen = {id(q) for q in filters}
         decay = config.weight_decay if config.filter_weight_decay is None else config.filter_weight_decay
