@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 from torch.nn.functional import cross_entropy
 
 import nlcompanion as nl
@@ -19,6 +20,12 @@ KINKED = {"method": "RK45", "rtol": 1e-6, "atol": 1e-8}  # a flow of ReLU crosse
 ROUGH = {"method": "RK45", "rtol": 1e-2}  # enough for a control that is off by a tenth
 
 
+@cache
+def first_digits(samples: int) -> tuple[Tensor, Tensor]:
+    """The first handwritten digits as vectors, and their labels."""
+    return nl.digits("train").first(samples).tensors(flatten=True)
+
+
 def digits_loss(widths, activation="relu", *, samples: int = 300, **options) -> FlatLoss:
     """Cross entropy of a fully connected network on the first handwritten digits; ``options`` as for ``mlp``.
 
@@ -26,13 +33,13 @@ def digits_loss(widths, activation="relu", *, samples: int = 300, **options) -> 
         >>> len(digits_loss((64, 8, 10)))
         592
     """
-    inputs, targets = nl.digits("train").first(samples).tensors(flatten=True)
+    inputs, targets = first_digits(samples)
     return nl.flat_loss(nl.mlp(widths, activation, **options), inputs, targets, cross_entropy)
 
 
 def mini_batches(f: FlatLoss, size: int = 30, samples: int = 300) -> Callable[[int], FlatLoss]:
     """``batch(n)``: the loss on the mini-batch of step ``n``, drawn without replacement."""
-    inputs, targets = nl.digits("train").first(samples).tensors(flatten=True)
+    inputs, targets = first_digits(samples)
 
     def batch(n: int) -> FlatLoss:
         rows = draw_rows(1, samples, size, step=n)[0]
@@ -53,6 +60,27 @@ def imbalance(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).abs().max() / first.abs().max()
 
 
+def squares_gained(f: FlatLoss, start: Tensor, end: Tensor) -> dict[str, Tensor]:
+    """What the squared norm of each parameter tensor has gained, by name."""
+    before, after = f.unflatten(start), f.unflatten(end)
+    return {name: after[name].square().sum() - before[name].square().sum() for name in f.names}
+
+
+def drift_after(f: FlatLoss, law: Law, rule: LearningRule, time: float) -> Tensor:
+    """How far a charge has moved when a discrete algorithm has run for a time, in its own clock."""
+    steps = round(time / rule.time_step)
+    return law.change(f.q0, descend(rule, f, f.q0, steps=steps, every=steps).q[-1])
+
+
+def sharpness(f: FlatLoss, q: Tensor, iterations: int = 30) -> float:
+    """The Hessian's largest eigenvalue, by power iteration; gradient descent is stable for eta below 2 over it."""
+    direction = torch.randn(len(q), generator=torch.Generator().manual_seed(0), dtype=q.dtype)
+    for _ in range(iterations):
+        direction = direction / direction.norm()
+        direction = jvp(grad(f), (q,), (direction,))[1]
+    return float(direction.norm())
+
+
 # --- forces, step by step -------------------------------------------------------------------------------------------
 
 
@@ -63,30 +91,36 @@ class Forces:
     Attributes:
         norms: the squared lengths.
         kicks: the pairing with the kick over ``eta``, at the point where the gradient was taken.
-        kicks_at_weights: the same at the weights instead.
+        kicks_elsewhere: the same at the other of the two points, the weights and where the last step would carry them.
         steps: the pairing with the step itself, the balance that gradient flow would have.
     """
 
     norms: tuple[Tensor, Tensor]
     kicks: tuple[Tensor, Tensor]
-    kicks_at_weights: tuple[Tensor, Tensor]
+    kicks_elsewhere: tuple[Tensor, Tensor]
     steps: tuple[Tensor, Tensor]
 
 
-def two_forces(rule: LearningRule, memory: Tensor, f: FlatLoss, law: Law, steps: int = 150) -> Forces:
-    r"""Run an algorithm of GU and pair its kicks :math:`(d_n - \mu_n d_{n-1})/\eta` with the weights, without gradients.
+def two_forces(
+    rule: LearningRule, memory: Tensor, f: FlatLoss, law: Law, *, looks_ahead: bool, steps: int = 150
+) -> Forces:
+    r"""Run an algorithm of GU and pair its kicks with the weights; no gradient is used.
+
+    The kick is :math:`(d_n - \mu_n d_{n-1})/\eta`, from three positions.
 
     Args:
         rule: ``newtonian(lr=...)`` or ``nesterov(lr=...)``.
         memory: :math:`\mu_n` for ``n = 1 ... steps - 1``, a column.
         f, law: the loss, and one law of it.
+        looks_ahead: whether the rule takes its gradient ahead of the weights, as Nesterov's algorithm does.
     """
     q = descend(rule, f, f.q0, steps=steps).q
     weights, step, before = q[1:-1], q[2:] - q[1:-1], q[1:-1] - q[:-2]
     ahead = weights + memory * before
     kick = (q[2:] - ahead) / rule.lr
     sides = vmap(law.sides)
-    return Forces(sides(weights), sides(ahead, kick), sides(weights, kick), sides(weights, step))
+    at, elsewhere = (ahead, weights) if looks_ahead else (weights, ahead)
+    return Forces(sides(weights), sides(at, kick), sides(elsewhere, kick), sides(weights, step))
 
 
 # --- tables of laws -------------------------------------------------------------------------------------------------
@@ -196,7 +230,7 @@ def layer_drift(f: FlatLoss, rule: LearningRule, *, t0: float = 0.0, v0: Tensor 
 
 def batches_of_digits(steps: int, size: int = 30, samples: int = 300) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels of successive mini-batches."""
-    inputs, targets = nl.digits("train").first(samples).tensors(flatten=True)
+    inputs, targets = first_digits(samples)
     for n in range(steps):
         rows = draw_rows(1, samples, size, step=n)[0]
         yield inputs[rows], targets[rows]
@@ -224,7 +258,9 @@ def tilt_of_steps(
 
 
 def nesterov_books(f: FlatLoss, law: Law, lr: float = 0.01, steps: int = 150) -> dict[str, Tensor]:
-    r"""Both sides of :math:`\Delta C_n - \mu_n\Delta C_{n-1} = \mu_n(1+\mu_n)Q(d_{n-1}) + \eta^2 Q(g_n)` on mini-batches.
+    r"""Both sides of Nesterov's identity on mini-batches.
+
+    .. math:: \Delta C_n - \mu_n\Delta C_{n-1} = \mu_n(1+\mu_n)Q(d_{n-1}) + \eta^2 Q(g_n)
 
     Returns:
         ``change``, the left side, from positions; ``explained``, the right, with the gradient at the point ahead;
