@@ -109,7 +109,7 @@ def draw_forces(axis: Axes, t: Tensor, force: Sequence[Tensor], norms: Sequence[
     axis.plot(t, push, color=COLORS["prediction"])
     axis.plot(t, pull - push, color=COLORS["neutral"])
     first, second = (round((side[-1] - side[0]).item(), 2) for side in norms)
-    axis.set_title(minus(f"moved {first:.2f} - {second:.2f} = {first - second:.2f}"), loc="right", fontsize=9)
+    axis.set_title(minus(f"moved {first:.2f} - {second:.2f} = {first - second:.2f}"), loc="right", fontsize=8)
 
 
 def figure_of_forces(live: Mapping[str, Forces], stored: Mapping[str, Sequence[Tensor]], dt: float) -> Figure:
