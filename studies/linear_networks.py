@@ -1,4 +1,4 @@
-"""Deep linear networks on whitened digits: balanced starts, flows of many networks at once, and what noise wears down."""
+"""Deep linear networks on whitened digits: balanced starts, flows of many at once, and what noise wears down."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def torque_defect(f: FlatLoss, law: Law, mixers: Tensor, rule, velocity: Tensor,
 
 
 def second_difference_defect(f: FlatLoss, law: Law, velocity: Tensor, *, t_span, **solver) -> Tensor:
-    r"""GU Eq. 43 integrated twice: half of what C gains beyond its first rate, against :math:`\int(t_1-t)B(v,v)\,dt`."""
+    r"""GU Eq. 43 integrated twice: half of what C gains beyond its rate, against :math:`\int(t_1-t)B(v,v)\,dt`."""
     start, end = t_span
 
     def twice(t: float, q: Tensor, v: Tensor) -> Tensor:
