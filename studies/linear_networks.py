@@ -86,7 +86,7 @@ def product(f: FlatLoss, q: Tensor) -> Tensor:
 def random_rotation(seed: int, d: int = HIDDEN) -> Tensor:
     """An orthogonal matrix."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(d, d, generator=generator).double())[0]
+    return torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0]
 
 
 def balanced_factors(P: Tensor, layers: int) -> list[Tensor]:
@@ -157,7 +157,7 @@ def within_margin(data: WhitenedDigits, fraction: float, layers: int, seed: int)
         seed: of the direction in which the start lies.
     """
     generator = torch.Generator().manual_seed(seed)
-    aside = torch.randn(data.optimum.shape, generator=generator).double()
+    aside = torch.randn(data.optimum.shape, generator=generator, dtype=torch.float64)
     least = float(data.strength[-1])
     start = data.optimum + (1 - fraction) * least * aside / aside.norm()
     return balanced_factors(start, layers), fraction * least
@@ -169,8 +169,8 @@ def with_definite_imbalance(seed: int, size: float = 0.3) -> tuple[list[Tensor],
     The first layer is random of the given size per entry; the imbalance has random eigenvalues in a random frame.
     """
     generator = torch.Generator().manual_seed(seed)
-    first = size * torch.randn(HIDDEN, 13, generator=generator).double()
-    eigenvalues = 0.1 + 0.6 * torch.rand(HIDDEN, generator=generator).double()
+    first = size * torch.randn(HIDDEN, 13, generator=generator, dtype=torch.float64)
+    eigenvalues = 0.1 + 0.6 * torch.rand(HIDDEN, generator=generator, dtype=torch.float64)
     frame = random_rotation(1000 + seed)
     squares, vectors = torch.linalg.eigh(first @ first.T + frame * eigenvalues @ frame.T)
     second = random_rotation(2000 + seed) @ (vectors * squares.sqrt() @ vectors.T)
@@ -272,7 +272,7 @@ def worn_by_noise(
         size: of a batch; infinite for all images.
         every: steps between two entries.
     """
-    push = MeanPush(data)
+    push, generator = MeanPush(data), torch.Generator().manual_seed(0)
     first, second = (W.expand(seeds, *W.shape).clone() for W in start)
     gone = torch.zeros(seeds, len(first[0]), len(first[0])).double()
     charges, forecasts = [_square(first) - _square(second.mT)], []
@@ -282,7 +282,7 @@ def worn_by_noise(
         if size == float("inf"):
             gradient = second @ first - data.optimum
         else:
-            rows = draw_rows(seeds, len(data.inputs), int(size), step=n, replacement=True)
+            rows = draw_rows(seeds, len(data.inputs), int(size), generator, replacement=True)
             x, y = data.inputs[rows], data.targets[rows]
             error = x @ (second @ first).mT - y
             gradient = error.mT @ x / size

@@ -26,7 +26,8 @@ def mini_batches(f: FlatLoss, size: int = 30) -> Callable[[int], FlatLoss]:
     inputs, targets = nl.digits("train").first(300).tensors(flatten=True)
 
     def batch(n: int) -> FlatLoss:
-        rows = draw_rows(1, len(inputs), size, step=n, replacement=True)[0]
+        generator = torch.Generator().manual_seed(n)
+        rows = draw_rows(1, len(inputs), size, generator, replacement=True)[0]
         return f.on(inputs[rows], targets[rows])
 
     return batch

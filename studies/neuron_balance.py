@@ -42,7 +42,7 @@ def mini_batches(f: FlatLoss, size: int = 30, samples: int = 300) -> Callable[[i
     inputs, targets = first_digits(samples)
 
     def batch(n: int) -> FlatLoss:
-        rows = draw_rows(1, samples, size, step=n)[0]
+        rows = draw_rows(1, samples, size, torch.Generator().manual_seed(n))[0]
         return f.on(inputs[rows], targets[rows])
 
     return batch
@@ -217,7 +217,7 @@ class LayerDrift:
 
 def layer_drift(f: FlatLoss, rule: LearningRule, *, t0: float = 0.0, v0: Tensor | None = None) -> LayerDrift:
     """Follow all differences of neighbouring layers up to time 3, from rest unless a velocity is given."""
-    t_eval = torch.linspace(t0, 3, 301)
+    t_eval = torch.linspace(t0, 3, 301, dtype=torch.float64)
     path = integrate(rule, f, f.q0, v0, t_span=(t0, 3), t_eval=t_eval, method="RK45", rtol=1e-4, atol=1e-6)
     laws = [law.total for law in nl.homogeneous_laws(f)]
     D = torch.stack([vmap(law.charge)(path.q) for law in laws])
@@ -231,8 +231,9 @@ def layer_drift(f: FlatLoss, rule: LearningRule, *, t0: float = 0.0, v0: Tensor 
 def batches_of_digits(steps: int, size: int = 30, samples: int = 300) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels of successive mini-batches."""
     inputs, targets = first_digits(samples)
-    for n in range(steps):
-        rows = draw_rows(1, samples, size, step=n)[0]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        rows = draw_rows(1, samples, size, generator)[0]
         yield inputs[rows], targets[rows]
 
 
@@ -269,7 +270,7 @@ def nesterov_books(f: FlatLoss, law: Law, lr: float = 0.01, steps: int = 150) ->
     """
     batch = mini_batches(f)
     q = descend(nl.nesterov(lr=lr), None, f.q0, steps=steps, batches=batch).q
-    n = torch.arange(1.0, steps)[:, None]
+    n = torch.arange(1.0, steps, dtype=torch.float64)[:, None]
     memory = (n - 1) / (n + 2)
     d, C = q.diff(dim=0), vmap(law.change)(q[:-1], q[1:])
     Q = vmap(law.form)
