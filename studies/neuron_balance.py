@@ -143,17 +143,19 @@ class Family:
         solver: how finely its motion is integrated.
         other: the activation of the control; None if the same.
         p: the degree that the control takes for granted.
+        samples: how many digits. Kinks want many: the fewer there are, the harder each image's kink.
     """
 
     activation: object
     solver: dict
     other: object = None
     p: float = 1.0
+    samples: int = 100
 
 
 FAMILIES = {
-    "ReLU": Family("relu", KINKED, other="gelu"),  # its smooth cousin
-    "leaky ReLU": Family("leaky_relu", KINKED, other=nn.ELU()),
+    "ReLU": Family("relu", KINKED, other="gelu", samples=300),  # its smooth cousin
+    "leaky ReLU": Family("leaky_relu", KINKED, other=nn.ELU(), samples=300),
     "$x^2$": Family(nl.Power(2), SMOOTH),  # as if the law of ReLU were everybody's
     "$x^3$": Family(nl.Power(3), SMOOTH),
     "RePU(3)": Family(nl.RePU(3), SMOOTH),
@@ -167,8 +169,8 @@ def table_entry(family: Family, rule: LearningRule, bias: bool) -> tuple[Tensor,
     The network is 64-8-10, the time 0.5 to 1; :meth:`nlcompanion.RuleForm.residual` integrates the law's own
     right-hand side beside the motion.
     """
-    f = digits_loss((64, 8, 10), family.activation, bias=bias)
-    other = f if family.other is None else digits_loss((64, 8, 10), family.other, bias=bias)
+    f = digits_loss((64, 8, 10), family.activation, samples=family.samples, bias=bias)
+    other = f if family.other is None else digits_loss((64, 8, 10), family.other, samples=family.samples, bias=bias)
     held = nl.homogeneous(f, 1).under(rule).residual(f, t_span=(0.5, 1), **family.solver)
     sham = nl.homogeneous(other, 1, p=family.p, verify=False).under(rule)
     failed = sham.residual(other, t_span=(0.5, 1), **ROUGH)
