@@ -16,8 +16,8 @@ from pathlib import Path
 from _timing import Report, compare, single_thread
 
 from nlcompanion import TrainConfig, sweep
-from nlcompanion._workers import Workers
 from nlcompanion.training import train
+from nlcompanion.training.sweeps.workers import Workers
 
 CONFIGS = [TrainConfig(epochs=5, subset=128, batch_size=32, seed=seed) for seed in range(4)]
 

@@ -3,7 +3,7 @@
 import sys
 from io import TextIOWrapper
 
-from nlcompanion._cli import main
+from nlcompanion.command_line import main
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, TextIOWrapper):

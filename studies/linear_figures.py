@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nlcompanion.plotting import COLORS, panels
+from nlcompanion.book.plotting import COLORS, panels
 from studies.linear_networks import Wear
 
 

@@ -111,9 +111,9 @@ def torque_defect(f: FlatLoss, law: Law, mixers: Tensor, rule, velocity: Tensor,
     def driven(t: float, q: Tensor, v: Tensor) -> Tensor:
         return t**3 * torch.stack([v @ law.generator(v, A) for A in mixers])
 
-    run = integrate(rule, f, f.q0, velocity, t_span=t_span, t_eval=t_span, beside=driven, **solver)
+    run = integrate(rule, f, f.q0, velocity, t_span=t_span, t_eval=t_span, integrand=driven, **solver)
     first, last = (torques(*state) for state in zip(run.t, run.q, run.v, strict=True))
-    return (last - first - run.beside[1]) / last.norm()
+    return (last - first - run.integral[1]) / last.norm()
 
 
 def second_difference_defect(f: FlatLoss, law: Law, velocity: Tensor, *, t_span, **solver) -> Tensor:
@@ -123,7 +123,7 @@ def second_difference_defect(f: FlatLoss, law: Law, velocity: Tensor, *, t_span,
     def twice(t: float, q: Tensor, v: Tensor) -> Tensor:
         return (end - t) * law.form(v)
 
-    run = integrate(nl.newtonian(), f, f.q0, velocity, t_span=t_span, t_eval=t_span, beside=twice, **solver)
+    run = integrate(nl.newtonian(), f, f.q0, velocity, t_span=t_span, t_eval=t_span, integrand=twice, **solver)
     rate = law.form(run.v[0], run.q[0]) * (end - start)
     gained = law.change(*run.q) / 2 - (rate + rate.T) / 2
-    return (gained - run.beside[1]) / run.beside[1].norm()
+    return (gained - run.integral[1]) / run.integral[1].norm()

@@ -171,8 +171,8 @@ def table_entry(family: Family, rule: LearningRule, bias: bool) -> tuple[Tensor,
     """
     f = digits_loss((64, 8, 10), family.activation, samples=family.samples, bias=bias)
     other = f if family.other is None else digits_loss((64, 8, 10), family.other, samples=family.samples, bias=bias)
-    held = nl.homogeneous(f, 1).under(rule).residual(f, t_span=(0.5, 1), **family.solver)
-    sham = nl.homogeneous(other, 1, p=family.p, verify=False).under(rule)
+    held = nl.homogeneous_law(f, 1).under(rule).residual(f, t_span=(0.5, 1), **family.solver)
+    sham = nl.homogeneous_law(other, 1, p=family.p, verify=False).under(rule)
     failed = sham.residual(other, t_span=(0.5, 1), **ROUGH)
     return held.abs().max(), failed.abs().max()
 

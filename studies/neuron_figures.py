@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import nlcompanion as nl
-from nlcompanion import Law, Trajectory, descend, integrate, results
-from nlcompanion.plotting import COLORS, panels
+from nlcompanion import Law, Trajectory, descend, integrate
+from nlcompanion.book import results
+from nlcompanion.book.plotting import COLORS, panels
 from studies.neuron_balance import DYNAMICS, FAMILIES, Forces, LayerDrift
 
 

@@ -13,16 +13,7 @@ import torch
 from scipy.special import jv
 from torch import Tensor
 
-from nlcompanion.learning_rules import (
-    LearningRule,
-    bregman,
-    damped,
-    general,
-    gradient_flow,
-    nesterov,
-    newtonian,
-    sgd,
-)
+from nlcompanion.dynamics import LearningRule, bregman, damped, general, gradient_flow, nesterov, newtonian, sgd
 
 CURVATURES = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
 START = torch.tensor([1.0, -0.7, 0.3], dtype=torch.float64)

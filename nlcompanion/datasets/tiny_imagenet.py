@@ -1,0 +1,457 @@
+"""Tiny ImageNet's files (private): found, selected, decoded once, kept decoded in the cache."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from operator import index as as_integer
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from nlcompanion._storage import replacing
+from nlcompanion.datasets.archives import Entry, first_name, open_zip, read_limited, read_tar
+from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion.datasets.download import (
+    DataError,
+    cache_folder,
+    checksum,
+    download,
+    named_folder,
+    nowhere,
+    unreadable,
+    verify,
+)
+
+__all__ = ["tiny_imagenet"]
+
+ROOT = "tiny-imagenet-200"
+ZIP = f"{ROOT}.zip"
+_FORMAT = 1  # of the decoded files in the cache
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_LISTS = ("wnids.txt", "words.txt", "val/val_annotations.txt")
+_NAMES = {
+    "train": re.compile(r"train/(n\d{8})/images/\1_(\d{1,5})\.JPEG"),
+    "val": re.compile(r"val/images/(val)_(\d{1,5})\.JPEG"),
+}
+
+
+@dataclass(frozen=True)
+class Official:
+    """What the publishers say about their data set."""
+
+    url: str = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    md5: str = "90528d7ca1a48142e341f4ef8d21d0de"
+    size: int = 248_100_043  # bytes
+    classes: int = 200
+    train: int = 500  # images per class
+    val: int = 50
+    side: int = 64  # pixels
+
+
+OFFICIAL = Official()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images are: an unpacked folder, the official zip, or several tars."""
+
+    kind: str  # "folder", "zip" or "tars"
+    place: Path  # the folder itself, the zip, or the folder of the tars
+    tars: tuple[Path, ...] = ()
+
+    def identity(self, split: str) -> str:
+        """A text that changes whenever the images could have changed."""
+        if self.kind == "zip":
+            return verify_zip(self.place)
+        if self.kind == "tars":
+            return " ".join(sorted(checksum(path, "sha256") for path in self.tars))
+        digest = hashlib.sha256(str(self.place.resolve()).encode())
+        for name, path in sorted(_walk(self.place, split)):
+            try:
+                found = path.stat()
+            except OSError as error:
+                raise unreadable(path, error) from error
+            digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    @contextmanager
+    def open(self, split: str) -> Iterator[dict[str, Entry]]:
+        """The split's images and the lists, by their names inside ``tiny-imagenet-200/``."""
+        prefix = f"{ROOT}/"
+
+        def wanted(name: str) -> bool:
+            inner = name.removeprefix(prefix)
+            return inner != name and (inner in _LISTS or _NAMES[split].fullmatch(inner) is not None)
+
+        if self.kind == "zip":
+            with open_zip(self.place, wanted) as entries:
+                yield {name.removeprefix(prefix): entry for name, entry in entries.items()}
+        elif self.kind == "tars":
+            yield self._merged(prefix, wanted)
+        else:
+            yield {name: Entry(path, partial(_read, path)) for name, path in _walk(self.place, split)}
+
+    def _merged(self, prefix: str, wanted: Callable[[str], bool]) -> dict[str, Entry]:
+        merged: dict[str, Entry] = {}
+        for path in self.tars:
+            for name, entry in read_tar(path, wanted).items():
+                inner = name.removeprefix(prefix)
+                if inner in merged and inner not in _LISTS:
+                    raise DataError(
+                        f"{name} is in {merged[inner].origin} and in {path}; the same images would count twice; "
+                        "take one of the two archives away"
+                    )
+                merged[inner] = entry
+        return merged
+
+
+class Decoded(NamedTuple):
+    """A selection of images, as it is kept in the cache."""
+
+    images: np.ndarray  # (N, 3, side, side), unsigned bytes
+    labels: np.ndarray  # (N,)
+    names: tuple[str, ...]  # of the classes
+    gaps: bool  # whether later images took the place of missing ones
+
+
+def find(folder: Path) -> Source | None:
+    """The data set in a folder or in its sub-folder ``tiny-imagenet``: unpacked, as the zip, or as tars."""
+    if (folder / "wnids.txt").is_file():
+        return Source("folder", folder)
+    for place in (folder, folder / "tiny-imagenet"):
+        if (place / ROOT).is_dir():
+            return Source("folder", place / ROOT)
+        if (place / ZIP).is_file():
+            return Source("zip", place / ZIP)
+        tars = sorted(path for path in place.glob("*") if path.name.endswith(_TAR_SUFFIXES) and path.is_file())
+        # other archives may lie in the same folder: the first name says whose it is
+        if ours := tuple(path for path in tars if ROOT in first_name(path).split("/")):
+            return Source("tars", place, ours)
+    return None
+
+
+def locate(folder: Path | None, may_download: bool, progress: bool) -> Source:
+    """The source in the named folder, else the official zip in the cache, downloaded if it is not there."""
+    if folder is not None and (source := find(folder)) is not None:
+        return source
+    path = cache_folder() / "tiny-imagenet" / ZIP
+    if may_download:
+        download(OFFICIAL.url, path, md5=OFFICIAL.md5, limit=OFFICIAL.size, progress=progress)
+    elif not path.is_file():
+        raise nowhere("Tiny ImageNet is", folder)
+    return Source("zip", path)
+
+
+def verify_zip(path: Path) -> str:
+    size = path.stat().st_size
+    if size != OFFICIAL.size:
+        raise DataError(
+            f"{path} has {size:,} bytes, the published file has {OFFICIAL.size:,}; it is truncated or another file, "
+            "and nothing is read from it; delete it and fetch it again"
+        )
+    verify(path, OFFICIAL.md5)
+    return OFFICIAL.md5
+
+
+def load(source: Source, split: str, classes: int, per_class: int, progress: bool) -> Decoded:
+    """The images of the first classes, the first of each, from the cache or else from the source."""
+    decoded = cache_folder() / "decoded"
+    identity = source.identity(split)
+    want, full = (classes, per_class), (OFFICIAL.classes, getattr(OFFICIAL, split))
+    for have in dict.fromkeys([want, full]):
+        if (found := _recall(*_cached(decoded, identity, split, *have))) is not None:
+            found = _subset(found, have, want)
+            break
+    else:
+        with source.open(split) as entries:
+            names, chosen, gaps = _choose(source, entries, split, classes, per_class)
+            images = _decode(chosen, progress)
+        found = Decoded(images, np.tile(np.arange(classes, dtype=np.int64), per_class), names, gaps)
+        _keep(*_cached(decoded, identity, split, *want), found)
+    if found.gaps:
+        warnings.warn(
+            f"{source.place} lacks some of the first {per_class} training images of a class, and later ones took "
+            "their place; results will differ from those on the complete data set",
+            stacklevel=3,
+        )
+    return found
+
+
+def _walk(root: Path, split: str) -> Iterator[tuple[str, Path]]:
+    """The lists and the split's images in an unpacked folder."""
+    for name in _LISTS:
+        if (root / name).is_file():
+            yield name, root / name
+    try:
+        classes = sorted(entry.name for entry in os.scandir(root / "train")) if split == "train" else ()
+        folders = [f"train/{name}/images" for name in classes] if split == "train" else ["val/images"]
+        for folder in folders:
+            if (root / folder).is_dir():
+                for entry in os.scandir(root / folder):
+                    name = f"{folder}/{entry.name}"
+                    if _NAMES[split].fullmatch(name):
+                        yield name, root / name
+    except FileNotFoundError:
+        return  # nothing there: the count says so, with what to do
+    except OSError as error:
+        raise unreadable(root, error) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return read_limited(file, path.name, path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _lines(source: Source, entries: dict[str, Entry], name: str) -> list[list[str]]:
+    """The lines of a list, split at tabs."""
+    if name not in entries:
+        raise DataError(
+            f"{ROOT}/{name} is missing in {source.place}; the classes of the images are unknown without it; "
+            "unpack the official archive again, or add the archive that holds it"
+        )
+    try:
+        text = entries[name].read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{ROOT}/{name} in {entries[name].origin} is not UTF-8 text ({error}); it is damaged; fetch it again"
+        ) from error
+    return [line.split("\t") for line in text.splitlines() if line.strip()]
+
+
+def _class_names(source: Source, entries: dict[str, Entry]) -> dict[str, str]:
+    """From WordNet id to words, in the order of wnids.txt, which numbers the classes."""
+    ids = [line[0].strip() for line in _lines(source, entries, "wnids.txt")]
+    if len(ids) != OFFICIAL.classes or len(set(ids)) != len(ids):
+        raise DataError(
+            f"{ROOT}/wnids.txt in {source.place} names {len(set(ids))} classes in {len(ids)} lines instead of "
+            f"{OFFICIAL.classes}; labels would be wrong; fetch the official file again"
+        )
+    words = {line[0]: line[1].strip() for line in _lines(source, entries, "words.txt") if len(line) > 1}
+    if missing := [wnid for wnid in ids if wnid not in words]:
+        raise DataError(
+            f"{ROOT}/words.txt in {source.place} has no line for {missing[0]} (and {len(missing) - 1} more); "
+            "the classes would have no names; fetch the official file again"
+        )
+    return {wnid: words[wnid] for wnid in ids}
+
+
+def _by_class(source: Source, entries: dict[str, Entry], split: str) -> dict[str, list[tuple[int, str]]]:
+    """Number and name of every image of the split, sorted by number, by WordNet id."""
+    groups: dict[str, list[tuple[int, str]]] = {}
+    matches = [match for name in entries if (match := _NAMES[split].fullmatch(name))]
+    if split == "val":
+        lines = _lines(source, entries, "val/val_annotations.txt")
+        wnids = {f"val/images/{line[0]}": line[1] for line in lines if len(line) > 1}
+        if missing := [name for name in wnids if name not in entries]:
+            raise DataError(
+                f"{source.place} lacks {len(missing)} of the {len(wnids)} images that val/val_annotations.txt names, "
+                f"{missing[0]} for one; the data set is incomplete there; unpack or fetch it again"
+            )
+    for match in matches:
+        name = match[0]
+        if split == "train":
+            wnid = match[1]
+        elif (wnid := wnids.get(name)) is None:
+            raise DataError(
+                f"val/val_annotations.txt in {source.place} has no line for {name}; its class is unknown; "
+                "fetch the official file again"
+            )
+        groups.setdefault(wnid, []).append((int(match[2]), name))
+    return {wnid: sorted(group) for wnid, group in groups.items()}
+
+
+def _choose(
+    source: Source, entries: dict[str, Entry], split: str, classes: int, per_class: int
+) -> tuple[tuple[str, ...], list[tuple[str, Entry]], bool]:
+    """The class names; the images to decode, the first of each class, then the second of each; and any gaps."""
+    names = _class_names(source, entries)
+    groups = _by_class(source, entries, split)
+    official = getattr(OFFICIAL, split)
+    if strangers := sorted(set(groups) - set(names)):
+        raise DataError(
+            f"{source.place} holds {split} images of {strangers[0]}, which wnids.txt does not name; the two do not "
+            "belong together; unpack the official archive again"
+        )
+    for wnid in names:
+        count = len(groups.get(wnid, ()))
+        if count > official:
+            raise DataError(
+                f"{source.place} holds {count} {split} images of class {wnid}, more than the official {official}; "
+                "some are not from Tiny ImageNet; unpack the official archive again"
+            )
+    selected = list(names)[:classes]
+    short = min(selected, key=lambda wnid: len(groups.get(wnid, ())))
+    if (count := len(groups.get(short, ()))) < per_class:
+        raise DataError(
+            f"{source.place} holds {count} {split} images of class {short}, {per_class} are needed; the data set is "
+            f"incomplete there; add what is missing" + (f", or ask for per_class={count}" if count else "")
+        )
+    chosen = [groups[wnid][i] for i in range(per_class) for wnid in selected]
+    gaps = split == "train" and any(number != i // classes for i, (number, _) in enumerate(chosen))
+    return tuple(names[wnid] for wnid in selected), [(name, entries[name]) for _, name in chosen], gaps
+
+
+def _decode(chosen: list[tuple[str, Entry]], progress: bool) -> np.ndarray:
+    from tqdm.auto import tqdm
+
+    images = np.empty((len(chosen), 3, OFFICIAL.side, OFFICIAL.side), dtype=np.uint8)
+    bar = tqdm(chosen, desc="Tiny ImageNet: decoding", unit="image", disable=not progress)
+    for image, (name, entry) in zip(images, bar, strict=True):
+        image[:] = _decode_jpeg(entry.read(), name, entry.origin)
+    return images
+
+
+def _decode_jpeg(content: bytes, name: str, origin: Path) -> np.ndarray:
+    """One image (3, side, side); the size in the header is compared before any pixel is decoded."""
+    from PIL import Image
+
+    side = OFFICIAL.side
+    try:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            size = image.size
+            pixels = np.asarray(image.convert("RGB")) if size == (side, side) else None
+    except Exception as error:  # Pillow raises many kinds on damaged data; each means the same here
+        raise DataError(
+            f"{name} in {origin} is not a readable JPEG image ({error}); it is damaged; fetch it again"
+        ) from error
+    if pixels is None:
+        raise DataError(
+            f"{name} in {origin} has {size[0]} x {size[1]} pixels instead of {side} x {side}; it is not from "
+            "Tiny ImageNet; fetch the official archive again"
+        )
+    return pixels.transpose(2, 0, 1)
+
+
+def _cached(decoded: Path, identity: str, split: str, classes: int, per_class: int) -> tuple[Path, str]:
+    key = json.dumps([_FORMAT, identity, split, classes, per_class, OFFICIAL.side])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return decoded / f"tiny-imagenet-{split}-{classes}x{per_class}-{digest}.npz", key
+
+
+def _keep(path: Path, key: str, found: Decoded) -> None:
+    """Keep decoded images; a zip without compression, whose CRCs make damage known."""
+    about = json.dumps({"key": key, "names": found.names, "gaps": found.gaps})
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(
+                file,
+                about=np.frombuffer(about.encode(), np.uint8),
+                images=found.images,
+                labels=found.labels,
+            )
+    except OSError as error:
+        warnings.warn(
+            f"the decoded images could not be kept in {path.parent} ({error}); they will be decoded again next time",
+            stacklevel=4,
+        )
+        return
+    for older in path.parent.glob(path.name.rpartition("-")[0] + "-*.npz"):
+        if older != path:  # the same selection from a source that is no more: up to 1.2 GB
+            with suppress(OSError):
+                older.unlink()
+
+
+def _recall(path: Path, key: str) -> Decoded | None:
+    """What ``_keep`` kept, or None if it is not there, is cut or damaged, or is of something else."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            about = json.loads(kept["about"].tobytes())
+            if about["key"] != key:
+                return None
+            return Decoded(kept["images"], kept["labels"], tuple(about["names"]), about["gaps"])
+    except Exception:  # whatever is wrong with it: the images are decoded anew, and take its place
+        return None
+
+
+def _subset(found: Decoded, have: tuple[int, int], want: tuple[int, int]) -> Decoded:
+    """The first classes and the first images of each, from a larger selection in the same order."""
+    if have == want:
+        return found
+    (classes, per_class), (some, few) = have, want
+    images = found.images.reshape(per_class, classes, *found.images.shape[1:])[:few, :some]
+    labels = found.labels.reshape(per_class, classes)[:few, :some]
+    images = np.ascontiguousarray(images).reshape(-1, *found.images.shape[1:])
+    return Decoded(images, labels.reshape(-1), found.names[:some], found.gaps)
+
+
+def tiny_imagenet(
+    split: Literal["train", "val"] = "train",
+    *,
+    folder: str | os.PathLike | None = None,
+    classes: int | None = None,
+    per_class: int | None = None,
+    download: bool = True,
+    progress: bool = True,
+) -> Dataset:
+    """Tiny ImageNet: photographs of 200 kinds of things, 64 x 64 pixels in colour (248 MB to download).
+
+    The folder, or its sub-folder ``tiny-imagenet``, may hold the official data set unpacked
+    (``tiny-imagenet-200/``), the official ``tiny-imagenet-200.zip`` (its MD5 checksum is verified), or tar
+    archives that each unpack to a part of ``tiny-imagenet-200/``. Archives are read in place. Decoded images
+    are kept in the cache (12 KB each) and found again as long as the files stay the same.
+
+    The samples go round the classes, in the order of the official ``wnids.txt``: the first image of each class,
+    then the second of each, and so on. So ``first(n)`` is balanced, and a smaller selection is a part of a
+    larger one. Grey photographs get three equal channels.
+
+    Args:
+        split: ``"train"`` (500 images per class) or ``"val"`` (50); the labels of the test images are unpublished.
+        folder: where to look first, instead of the folder that ``NLCOMPANION_DATA`` names; read, never written.
+        classes: take only the first so many classes, 1 to 200.
+        per_class: take only the first so many images of each class.
+        download: fetch the official archive to the cache if the data set is neither there nor in the folder.
+        progress: show bars while downloading and decoding.
+
+    Returns:
+        Images of shape (classes * per_class, 3, 64, 64), with ``levels`` 255.
+
+    Raises:
+        DataError: if files are missing, damaged or wrongly laid out, or cannot be downloaded.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> from nlcompanion import tiny_imagenet
+        >>> tiny_imagenet("train", classes=10, per_class=100)  # doctest: +SKIP
+        Dataset(tiny imagenet train: 1000 images of 3 x 64 x 64, 10 classes)
+
+    Source: the course CS231n of Stanford University, from ImageNet (O. Russakovsky et al., 2015).
+    """
+    _check_split(split, ("train", "val"))
+    official = OFFICIAL
+    classes = _up_to(official.classes, classes, "classes")
+    per_class = _up_to(getattr(official, split), per_class, "per_class")
+    source = locate(named_folder(folder), download, progress)
+    found = load(source, split, classes, per_class, progress)
+    return Dataset(
+        name=f"tiny imagenet {split}",
+        images=torch.from_numpy(found.images),
+        labels=torch.from_numpy(found.labels),
+        classes=found.names,
+        source="Tiny ImageNet, course CS231n of Stanford University, from ImageNet (Russakovsky et al., 2015)",
+        licence="ImageNet's terms of access: research and education, not for commerce",
+    )
+
+
+def _up_to(most: int, value: int | None, name: str) -> int:
+    if value is None:
+        return most
+    count = as_integer(value)
+    if isinstance(value, bool) or not 1 <= count <= most:
+        raise ValueError(
+            f"{name} is an integer from 1 to {most} for this split, got {value!r}; leave it out to have all {most}"
+        )
+    return count

@@ -1,0 +1,404 @@
+"""Exact bookkeeping of a discrete run: every charge, every step, split into causes; public in ``laws``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nlcompanion.dynamics.descent import descend
+from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.laws.law import Law
+from nlcompanion.laws.under_optimizers import CAUSES
+from nlcompanion.laws.under_rules import LawUnderRule, start_of
+from nlcompanion.monitoring.descent_steps import DescentSteps
+from nlcompanion.monitoring.optimizer_steps import OptimizerSteps
+from nlcompanion.monitoring.stacked_forms import StackedForms
+
+_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+_SUSPECTS = {
+    "layers": "the gradients do not come from this network alone (a hook, clipping by tensor, a penalty on one layer, "
+    "weights shared with another)",
+    "data": "the data are not the same after a rotation, as no finite set of samples is",
+}
+
+
+class LedgerError(AssertionError):
+    """A charge moved by more than its causes explain: the gradients do not have the symmetry, or the steps are not
+    the optimiser's."""
+
+
+@dataclass(frozen=True, repr=False)
+class Account:
+    r"""One law's account: what moved its charge, entry by entry. All tensors have shape ``(T, *law.shape)``.
+
+    ``change == finite_step + momentum + decay + rates + outside + optimizer + residual`` for every entry. Of a matrix
+    law the symmetric part of ``change`` is the charge's; its antisymmetric part is that of ``2 form(d, q)``, booked
+    alike.
+
+    Attributes:
+        law: whose account it is.
+        steps: number of steps taken by the end of each entry, shape ``(T,)``.
+        change: of the charge, in units of a squared parameter.
+        finite_step: ``form(d, d)``, what is left of a step because it is not infinitesimal.
+        momentum: what the buffer of earlier gradients adds.
+        decay: what weight decay takes.
+        rates: what different learning rates for the law's parameters do; 0 where they have one.
+        outside: what was done to the weights between the steps, such as a projection.
+        optimizer: for optimisers other than SGD ``2 form(d, q)``, all that is not the finite step.
+        residual: what none of these explains; the symmetry forbids it, so it is rounding.
+        cosine: between gradient and generator, of the last step of each entry; None for SGD, whose residual tells
+            as much.
+        worst: the largest relative residual of any single step, shape ``law.shape``; what :meth:`Ledger.check` judges.
+    """
+
+    law: Law
+    steps: Tensor
+    change: Tensor
+    finite_step: Tensor
+    momentum: Tensor
+    decay: Tensor
+    rates: Tensor
+    outside: Tensor
+    optimizer: Tensor
+    residual: Tensor
+    cosine: Tensor | None
+    worst: Tensor
+
+    def __repr__(self) -> str:
+        entries, worst = len(self.steps), float(self.worst.max())
+        return f"Account({_short(self.law)}: {entries} {'entry' if entries == 1 else 'entries'}, worst {worst:.1e})"
+
+    @property
+    def cumulative(self) -> dict[str, Tensor]:
+        """The sums up to each entry, by cause, ``change`` and ``residual`` included."""
+        return {name: getattr(self, name).cumsum(0) for name in ("change", *CAUSES, "residual")}
+
+
+class Ledger:
+    r"""StackedForms a training run: each step's change of every charge, split exactly into its causes.
+
+    A step of ``torch.optim.SGD`` is :math:`d = -\eta\,(c_g(g + k\theta) + c_b b)` with the buffer :math:`b` of earlier
+    steps. Since :math:`\mathrm{form}(g, \theta) = 0` for every mini-batch, the change
+    :math:`2\,\mathrm{form}(d, \theta) + \mathrm{form}(d, d)` of a charge is
+
+    .. math:: \underbrace{\mathrm{form}(d, d)}_{\text{finite step}}
+              \underbrace{-\,2\eta c_b\,\mathrm{form}(b, \theta)}_{\text{momentum}}
+              \underbrace{-\,2\eta c_g k\,\mathrm{form}(\theta, \theta)}_{\text{decay}}
+
+    to rounding, with :math:`c_g = 1, c_b = \beta` for heavy ball, :math:`c_g = 1 + \beta, c_b = \beta^2` for
+    ``nesterov=True``, and :math:`c_g = 1 - \tau` once a buffer with dampening :math:`\tau` exists. What is left is the
+    residual, which a gradient with a fault in it raises at once.
+
+    ::
+
+        ledger = Ledger(homogeneous_laws(f), model, optimizer)
+        ...                    # the training loop, unchanged
+        print(ledger)          # a table by causes
+        ledger.check()         # LedgerError if a symmetry was broken
+
+    It reads the hyperparameters at every step, so schedules, warm restarts and several parameter groups are booked as
+    they are. Weights that are written to between steps (projected, averaged) are noticed and booked as ``outside``,
+    unless it is done through ``.data``, which leaves no trace and ends in the residual. For other optimisers (Adam)
+    the linear part of the step is booked as ``optimizer``, and :meth:`check` looks at the gradient's component along
+    the symmetry instead. Nothing leaves the device, and no step waits for it, until a result is asked for.
+
+    Args:
+        laws: one law or several, made from a ``flat_loss`` of this model.
+        model: the model that is trained; parameters in float64 or float32.
+        optimizer: any ``torch.optim.Optimizer`` over its parameters. Not one whose ``step(closure)`` evaluates
+            several gradients, such as LBFGS.
+        rule: instead of a model and an optimizer, the learning rule of a :func:`descend`, which then takes
+            ``record=ledger.record``.
+        every: keep one entry for so many steps, summed over them, so that entries always add up to the whole; None
+            keeps the totals alone, in constant memory.
+
+    Raises:
+        ValueError: no law; a parameter that the model or the optimizer lacks; half precision, where the rounding of
+            the weights is larger than what is booked; a learning rule without steps.
+        TypeError: arguments of other kinds.
+
+    Source: the bookkeeping is this book's; for gradient flow GU Eqs. 31 and 42 are what remains of it.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from nlcompanion import flat_loss, homogeneous_laws, mlp
+        >>> model, x, y = mlp((4, 3, 2)), torch.eye(4).double(), torch.tensor([0, 1, 0, 1])
+        >>> f = flat_loss(model, x, y, nn.functional.cross_entropy)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        >>> ledger = Ledger(homogeneous_laws(f), model, optimizer)
+        >>> for batch in ([0, 1], [2, 3], [0, 3]):
+        ...     optimizer.zero_grad()
+        ...     nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+        ...     optimizer.step()
+        >>> ledger.steps, ledger[0].change.shape, ledger.check() < 1e-12
+        (3, torch.Size([3, 3]), True)
+    """
+
+    def __init__(
+        self,
+        laws: Law | Iterable[Law],
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        rule: LearningRule | None = None,
+        every: int | None = 1,
+    ):
+        self.laws = _laws(laws)
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"every must be an integer >= 1, or None for the totals alone, got {every!r}")
+        self.every, self.steps = every, 0
+        self._forms = StackedForms(self.laws)
+        self._entries: list[tuple[int, Tensor, Tensor | None]] = []
+        self._block: Tensor | None = None  # sums since the last entry
+        self._found: _Found | None = None
+        self._handles: list = []
+        self._follower: DescentSteps | OptimizerSteps
+        if rule is not None:
+            if model is not None or optimizer is not None:
+                raise ValueError("give a model with its optimizer, or rule= for descend, not both")
+            self._follower = DescentSteps(self, rule)
+            self.tolerance = _TOLERANCES[torch.float64]
+        else:
+            follower = OptimizerSteps(self, model, optimizer)
+            self._follower, self._handles = follower, follower.attach()
+            self.tolerance = _TOLERANCES[follower.dtype]
+
+    @property
+    def record(self) -> Callable[[float, Tensor, Tensor], dict[str, float]]:
+        """What :func:`descend` takes as ``record``; returns the relative residual of the last step.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from nlcompanion import descend, flat_loss, homogeneous_law, mlp, nesterov
+            >>> x, y = torch.eye(4).double(), torch.tensor([0, 1, 0, 1])
+            >>> f, rule = flat_loss(mlp((4, 3, 2)), x, y, nn.functional.cross_entropy), nesterov(lr=0.1)
+            >>> ledger = Ledger(homogeneous_law(f, 1), rule=rule)
+            >>> run = descend(rule, f, f.q0, steps=20, record=ledger.record)
+            >>> ledger.steps, ledger.check() < 1e-12
+            (20, True)
+        """
+        if not isinstance(self._follower, DescentSteps):
+            raise ValueError("this ledger listens to its optimizer; for descend make one with Ledger(laws, rule=rule)")
+        return self._follower.record
+
+    def close(self) -> None:
+        """Stop listening to the optimizer; what was booked stays. ``with Ledger(...)`` does it at the end."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    # --- what it found --------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.laws)
+
+    def __getitem__(self, k: int) -> Account:
+        """The account of one law, in the order in which they were given."""
+        where, law = self._forms.places[k], self.laws[k]
+        found, entries = self._need_steps(), list(self._entries)
+        if self._block is not None:
+            entries.append((self.steps, self._block, found.cosine))
+        rows = torch.stack([sums for _, sums, _ in entries])[:, :, where].reshape(len(entries), -1, *law.shape)
+        change, *causes = rows.unbind(1)
+        cosines = [cosine[where] for *_, cosine in entries if cosine is not None]
+        return Account(
+            law,
+            torch.tensor([step for step, *_ in entries]),
+            change,
+            **dict(zip(CAUSES, causes, strict=True)),
+            residual=change - reduce(torch.add, causes),
+            cosine=torch.stack(cosines).reshape(-1, *law.shape) if cosines else None,
+            worst=found.worst[where].reshape(law.shape),
+        )
+
+    def __iter__(self) -> Iterator[Account]:
+        return (self[k] for k in range(len(self)))
+
+    @property
+    def residual(self) -> float:
+        """The largest residual of any step and law, relative to the squares of the law's parameters."""
+        return float(self._need_steps().worst.max())
+
+    def check(self, tol: float | None = None) -> float:
+        r"""Insist that the causes explain every change of every charge so far.
+
+        Judged is the residual of each step against :math:`\sum|c|\,|\theta|^2`, the squares that the law compares
+        (those of the step, if that is longer);
+        for optimisers other than SGD the gradient's component along the symmetry against the largest gradient so far.
+
+        Args:
+            tol: relative; None is 1e-12 for float64 and 1e-6 for float32. Under autocast the gradients themselves are
+                rounded to half precision: measure a healthy run first.
+
+        Returns:
+            The largest figure found, dimensionless.
+
+        Raises:
+            LedgerError: with law, neuron and step of the largest violation. It is an ``AssertionError``.
+            ValueError: if nothing was booked yet.
+        """
+        seen = self._need_steps()
+        tol = self.tolerance if tol is None else tol
+        ratio, step = seen.worst.cpu(), seen.worst_step.cpu()
+        worst = int(torch.where(ratio.isnan(), math.inf, ratio).argmax())
+        found = float(ratio[worst])
+        if found <= tol:
+            return found
+        k = next(k for k, place in enumerate(self._forms.places) if worst < place.stop)
+        law, inside = self.laws[k], worst - self._forms.places[k].start
+        entry = f", entry {[int(i) for i in np.unravel_index(inside, law.shape)]}" if law.shape else ""
+        raise LedgerError(
+            f"the balance {law.statement!r}{entry} was broken by {found:.3g} at step {int(step[worst])} of "
+            f"{self.steps}, relative to its parameters' squares; {tol:.3g} is allowed. The symmetry forbids it: either "
+            f"{_SUSPECTS['data' if law.kind == 'data' else 'layers']}, or the steps are not {self._follower.name}'s"
+        )
+
+    def __repr__(self) -> str:
+        return f"Ledger({len(self)} laws, {self.steps} steps of {self._follower.name})"
+
+    def __str__(self) -> str:
+        """A table: for each law what moved its charge in all, a stack's summed over its neurons, a matrix's norms.
+
+        The last column is what :meth:`check` judges: the largest residual of a step, ``relative`` to the law's
+        parameters, or for optimisers other than SGD the largest part of the ``gradients`` along the symmetry.
+        """
+        if self._found is None:
+            return repr(self)
+        used = [name for name in CAUSES if any(getattr(account, name).any() for account in self)]
+        # without SGD's formula the residual is 0 by definition, and the gradients are judged instead
+        judged = "relative" if getattr(self._follower, "is_sgd", True) else "gradients"
+        lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", judged]]
+        for account, place in zip(self, self._forms.places, strict=True):
+            law = account.law
+            shown = (lambda x: x.norm()) if law._is_matrix else (lambda x: x.sum())
+            columns = [getattr(account, name).sum(0) for name in ("change", *used, "residual")]
+            figures = [f"{float(shown(x)):.6g}" for x in (self._found.start[place], *columns)]
+            figures[-1] = f"{float(figures[-1]):.1e}"
+            lines.append([_short(law), *figures, f"{float(self._found.worst[place].max()):.1e}"])
+        widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+        rows = [
+            "  ".join(x.rjust(w) if k else x.ljust(w) for k, (x, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
+        ]
+        return "\n".join([f"{self.steps} steps of {self._follower.name}", *rows])
+
+    # --- what its followers tell it -------------------------------------------------------------------------------
+
+    def _enter(
+        self,
+        change: Tensor,
+        scale: Tensor,
+        start: Tensor,
+        causes: dict[str, Tensor],
+        slope: Tensor | None = None,
+        cosine: Tensor | None = None,
+    ) -> None:
+        """One step: the change of all charges, its causes, and a relative slope along the symmetry if that is known."""
+        self.steps += 1
+        nothing = torch.zeros_like(change)
+        sums = torch.stack([change, *(causes.get(name, nothing) for name in CAUSES)])
+        excess = (change - reduce(torch.add, causes.values())).abs()
+        ratio = excess / (scale + 1e-300)  # neurons of nothing but zeros have an excess of 0
+        ratio = ratio if slope is None else torch.maximum(ratio, slope)
+        found = self._found or _Found(start, nothing, nothing.long(), nothing, None)
+        keep = (ratio <= found.worst) | found.worst.isnan()  # NaN must not pass, and the first one is told
+        worst = torch.where(keep, found.worst, ratio)
+        self._found = _Found(found.start, worst, torch.where(keep, found.worst_step, self.steps), ratio, cosine)
+        self._block = sums if self._block is None else self._block + sums
+        if self.every and self.steps % self.every == 0:
+            self._entries.append((self.steps, self._block, cosine))
+            self._block = None
+
+    def _need_steps(self) -> _Found:
+        if self._found is None:
+            raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
+        return self._found
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a ledger has seen so far, entry by entry of all laws.
+
+    Attributes:
+        start: the charges before the first step.
+        worst, worst_step: the largest relative residual, and its step.
+        latest, cosine: the last step's residual, and its gradient's cosine with the generators.
+    """
+
+    start: Tensor
+    worst: Tensor
+    worst_step: Tensor
+    latest: Tensor
+    cosine: Tensor | None
+
+
+def residual_in_steps(form: LawUnderRule, f, q0=None, *, steps: int, batches=None) -> Tensor:
+    r"""By how much the discrete algorithm violates its own form of the law; shape ``law.shape``.
+
+    The algorithm is run with a :class:`Ledger`: the largest residual of any step, relative to the squares of the
+    law's parameters. On the flow the finite step would be a violation, here it is booked.
+
+    Args:
+        form: a law under a rule, ``law.under(rule)``.
+        f: loss ``f(q) -> scalar``; None when ``batches`` gives one per step and ``q0`` is given.
+        q0: start; None takes ``f.q0``.
+        steps, batches: as for :func:`descend`.
+
+    Returns:
+        A dimensionless tensor; rounding, 1e-12 or less, if the law holds.
+
+    Raises:
+        ValueError: for a rule without a discrete algorithm, or arguments that :func:`descend` refuses.
+
+    Source: this book's; GU leave discrete time open.
+
+    Example:
+        >>> import torch
+        >>> from nlcompanion import flat_loss, homogeneous_law, mlp, nesterov
+        >>> x, y = torch.eye(4).double(), torch.arange(4) % 2
+        >>> f = flat_loss(mlp((4, 3, 2), "relu"), x, y, torch.nn.functional.cross_entropy)
+        >>> form = homogeneous_law(f, layer=1).under(nesterov(lr=0.1))
+        >>> bool(residual_in_steps(form, f, steps=20).max() < 1e-12)
+        True
+    """
+    q0 = start_of(f) if q0 is None else q0
+    ledger = Ledger(form.law, rule=form.rule, every=None)
+    descend(form.rule, None if batches is not None else f, q0, steps=steps, batches=batches, record=ledger.record)
+    return ledger[0].worst
+
+
+def _short(law: Law) -> str:
+    if len(law.shape) == 1:
+        return f"{law.total._expression} (sum of {len(law)})"
+    return law._expression + (" (norm)" if law.shape else "")
+
+
+def _laws(laws) -> tuple[Law, ...]:
+    laws = (laws,) if isinstance(laws, Law) else tuple(laws)
+    if not laws:
+        raise ValueError(
+            "a ledger needs at least one law, got none; homogeneous_laws(f) finds those of pairs of nn.Linear with "
+            "ReLU, leaky ReLU, powers or Swish between them, and tanh, GELU and convolutions have none of these"
+        )
+    for law in laws:
+        if not isinstance(law, Law):
+            raise TypeError(f"laws must be Laws such as homogeneous_law(f, 1), got {type(law).__name__}")
+    if len({law._size for law in laws}) > 1:
+        raise ValueError("the laws belong to networks of different sizes; make them from one flat_loss")
+    return laws

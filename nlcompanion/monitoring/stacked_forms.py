@@ -1,0 +1,166 @@
+"""What the ledger computes with: the forms of many laws at once, and the two runs that it can follow."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from nlcompanion.laws.law import Law
+from nlcompanion.laws.terms import Gram, Squares, Term
+
+Tensors = dict[str, Tensor]
+
+
+class StackedForms:
+    """The forms of several laws as one vector, law after law; what laws share of a tensor is computed once.
+
+    Every entry of every law is a weighted sum over a few numbers of :meth:`pairs`, so that all laws together cost a
+    handful of operations whatever their number.
+    """
+
+    def __init__(self, laws: tuple[Law, ...]):
+        self.laws = laws
+        self.terms = {term.name: term for law in laws for term in law._terms}  # one of each parameter
+        self.places = _consecutive(math.prod(law.shape) for law in laws)
+        self.keys = {_key(term): term for law in laws for term in law._terms}
+        ways: dict[str, list[Term]] = {}
+        for term in self.keys.values():
+            ways.setdefault(term.name, []).append(term)
+        self._ways, self._scratch = ways, _Scratch()
+        where = dict(zip(self.keys, _consecutive(pairing_size(term) for term in self.keys.values()), strict=True))
+        names, size, most = list(self.terms), self.places[-1].stop, max(len(law._terms) for law in laws)
+        self._index = torch.zeros(size, most, dtype=torch.long)
+        self._owner = torch.zeros(size, most, dtype=torch.long)  # which parameter
+        self._coefficient = torch.zeros(size, most, dtype=torch.float64)
+        for place, law in zip(self.places, laws, strict=True):
+            for k, term in enumerate(law._terms):
+                span = where[_key(term)]
+                self._index[place, k] = torch.arange(span.start, span.stop)
+                self._owner[place, k] = names.index(term.name)
+                self._coefficient[place, k] = term.coefficient
+        self._matrices = [(place, law) for place, law in zip(self.places, laws, strict=True) if law._is_matrix]
+
+    @property
+    def has_matrices(self) -> bool:
+        return bool(self._matrices)
+
+    def to(self, device: torch.device) -> None:
+        for name in ("_index", "_owner", "_coefficient"):
+            setattr(self, name, getattr(self, name).to(device))
+
+    def pairs(self, *stages: tuple[Tensors, Tensors] | tuple[Tensors, Tensors, Callable[[str], None]]) -> Tensor:
+        """Every pairing of two points (or steps, gradients) that any law needs, in float64.
+
+        Args:
+            stages: pairs of points ``(x, y)``, each by name, or ``(x, y, first)`` with ``first(name)`` called before
+                that parameter's turn. All stages of one parameter follow each other, while it is in the processor's
+                cache: there several passes cost little more than one.
+
+        Returns:
+            Shape ``(len(stages), m)``.
+        """
+        values: list[dict[tuple, Tensor]] = [{} for _ in stages]
+        for name, terms in self._ways.items():
+            for value, (x, y, *first) in zip(values, stages, strict=True):
+                for prepare in first:
+                    prepare(name)
+                value.update(zip(map(_key, terms), _pair(terms, x[name], y[name], self._scratch), strict=True))
+        flat = torch.cat([value[key].reshape(-1) for value in values for key in self.keys])
+        return flat.double().view(len(stages), -1)
+
+    def form(self, pairs: Tensor, rates: list[float] | None = None) -> Tensor:
+        """All laws' forms, shape ``(..., size)``, from ``pairs`` of shape ``(..., m)``; each parameter's share times
+        its rate."""
+        weight = self._coefficient
+        if rates is not None:
+            if len(set(rates)) == 1:
+                return rates[0] * self.form(pairs)
+            weight = weight * self._each(rates)
+        return (pairs[..., self._index] * weight).sum(-1)
+
+    def excess(self, pairs: Tensor, rates: list[float]) -> Tensor:
+        """As :meth:`form`, with each rate less that of the law's first parameter."""
+        rate = self._each(rates)
+        return (pairs[..., self._index] * self._coefficient * (rate - rate[:, :1])).sum(-1)
+
+    def _each(self, rates: list[float]) -> Tensor:
+        return torch.tensor(rates, dtype=torch.float64, device=self._owner.device)[self._owner]
+
+    def differ(self, rates: dict[str, float]) -> bool:
+        """Whether parameters of one law have different rates."""
+        return any(len({rates[term.name] for term in law._terms}) > 1 for law in self.laws)
+
+    def scale(self, pairs: Tensor, x: Tensors) -> Tensor:
+        """How large the parameters are of which each law speaks: squared lengths, shape ``(size,)``."""
+        scale = (pairs[self._index] * self._coefficient.abs()).sum(-1)
+        for place, law in self._matrices:  # one figure for all entries
+            scale[place] = sum(torch.linalg.vector_norm(x[term.name]) ** 2 for term in law._terms)
+        return scale
+
+    def generators(self, g: Tensors, x: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        """``(form(g, x), |g|, |generator|)`` of all laws, of each the length over its own parameters."""
+        lengths = []
+        for law in self.laws:
+            shares = [term.lengths(g[term.name], x[term.name]) for term in law._terms]
+            sums = (reduce(torch.add, [share[k] for share in shares]) for k in (0, 1))
+            lengths.append([x.reshape(-1).double().sqrt() for x in sums])
+        slope, generator = (torch.cat([pair[k] for pair in lengths]) for k in (0, 1))
+        return self.form(self.pairs((g, x))[0]), slope, generator
+
+
+def _key(term: Term) -> tuple:
+    """The same for terms of two laws that pair a tensor in the same way."""
+    how = (term.axis, term.index) if isinstance(term, Squares) else getattr(term, "rows", None)
+    return type(term), term.name, how
+
+
+def pairing_size(term: Term) -> int:
+    """How many numbers a pairing has."""
+    if isinstance(term, Squares):
+        return 1 if term.axis is None or term.index is not None else term.shape[term.axis]
+    return term.shape[0 if isinstance(term, Gram) and term.rows else -1] ** 2
+
+
+def _consecutive(sizes: Iterable[int]) -> list[slice]:
+    ends = [0, *itertools.accumulate(sizes)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+class _Scratch:
+    """Room for a product, kept from step to step: to ask for it anew costs more than the product itself."""
+
+    def __init__(self):
+        self.room: Tensor | None = None
+
+    def like(self, x: Tensor) -> Tensor:
+        if (
+            self.room is None
+            or self.room.numel() < x.numel()
+            or (self.room.dtype, self.room.device) != (x.dtype, x.device)
+        ):
+            self.room = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
+        return self.room[: x.numel()].view(x.shape)
+
+
+def _pair(terms: list[Term], x: Tensor, y: Tensor, scratch: _Scratch) -> list[Tensor]:
+    """A tensor's pairings in all the ways asked for. Speed is in not writing products that a kernel can do without."""
+    axes = [term.axis if isinstance(term, Squares) and term.index is None else None for term in terms]
+    if x.ndim == 2 and x is y and axes == [0]:
+        return [torch.linalg.vector_norm(x, dim=1).square()]
+    stacked = any(axis is not None for axis in axes)
+    product = torch.mul(x, y, out=scratch.like(x)) if stacked else x
+    values = []
+    for term, axis in zip(terms, axes, strict=True):
+        if axis is not None:
+            others = [k for k in range(x.ndim) if k != axis]
+            values.append(product.sum(others) if others else product.clone())
+        elif isinstance(term, Squares) and term.index is None:
+            values.append(torch.dot(x.reshape(-1), y.reshape(-1)))
+        else:
+            values.append(term.pair(x, y))
+    return values

@@ -1,0 +1,9 @@
+from .config import TrainConfig as TrainConfig
+from .loop import train as train
+from .run import Run as Run
+from .step import BeforeStep as BeforeStep
+from .sweeps.records import Record as Record
+from .sweeps.records import Sweep as Sweep
+from .sweeps.records import SweepError as SweepError
+from .sweeps.records import load_sweep as load_sweep
+from .sweeps.sweep import sweep as sweep

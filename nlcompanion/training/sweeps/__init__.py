@@ -1,0 +1,1 @@
+"""Many runs: settings crossed, shared among processes, kept in files."""

@@ -1,0 +1,411 @@
+"""The tangent kernel and linearised training, against models where both are exact."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nlcompanion.dynamics import (
+    damped,
+    general,
+    gradient_flow,
+    integrate,
+    linearized_dynamics,
+    natural_gradient,
+    nesterov,
+    newtonian,
+    sgd,
+)
+from nlcompanion.networks import RePU, ensemble, flat_loss, mlp, ntk, output_motion, tangent_kernel
+
+G = torch.Generator().manual_seed(0)
+X = torch.randn(6, 4, generator=G, dtype=torch.float64)
+Z = torch.randn(3, 4, generator=G, dtype=torch.float64)
+Y = torch.randn(6, 2, generator=G, dtype=torch.float64)
+HALF_SUM = lambda u, y: 0.5 * (u - y).square().sum()  # noqa: E731
+
+
+def by_hand(net, x1, x2):
+    """The definition, with one plain backward pass per output."""
+
+    def rows(x):
+        out = []
+        for sample in x:
+            for u in net(sample[None]).reshape(-1):
+                slopes = torch.autograd.grad(u, list(net.parameters()), retain_graph=True)
+                out.append(torch.cat([s.reshape(-1) for s in slopes]))
+        return torch.stack(out).view(len(x), -1, sum(p.numel() for p in net.parameters()))
+
+    return torch.einsum("icn,jdn->ijcd", rows(x1), rows(x2)).detach()
+
+
+class Convolutional(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2)
+        )
+        self.double()
+
+
+class Branching(nn.Module):
+    """Cannot be vmapped: it looks at values."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(4, 2).double()
+
+    def forward(self, x):
+        return torch.stack([self.line(row) if row[0].item() > 0 else self.line(row) ** 2 for row in x])
+
+
+NETWORKS = {
+    "mlp": mlp((4, 7, 2), "tanh", bias=True, seed=1),
+    "ntk scaling": mlp((4, 7, 5, 2), "relu", init="ntk", seed=1),
+    "swish": mlp((4, 7, 2), "swish", seed=2),
+    "convolution": Convolutional(),
+}
+
+
+@pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
+def test_the_definition(net):
+    for other in (None, Z):
+        H = ntk(net, X, other)
+        assert H.dtype == torch.float64
+        assert torch.allclose(H, by_hand(net, X, X if other is None else other), rtol=1e-12, atol=1e-12)
+        assert torch.allclose(ntk(net, X, other, output="trace"), H.diagonal(dim1=2, dim2=3).sum(-1), rtol=1e-12)
+        assert torch.allclose(ntk(net, X, other, output=1), H[..., 1, 1], rtol=1e-12, atol=1e-14)
+        assert torch.allclose(ntk(net, X, other, vectorize=False), H, rtol=1e-12, atol=1e-13)
+
+
+@given(st.integers(1, 7), st.sampled_from(["full", "trace", 0]), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_chunks_do_not_show(chunk, output, symmetric):
+    net = NETWORKS["mlp"]
+    whole, pieces = (ntk(net, X, None if symmetric else Z, output=output, chunk=c) for c in (None, chunk))
+    assert torch.allclose(whole, pieces, rtol=1e-13, atol=1e-14)
+    if symmetric:
+        assert torch.equal(pieces, pieces.transpose(0, 1).transpose(-2, -1) if output == "full" else pieces.T)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, None])
+def test_outputs_change_places_with_their_samples(chunk):
+    """Entry (i, j, c, d) is entry (j, i, d, c): in mirrored blocks and in those on the diagonal."""
+    net = mlp(
+        (4, 7, 5, 2), "tanh", init="ntk", seed=1
+    )  # of one hidden layer only, each block is symmetric in its outputs
+    H, want = ntk(net, X, chunk=chunk), by_hand(net, X, X)
+    assert torch.allclose(H, want, rtol=1e-12, atol=1e-12)
+    assert torch.equal(H, H.transpose(0, 1).transpose(2, 3))
+    lopsided = (want - want.transpose(2, 3)).abs()  # the control: the order of outputs matters off the diagonal
+    assert lopsided.max() > 0.01
+
+
+def test_symmetry_is_made(monkeypatch):
+    """Products A A^T come out with different last bits on either side of the diagonal on some processors."""
+    exact = tangent_kernel._product
+
+    def careless(left, right, output):
+        block = exact(left, right, output)
+        upper = torch.ones(block.shape[:2]).triu(1).view(*block.shape[:2], *(1,) * (block.ndim - 2))
+        return block * (1 + 1e-16 * upper * 4)
+
+    monkeypatch.setattr(tangent_kernel, "_product", careless)
+    for output in ("full", "trace", 0):
+        for chunk in (None, 4):
+            H = ntk(NETWORKS["mlp"], X, output=output, chunk=chunk)
+            assert torch.equal(H, H.transpose(0, 1).transpose(2, 3) if output == "full" else H.T)
+
+
+def test_a_flat_loss_at_another_point():
+    f = flat_loss(NETWORKS["mlp"], X, Y, HALF_SUM)
+    assert torch.equal(ntk(f, X), ntk(NETWORKS["mlp"], X))
+    q = f.q0 + 0.3
+    moved = mlp((4, 7, 2), "tanh", bias=True)
+    nn.utils.vector_to_parameters(q, moved.parameters())
+    assert torch.allclose(ntk(f, X, q=q), ntk(moved, X), rtol=1e-13)
+    assert not torch.allclose(ntk(f, X, q=q), ntk(f, X), rtol=1e-2)
+    single = ntk(f, X, q=f.q0.float())
+    assert single.dtype == torch.float32
+    assert torch.allclose(single.double(), ntk(f, X), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"q has shape \(3,\)"):
+        ntk(f, X, q=torch.ones(3))
+
+
+def test_frozen_parameters_do_not_count():
+    net = mlp((4, 7, 1), "tanh")
+    net[1].weight.requires_grad_(False)
+    hidden = torch.tanh(X @ net[1].weight.detach().T)
+    assert torch.allclose(ntk(net, X, output=0), hidden @ hidden.T, rtol=1e-12)
+
+
+def test_a_kernel_that_would_not_fit():
+    net = mlp((4, 100, 10))
+    with pytest.raises(
+        MemoryError, match=r"\(6, 6, 10, 10\) takes 28,800 bytes .* rows of 1 sample.* 672,000 more, .* = 100,000"
+    ):
+        ntk(net, X, max_memory=100_000)
+    with pytest.raises(MemoryError, match="take output='trace' or one output, a smaller chunk"):
+        ntk(net, X, max_memory=1_000_000, chunk=6)
+    assert ntk(net, X, max_memory=1_000_000).shape == (6, 6, 10, 10)
+    assert ntk(net, X, max_memory=100_000, output=0).shape == (6, 6)  # what the message advises
+    many = torch.empty(10**6, 4).expand(10**6, 4)
+    with pytest.raises(MemoryError, match=r"takes 8,000,000,000,000 bytes"):
+        ntk(net, many, output="trace")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak that Linux keeps of a process")
+@pytest.mark.parametrize(
+    "model",
+    [
+        'mlp((50, 300, 300, 1), "tanh"), torch.randn(150, 50, dtype=torch.float64)',
+        "nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), "
+        "nn.Flatten(), nn.Linear(8, 1)).double(), torch.randn(500, 1, 28, 28, dtype=torch.float64)",
+    ],
+    ids=["parameters", "activations"],
+)
+def test_memory_stays_within_what_is_stated(model):
+    """In a process of its own, whose peak is read from the operating system (ru_maxrss would be the parent's)."""
+    code = """
+import torch
+from torch import nn
+from nlcompanion import mlp, ntk
+torch.set_num_threads(1)
+net, x = MODEL
+def peak():
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+ntk(net, x[:2], output=0)
+before = peak()
+for allowed in (2**27, 2**31):
+    ntk(net, x, output=0, max_memory=allowed)
+    print(peak() - before)
+""".replace("MODEL", model)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc hands freed tensors back at once
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, env=environment)
+    small, large = map(int, run.stdout.split())
+    assert small < 1.05 * 2**27  # a smaller limit would drown in what torch itself loads when first used
+    assert large > 1.5 * 2**27  # the control: without the limit it takes more
+
+
+def test_models_that_couple_samples_are_refused():
+    coupled = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)).double()
+    with pytest.raises(ValueError, match=r"model.eval\(\)"):
+        ntk(coupled, X)
+    assert torch.allclose(ntk(coupled.eval(), X), by_hand(coupled, X, X), rtol=1e-12)
+    dropout = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 2)).double()
+    spatial = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.Flatten()).double()
+    for net, name in ((dropout, r"Dropout \(1\)"), (spatial, r"BatchNorm2d \(2\)")):
+        for x in (X, X[:1], X[:1].expand(4, 4)):  # single and equal samples, which do not show it
+            for vectorize in (True, False):
+                with pytest.raises(ValueError, match=rf"{name} is in train mode.*model.eval\(\)"):
+                    ntk(net, x, vectorize=vectorize)
+        assert torch.allclose(ntk(net.eval(), X), by_hand(net, X, X), rtol=1e-12)
+
+    class Centred(nn.Linear):  # couples samples in a way of its own
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    with pytest.raises(ValueError, match=r"differ by .* model.eval\(\)"):
+        ntk(Centred(4, 2).double(), X)
+
+
+def test_modules_that_vmap_cannot_run():
+    net = Branching()
+    with pytest.raises(ValueError, match="pass vectorize=False"):
+        ntk(net, X)
+    assert torch.allclose(ntk(net, X, vectorize=False), by_hand(net, X, X), rtol=1e-12)
+
+
+def test_other_bad_input():
+    net = NETWORKS["mlp"]
+    for output in ("diagonal", 2, True):
+        with pytest.raises(ValueError, match="output must be 'full', 'trace' or an integer from 0 to 1"):
+            ntk(net, X, output=output)
+    for chunk in (0, 1.5, True):
+        with pytest.raises(ValueError, match="chunk is a number of samples"):
+            ntk(net, X, chunk=chunk)
+    with pytest.raises(ValueError, match="x2 must be a tensor of inputs"):
+        ntk(net, X, torch.empty(0, 4))
+    with pytest.raises(ValueError, match=r"x1 must be a tensor of inputs.* got ndarray"):
+        ntk(net, X.numpy())
+    with pytest.raises(ValueError, match=r"cannot run on x1 of shape \(6, 4\) and torch.int64 .*x.double\(\)"):
+        ntk(net, X.long())
+    with pytest.raises(ValueError, match=r"cannot run on x2 of shape \(1, 3\)"):
+        ntk(net, X, X[:1, :3])
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got str"):
+        ntk("net", X)
+    with pytest.raises(TypeError, match="returns a tuple"):
+        ntk(nn.LSTM(4, 2, batch_first=True), X[:, None])
+    with pytest.raises(ValueError, match=r"shape \(5, 3, 2\) for 3 sample\(s\) of x1.*one member"):
+        ntk(ensemble((4, 7, 2), seeds=5), X)
+    with pytest.raises(ValueError, match="output for x1 is not finite"):
+        ntk(net, X * math.nan)
+    huge = mlp((4, 7, 2), "relu")
+    nn.utils.vector_to_parameters(1e155 * nn.utils.parameters_to_vector(huge.parameters()), huge[3].parameters())
+    with pytest.raises(ValueError, match=r"the kernel is not finite in torch\.float64"):
+        ntk(huge, X)
+
+
+def test_integers_for_an_embedding():
+    net = nn.Sequential(nn.Embedding(10, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    x = torch.tensor([[0, 1], [1, 2], [9, 9], [0, 1]])
+    assert torch.allclose(ntk(net, x), by_hand(net, x, x), rtol=1e-12)
+    assert torch.equal(ntk(net, x)[0], ntk(net, x)[3])
+
+
+# --- what moves the outputs ---------------------------------------------------------------------------------------
+
+
+def test_rate_push_and_bend_are_derivatives_along_a_curve():
+    f = flat_loss(NETWORKS["swish"], X, Y, HALF_SUM)
+    v, a = torch.randn(2, len(f), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    u = lambda t: f.outputs(f.q0 + t * v + t**2 / 2 * a)  # noqa: E731
+    motion, h = output_motion(f, f.q0, v, a), 1e-3
+    assert torch.allclose(motion.rate, (u(h) - u(-h)) / (2 * h), rtol=1e-4, atol=1e-4)
+    second = (u(h) - 2 * u(0.0) + u(-h)) / h**2
+    assert torch.allclose(motion.push + motion.bend, second, rtol=1e-4, atol=1e-4)
+    assert (motion.push - second).abs().max() > 1e-1  # the control: without the bend
+    slope = torch.func.grad(f)(f.q0)
+    force = torch.einsum("ijcd,jd->ic", ntk(f, X), Y - f.outputs(f.q0))
+    assert torch.allclose(output_motion(f, f.q0, v, -slope).push, force, rtol=1e-10)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.5, 2, 2.5])
+def test_the_bend_of_broken_powers_is_finite(p):
+    """Of a dead neuron every derivative is 0, also where that of the power alone is infinite."""
+    f = flat_loss(mlp((4, 7, 2), RePU(p), seed=1), X, Y, HALF_SUM)
+    v = torch.randn(len(f), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    assert (f.model[1](X) < 0).any()
+    u, h = (lambda t: f.outputs(f.q0 + t * v)), 1e-5
+    motion = output_motion(f, f.q0, v, 0 * v)
+    assert torch.allclose(motion.rate, (u(h) - u(-h)) / (2 * h), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(motion.bend, (u(h) - 2 * u(0.0) + u(-h)) / h**2, rtol=1e-3, atol=1e-3)
+
+
+# --- linearised training ------------------------------------------------------------------------------------------
+
+RULES = {
+    "gradient flow": gradient_flow(),
+    "Newtonian": newtonian(),
+    "underdamped": damped(mass=1.0, friction=0.3),
+    "overdamped": damped(mass=0.01, friction=1.0),
+    "sgd": sgd(lr=0.1),
+    "heavy ball": sgd(lr=0.02, momentum=0.9),
+    "Nesterov": nesterov(),
+    "general": general(lambda t: 1 + 0.1 * t, lambda t: 0.5 + 0.0 * t),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("mean", [False, True])
+def test_exact_for_a_linear_model(name, mean):
+    """Its outputs in a flow of the parameters are the kernel's, at training points and elsewhere."""
+    rule, net = RULES[name], mlp((4, 2), seed=3)
+    loss = nn.functional.mse_loss if mean else HALF_SUM
+    f = flat_loss(net, X, Y, loss)
+    t0 = 0.5 if name == "Nesterov" else 0.0
+    times = torch.linspace(t0, 6, 13, dtype=torch.float64)
+    run = integrate(rule, f, f.q0, t_span=(t0, 6), t_eval=times, rtol=1e-11, atol=1e-13)
+    settings = {"weight": 2 / Y.numel() if mean else 1.0, "t0": t0}
+    u0 = f.outputs(f.q0)
+    u = linearized_dynamics(ntk(f, X), u0, Y, times, rule, **settings)
+    there = linearized_dynamics(
+        ntk(f, X), u0, Y, times, rule, cross=ntk(f, Z, X), u0_cross=f.outputs(f.q0, Z), **settings
+    )
+    assert u.shape == (13, 6, 2)
+    assert there.shape == (13, 3, 2)
+    assert (u - torch.stack([f.outputs(q) for q in run.q])).abs().max() < 1e-8
+    assert (there - torch.stack([f.outputs(q, Z) for q in run.q])).abs().max() < 1e-8
+    wrong = linearized_dynamics(ntk(f, X), u0, Y, times, rule, t0=t0, weight=1.3 * settings["weight"])
+    assert (u - wrong).abs().max() > 1e-2
+
+
+@given(st.floats(0.0, 50.0), st.floats(0.01, 3.0), st.floats(0.0, 3.0), st.floats(0.0, 5.0))
+@settings(max_examples=50, deadline=None)
+def test_one_damped_mode(curvature, mass, friction, t):
+    """Against SciPy's matrix exponential; over-, under- and critically damped."""
+    from scipy.linalg import expm
+
+    for mu in (friction, 2 * math.sqrt(mass * curvature)):
+        matrix = np.array([[0.0, 1.0], [-curvature / mass, -mu / mass]])
+        u = linearized_dynamics([[curvature]], [1.0], [0.0], [t], damped(mass, mu))
+        assert u.item() == pytest.approx(expm(matrix * t)[0, 0], rel=1e-7, abs=1e-7)
+
+
+def test_a_tiny_mass_is_gradient_flow():
+    t = torch.linspace(0.01, 3, 7)
+    heavy = linearized_dynamics([[2.0]], [1.0], [0.0], t, damped(mass=1e-9, friction=1.0))
+    assert (heavy - linearized_dynamics([[2.0]], [1.0], [0.0], t)).abs().max() < 1e-7
+
+
+def test_nesterov_from_zero_and_the_printed_sign():
+    from scipy.special import j1
+
+    t = np.linspace(0, 5, 11)
+    u = linearized_dynamics([[9.0]], [0.0], [1.0], t, nesterov())
+    with np.errstate(invalid="ignore"):
+        assert np.allclose(u[:, 0], np.where(t > 0, 1 - 2 * j1(3 * t) / (3 * t), 0.0), atol=1e-14)
+    u = linearized_dynamics([[9.0]], [0.0], [1.0], t, newtonian())
+    assert np.allclose(u[:, 0], 1 - np.cos(3 * t), atol=1e-14)
+    assert abs(u - torch.from_numpy(1 - np.cosh(3 * t))[:, None]).max() > 1e3
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_flat_mode_does_not_move_under_its_gradient(name):
+    H = torch.tensor([[2.0, 2.0], [2.0, 2.0]], dtype=torch.float64)  # eigenvalues 4 and 0
+    t0 = 0.5 if name == "Nesterov" else 0.0
+    u = linearized_dynamics(H, [1.0, -1.0], [0.0, 0.0], [t0, 2.0], RULES[name], t0=t0)
+    assert (u - torch.tensor([1.0, -1.0])).abs().max() < 1e-12
+    u = linearized_dynamics(H, [1.0, 1.0], [0.0, 0.0], [t0, 2.0], RULES[name], t0=t0)
+    assert (u[-1] - 1).abs().max() > 0.1
+
+
+def test_kernels_that_no_network_has():
+    with pytest.raises(ValueError, match="negative eigenvalue, -1"):
+        linearized_dynamics([[1.0, 2.0], [2.0, 1.0]], [1.0, 1.0], [0.0, 0.0], [1.0])
+    for weight in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="weight must be positive"):
+            linearized_dynamics([[1.0]], [1.0], [0.0], [1.0], weight=weight)
+    for H, u in ((math.nan, 1.0), (1.0, math.inf)):
+        with pytest.raises(ValueError, match="not finite"):
+            linearized_dynamics([[H]], [u], [0.0], [1.0])
+    with pytest.raises(ValueError, match="without cross="):
+        linearized_dynamics([[1.0]], [1.0], [0.0], [1.0], u0_cross=[1.0])
+    rank_one = torch.ones(40, 40) + 1e-6 * torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
+    u = linearized_dynamics((rank_one + rank_one.T) / 2, torch.ones(40), torch.zeros(40), [1.0])  # rounding may
+    assert torch.isfinite(u).all()
+
+
+def test_times_in_any_order():
+    for rule in (newtonian(), RULES["general"]):
+        u = linearized_dynamics([[2.0]], [1.0], [0.0], [0.0, 3.0, 1.0, 3.0], rule)
+        assert u[1] == u[3] != u[2]
+        assert u[0] == 1.0
+
+
+def test_what_linearised_dynamics_refuses():
+    H, u = torch.eye(2), torch.zeros(2)
+    with pytest.raises(ValueError, match="has weight decay"):
+        linearized_dynamics(H, u, u, [1.0], sgd(lr=0.1, weight_decay=0.1))
+    with pytest.raises(ValueError, match="has a metric"):
+        linearized_dynamics(H, u, u, [1.0], natural_gradient(lambda q: q.exp().sum(), 1.0, 1.0))
+    with pytest.raises(TypeError, match="must be a LearningRule"):
+        linearized_dynamics(H, u, u, [1.0], "newtonian")
+    with pytest.raises(ValueError, match=r"kernel has shape \(2, 2\), .* need \(3, 3\)"):
+        linearized_dynamics(H, torch.zeros(3), torch.zeros(3), [1.0])
+    with pytest.raises(ValueError, match="not symmetric"):
+        linearized_dynamics(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), u, u, [1.0])
+    with pytest.raises(ValueError, match="none before t0 = 1"):
+        linearized_dynamics(H, u, u, [0.5], t0=1.0)
+    with pytest.raises(ValueError, match="pass u0_cross="):
+        linearized_dynamics(H, u, u, [0.5], cross=H)
+    with pytest.raises(ValueError, match=r"u0 has shape \(2,\) and y \(1,\)"):
+        linearized_dynamics(H, u, torch.zeros(1), [0.5])
