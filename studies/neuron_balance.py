@@ -166,7 +166,7 @@ FAMILIES = {
 def table_entry(family: Family, rule: LearningRule, bias: bool) -> tuple[Tensor, Tensor]:
     """By how much the law of a family fails under a rule, and by how much its control: the worst neuron's, relative.
 
-    The network is 64-8-10, the time 0.5 to 1; :meth:`nlcompanion.RuleForm.residual` integrates the law's own
+    The network is 64-8-10, the time 0.5 to 1; :meth:`nlcompanion.LawUnderRule.residual` integrates the law's own
     right-hand side beside the motion.
     """
     f = digits_loss((64, 8, 10), family.activation, samples=family.samples, bias=bias)
