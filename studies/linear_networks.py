@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -272,14 +273,15 @@ def worn_by_noise(
         size: of a batch; infinite for all images.
         every: steps between two entries.
     """
-    push, generator = MeanPush(data), torch.Generator().manual_seed(0)
+    still = math.isinf(size)
+    push, generator = MeanPush(data), torch.Generator().manual_seed(0 if still else int(size))  # a stream for each
     first, second = (W.expand(seeds, *W.shape).clone() for W in start)
     gone = torch.zeros(seeds, len(first[0]), len(first[0])).double()
     charges, forecasts = [_square(first) - _square(second.mT)], []
     forecasts.append(charges[0])
     for n in range(steps):
         gone = gone + lr**2 * push(first, second, size)
-        if size == float("inf"):
+        if still:
             gradient = second @ first - data.optimum
         else:
             rows = draw_rows(seeds, len(data.inputs), int(size), generator, replacement=True)
