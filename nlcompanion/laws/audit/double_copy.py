@@ -443,6 +443,11 @@ def _some(names: list[str]) -> str:
 
 def _keep_path(model: nn.Module, path: list[str]) -> None:
     """Know at any time in which module the forward pass is."""
+
+    def leave(*_) -> None:
+        if path:
+            path.pop()
+
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: path.append(name))
-        module.register_forward_hook(lambda *_: path.pop() and None if path else None, always_call=True)
+        module.register_forward_hook(leave, always_call=True)

@@ -1,0 +1,343 @@
+"""The search: slices that are symmetric by themselves, families of aligned slices, mixing blocks, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from nlcompanion.laws.audit.basis import null_space, readable_basis, simple
+from nlcompanion.laws.audit.double_copy import DoubleCopy
+from nlcompanion.laws.audit.equations import Equations
+from nlcompanion.laws.audit.families import Family, Span
+from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of, rows_of
+
+ZERO = 1e-10  # a sum this small against its absolute terms is rounding
+CLEARLY_NOT = 1e-7  # and this large it is not
+_DENSE = 700  # unknowns up to which every slice is an unknown of its own
+_MIXING = 2048  # neurons up to which pairs are looked at
+
+
+class Search:
+    """One audit's search; ``run`` leaves what it found in ``families`` and what it could not tell in ``limits``."""
+
+    def __init__(self, room: DoubleCopy, layout: Layout, equations: Equations):
+        self.room, self.layout, self.equations = room, layout, equations
+        self.span, self.families, self.limits = Span(layout), [], []
+        self.settled: dict[str, list[np.ndarray]] = {}
+        self.smallest_gap = float("inf")
+        self.is_complete = False
+        self.unseen: dict[str, int] = {}
+
+    def run(self) -> None:
+        self._single()
+        for n, inner in self._sizes():
+            self._family(n, inner, self._scaling_atoms(n, inner), mixing=True)
+        for n, inner in self._sizes():
+            self._family(n, inner, self._shifting_atoms(n, inner), mixing=False)
+        self._rotations()
+        self._leftover()
+
+    # --- slices by themselves -------------------------------------------------------------------------------------
+
+    def _single(self) -> None:
+        layout, values, sizes = self.layout, self.equations.values, self.equations.sizes
+        per_weight = np.concatenate(
+            [sizes[SHIFT][:, a.start : a.start + len(a)] / a.weights_per_slice for a in layout.axes], axis=1
+        )
+        level = (per_weight / per_weight.max(1, keepdims=True)).max(0)
+        self.dead = level < 1e-12
+        if ((level >= 1e-12) & (level < 1e-10)).any():
+            self.limits.append("some gradients are so small that they may be rounding: their slices may be dead")
+        self.alone = {kind: np.zeros(layout.count, dtype=bool) for kind in (SCALE, SHIFT)}
+        for kind in (SCALE, SHIFT):
+            live = sizes[kind] > 1e-11 * np.median(sizes[kind][sizes[kind] > 0])
+            ratio = np.where(live, np.abs(values[kind]) / np.where(live, sizes[kind], 1.0), 0.0)
+            seen = live.sum(0) >= min(3, self.equations.draws)
+            worst = ratio.max(0)
+            self.alone[kind] = (worst < ZERO) & seen & ~self.dead
+            unclear = (worst >= ZERO) & (worst < CLEARLY_NOT) & ~self.dead & seen
+            if unclear.any():
+                self.limits.append(
+                    f"{int(unclear.sum())} slices nearly have a {kind} symmetry (up to {worst[unclear].max():.0e}): "
+                    "neither called a law nor excluded; a constant besides eps may break it"
+                )
+        for name in layout.shapes:
+            self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        """The laws of single slices of one tensor."""
+        layout, axes = self.layout, self.layout.axes_of(name)
+        for k in axes:
+            axis = layout.axes[k]
+            dead = self.dead[axis.start : axis.start + len(axis)]
+            if dead.any():
+                if self._is_lookup(k):
+                    self.unseen[name] = int(dead.sum())
+                else:
+                    self._accept([(Atom(SHIFT, k, np.flatnonzero(dead)[:, None], layout.roles[name, k]), 1.0)], dead=True)
+            if dead.all():
+                return
+        for kind in (SCALE, SHIFT):
+            for k in axes:
+                axis = layout.axes[k]
+                which = np.flatnonzero(self.alone[kind][axis.start : axis.start + len(axis)])
+                if len(which) and len(axis) * axis.weights_per_slice > 0:
+                    self._accept([(Atom(kind, k, which[:, None], layout.roles[name, k]), 1.0)])
+
+    def _is_lookup(self, k: int) -> bool:
+        axis = self.layout.axes[k]
+        return len(axis.view) == 2 and axis.keep == (0,) and self.layout.roles[axis.name, k] == "in"
+
+    def _accept(self, atoms, gap: float = float("inf"), *, dead: bool = False) -> Family | None:
+        if not dead and self.span.contains(atoms):
+            return None
+        if dead and all(self.span.contains([(atom, 1.0)]) for atom, _ in atoms):
+            return None
+        family = Family(tuple(atoms), gap, dead=dead)
+        self.families.append(family)
+        self.span.add(atoms)
+        if dead:
+            self.span.add([(replace(atom, kind=SCALE), c) for atom, c in atoms])
+        return family
+
+    # --- families -------------------------------------------------------------------------------------------------
+
+    def _sizes(self) -> Iterator[tuple[int, int]]:
+        """``(n, inner)``: how many aligned neurons, and how their slices may be interleaved; fine ones first."""
+        lengths = {len(axis) for axis in self.layout.axes}
+        numbers = set(self.layout.numbers)
+        halves = {n // 2 for n in lengths if n % 2 == 0 and n > 2}
+        groups = {k for k in numbers if any(n % k == 0 and n > k for n in lengths)}
+        chunks = {n // k for n in lengths for k in (2, 3, 4) if n % k == 0}
+        for n in sorted(lengths | halves | chunks | {k for k in groups if k <= 512}, reverse=True):
+            if n < 2:
+                continue
+            if not any(len(axis) % n == 0 for axis in self.layout.axes):
+                continue
+            inners = {n}
+            if any(len(axis) % n == 0 and len(axis) > n for axis in self.layout.axes):
+                inner = {1} | {k for k in numbers if n % k == 0} | {n // k for k in numbers if n % k == 0}
+                inner |= {k // 2 for k in numbers if k % 2 == 0 and n % (k // 2) == 0}
+                inners |= inner
+            for inner in sorted(inners, key=lambda c: (c != n, c)):
+                yield n, inner
+        yield 1, 1
+
+    def _pieces(self, k: int) -> list[Atom]:
+        """For whole tensors: the tensor, cut in chunks where other tensors have the length of one."""
+        axis, lengths = self.layout.axes[k], {len(a) for a in self.layout.axes}
+        role = self.layout.roles[axis.name, k]
+        if axis.keep[0] != 0 or k != self.layout.axes_of(axis.name)[0]:
+            return []
+        for parts in (2, 3, 4):
+            if len(axis) % parts == 0 and len(axis) // parts in lengths and len(axis) // parts > 1:
+                return [Atom(SCALE, k, piece[None], role) for piece in np.arange(len(axis)).reshape(parts, -1)]
+        return [Atom(SCALE, k, np.arange(len(axis))[None], role)]
+
+    def _scaling_atoms(self, n: int, inner: int) -> list[Atom]:
+        atoms, layout = [], self.layout
+        for k, axis in enumerate(layout.axes):
+            mine = self._pieces(k) if n == 1 else atoms_of(layout, SCALE, k, n, inner)
+            atoms += mine
+            if len(axis.view) == 1 and len(axis) == n and inner == n:
+                atoms += atoms_of(layout, SHIFT, k, n, n)
+        if n > 1:
+            for k, (*_, length) in enumerate(layout.sources):
+                if length == n and inner == n:
+                    atoms += atoms_of(layout, SOURCE, k, n, n)
+        return [atom for atom in atoms if not self._is_settled(atom)]
+
+    def _shifting_atoms(self, n: int, inner: int) -> list[Atom]:
+        if inner != n or n == 1:
+            return []
+        atoms, layout = [], self.layout
+        for k in range(len(layout.axes)):
+            if layout.axes[k].weights_per_slice * len(layout.axes[k]) >= n:
+                atoms += atoms_of(layout, SHIFT, k, n, n)
+        for k, shear in enumerate(layout.shears):
+            if shear.length == n:
+                atoms += atoms_of(layout, SHEAR, k, n, n)
+        return [atom for atom in atoms if not self._is_settled(atom)]
+
+    def _is_settled(self, atom: Atom) -> bool:
+        """Slices that are symmetric by themselves say nothing about others."""
+        size = self.equations.column(atom, "sizes")
+        if not size.any():
+            return True
+        if atom.kind in (SHEAR, SOURCE):
+            ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
+            return bool((ratio < ZERO).all())
+        places = self.layout.axes[atom.axis].start + atom.index
+        if (self.dead | self.alone[atom.kind])[places].all():
+            return True
+        ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
+        return bool((ratio < ZERO).all())
+
+    def _family(self, n: int, inner: int, atoms: list[Atom], *, mixing: bool) -> None:
+        if n == 1:
+            for atom in [atom for atom in self._whole(atoms) if self._alone_as_a_whole(atom)]:
+                self._accept([(atom, 1.0)])
+            atoms = [atom for atom in atoms if not self._alone_as_a_whole(atom)]
+        elif mixing:
+            for atom in self._groups(n, inner):
+                self._accept([(atom, 1.0)])
+        if len(atoms) < 2:
+            return
+        matrix = np.stack([self.equations.column(atom) for atom in atoms], axis=-1).reshape(-1, len(atoms))
+        rows = 6 * len(atoms) + 200
+        if len(matrix) > rows:
+            matrix = matrix[np.random.default_rng(n * 4099 + inner).permutation(len(matrix))[:rows]]
+        if len(matrix) < len(atoms) + 8:
+            self.limits.append(f"families of {n} slices: more unknowns than equations, not examined")
+            return
+        found = null_space(matrix)
+        if not found.basis.shape[1]:
+            if found.above < 1e-6:
+                self._unclear(n, found)
+            return
+        if not found.is_clear:
+            self._unclear(n, found)
+            return
+        self.smallest_gap = min(self.smallest_gap, found.gap)
+        for vector in readable_basis(found.basis):
+            vector = simple(vector)
+            law = [(atoms[k], float(vector[k])) for k in np.flatnonzero(vector)]
+            if not any(atom.kind in (SCALE, SHIFT) for atom, _ in law):
+                continue
+            family = Family(tuple(law), found.gap)
+            holds = (family.residual(self.equations) < ZERO).all(0)
+            if not holds.any():
+                continue
+            if not holds.all():
+                law = list(family.only(np.flatnonzero(holds)).atoms)
+            self._accept(law, found.gap)
+
+    def _unclear(self, n: int, found) -> None:
+        self.limits.append(
+            f"families of {n} slices: singular values {found.above:.0e} and {found.below:.0e} are too close to tell a "
+            "law from its near miss, so none is concluded"
+        )
+
+    def _whole(self, atoms: list[Atom]) -> list[Atom]:
+        return atoms
+
+    def _alone_as_a_whole(self, atom: Atom) -> bool:
+        size = self.equations.column(atom, "sizes")
+        return bool((np.abs(self.equations.column(atom)) <= ZERO * size).all())
+
+    def _groups(self, n: int, inner: int) -> list[Atom]:
+        """Groups of slices that are symmetric together (GroupNorm)."""
+        found = []
+        for kind in (SCALE, SHIFT):
+            for k, axis in enumerate(self.layout.axes):
+                if len(axis) <= n or len(axis) % n or n not in self.layout.numbers or inner != n:
+                    continue
+                index = np.arange(len(axis)).reshape(n, -1)
+                atom = Atom(kind, k, index, self.layout.roles[axis.name, k])
+                places = axis.start + index
+                if (self.dead | self.alone[kind])[places].all():
+                    continue
+                size = self.equations.column(atom, "sizes")
+                ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
+                if (ratio < ZERO).all():
+                    found.append(atom)
+        return found
+
+    # --- rotations ------------------------------------------------------------------------------------------------
+
+    def _rotations(self) -> None:
+        """Pairs of slices turned into each other, the same way in all the tensors that a law joins."""
+        from nlcompanion.laws.audit.mixing import find_blocks, find_rotations
+
+        self.families = [
+            find_blocks(self.room, self.layout, family) if self._may_mix(family) else family
+            for family in self.families
+        ]
+        self.families += find_rotations(self)
+
+    def _may_mix(self, family: Family) -> bool:
+        same = {abs(c) for _, c in family.atoms}
+        return family.only_scales and family.balances and len(same) == 1 and 1 < family.n <= _MIXING
+
+    # --- what is left ---------------------------------------------------------------------------------------------
+
+    def _leftover(self) -> None:
+        """With every slice an unknown of its own: is there anything that no family says?"""
+        layout = self.layout
+        thin = [k for k, axis in enumerate(layout.axes) if len(axis.view) == 1]
+        scaling = self._unknowns(SCALE, range(len(layout.axes))) + self._unknowns(SHIFT, thin)
+        scaling += [Atom(SOURCE, k, np.array([[i]])) for k, (*_, n) in enumerate(layout.sources) for i in range(n)]
+        shifting = self._unknowns(SHIFT, range(len(layout.axes)))
+        shifting += [Atom(SHEAR, k, np.array([[i]])) for k, s in enumerate(layout.shears) for i in range(s.length)]
+        complete = True
+        for unknowns in (scaling, shifting):
+            if len(unknowns) + 8 > self.equations.draws:
+                complete = False
+                continue
+            complete &= self._every_slice(unknowns)
+        self.is_complete = complete
+
+    def _unknowns(self, kind: str, axes) -> list[Atom]:
+        return [
+            Atom(kind, k, np.array([[i]]), self.layout.roles[self.layout.axes[k].name, k])
+            for k in axes
+            for i in range(len(self.layout.axes[k]))
+        ]
+
+    def _every_slice(self, unknowns: list[Atom]) -> bool:
+        columns = np.concatenate([self.span.columns(atom)[0] for atom in unknowns])
+        matrix = np.concatenate([self.equations.column(atom) for atom in unknowns], axis=1)
+        size = np.concatenate([self.equations.column(atom, "sizes") for atom in unknowns], axis=1)
+        zero = (np.abs(matrix) <= ZERO * size).all(0)
+        for k, atom in enumerate(unknowns):
+            if atom.kind in (SCALE, SHIFT):
+                place = self.layout.axes[atom.axis].start + atom.index[0, 0]
+                zero[k] |= self.dead[place] | self.alone[atom.kind][place]
+        free = matrix[:, ~zero]
+        found = null_space(free) if free.shape[1] else None
+        if found is None:
+            return True
+        if not found.is_clear:
+            self._unclear(1, found)
+            return False
+        self.smallest_gap = min(self.smallest_gap, found.gap)
+        place = {c: k for k, c in enumerate(columns[~zero])}
+        known = self.span.matrix.tocsc()
+        inside = np.asarray(known[:, columns[~zero]].todense())
+        outside = np.ones(known.shape[1], dtype=bool)
+        outside[columns] = False
+        whole = np.asarray(abs(known[:, np.flatnonzero(outside)]).sum(1)).ravel() == 0
+        inside = inside[whole & (np.abs(inside).sum(1) > 0)]
+        rank = np.linalg.matrix_rank(inside, tol=1e-7) if len(inside) else 0
+        extra = found.basis.shape[1] - rank
+        if extra == 0:
+            return True
+        if extra < 0:
+            self.limits.append("the laws found outnumber the null space of single slices: numerically unclear")
+            return False
+        del place
+        free_unknowns = [atom for atom, is_zero in zip(unknowns, zero, strict=True) if not is_zero]
+        for vector in readable_basis(found.basis, inside.T):
+            vector = simple(vector)
+            law = [(free_unknowns[k], float(vector[k])) for k in np.flatnonzero(vector)]
+            if not any(atom.kind in (SCALE, SHIFT) for atom, _ in law) or len(law) > 400:
+                continue
+            if (Family(tuple(law), found.gap).residual(self.equations) < 1e-9).all():
+                self._accept(law, found.gap)
+        return True
+
+
+def draws_needed(layout: Layout) -> int:
+    """Draws so that every slice can be an unknown of its own, or at least every tensor."""
+    thin = sum(len(axis) for axis in layout.axes if len(axis.view) == 1)
+    sources = sum(length for *_, length in layout.sources)
+    single = layout.count + max(thin + sources, sum(s.length for s in layout.shears))
+    if single <= _DENSE:
+        return single + 20
+    return max(24, 4 * len(layout.shapes) // 3 + 24)
+
+
+__all__ = ["Search", "draws_needed", "rows_of", "torch"]
