@@ -50,9 +50,10 @@ class Activation:
         """``delta (z s'(z) - s(z))``, elementwise; zero where nothing depends on the output."""
         if self.out.grad is None:
             return torch.zeros_like(self.z)
-        z = self.z.detach().requires_grad_()
-        s = self.function(z)
-        (slope,) = torch.autograd.grad(s.sum(), z)
+        with torch.enable_grad():
+            z = self.z.detach().requires_grad_()
+            s = self.function(z)
+            (slope,) = torch.autograd.grad(s.sum(), z)
         return (self.out.grad * (z * slope - s)).detach()
 
 
@@ -359,7 +360,7 @@ def _check_derivative(room: DoubleCopy) -> None:
                 with torch.no_grad():
                     for name, p in room.parameters.items():
                         p.copy_(at[name] + sign * h * along[name])
-                values.append(room.loss(data, seed=number))
+                values.append(room.loss(data, seed=number).detach())
             errors.append(abs(float(values[0] - values[1]) / (2 * h) - slope) / size)
         worst = max(worst, min(errors))
     if worst > 1e-2:

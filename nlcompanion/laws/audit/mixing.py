@@ -29,7 +29,7 @@ def find_blocks(room: DoubleCopy, layout: Layout, family: Family) -> Family:
         _, gradient = room.gradient(room.draw(number), seed=number)
         here = _ratio(room, layout, family, gradient) < _JOINED
         joined = here if joined is None else joined & here
-    joined &= joined.T
+    joined = joined & joined.T
     joined.fill_diagonal_(True)
     return replace(family, blocks=tuple(_components(joined.cpu().numpy())))
 

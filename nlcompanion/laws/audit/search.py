@@ -148,7 +148,7 @@ class Search:
             for k, (*_, length) in enumerate(layout.sources):
                 if length == n and inner == n:
                     atoms += atoms_of(layout, SOURCE, k, n, n)
-        return [atom for atom in atoms if not self._is_settled(atom)]
+        return atoms if n == 1 else [atom for atom in atoms if not self._is_settled(atom)]
 
     def _shifting_atoms(self, n: int, inner: int) -> list[Atom]:
         if inner != n or n == 1:
@@ -167,20 +167,19 @@ class Search:
         size = self.equations.column(atom, "sizes")
         if not size.any():
             return True
-        if atom.kind in (SHEAR, SOURCE):
-            ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
-            return bool((ratio < ZERO).all())
-        places = self.layout.axes[atom.axis].start + atom.index
-        if (self.dead | self.alone[atom.kind])[places].all():
-            return True
+        if atom.kind in (SCALE, SHIFT):
+            places = self.layout.axes[atom.axis].start + atom.index
+            if (self.dead | self.alone[atom.kind])[places].all():
+                return True
         ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
         return bool((ratio < ZERO).all())
 
     def _family(self, n: int, inner: int, atoms: list[Atom], *, mixing: bool) -> None:
         if n == 1:
-            for atom in [atom for atom in self._whole(atoms) if self._alone_as_a_whole(atom)]:
+            shifts = [replace(atom, kind=SHIFT) for k in range(len(self.layout.axes)) for atom in self._pieces(k)]
+            for atom in [atom for atom in (*atoms, *shifts) if self._alone_as_a_whole(atom)]:
                 self._accept([(atom, 1.0)])
-            atoms = [atom for atom in atoms if not self._alone_as_a_whole(atom)]
+            atoms = [atom for atom in atoms if not self._is_settled(atom)]
         elif mixing:
             for atom in self._groups(n, inner):
                 self._accept([(atom, 1.0)])
@@ -221,11 +220,11 @@ class Search:
             "law from its near miss, so none is concluded"
         )
 
-    def _whole(self, atoms: list[Atom]) -> list[Atom]:
-        return atoms
-
     def _alone_as_a_whole(self, atom: Atom) -> bool:
         size = self.equations.column(atom, "sizes")
+        places = self.layout.axes[atom.axis].start + atom.index
+        if (self.dead | self.alone[atom.kind])[places].all():
+            return False
         return bool((np.abs(self.equations.column(atom)) <= ZERO * size).all())
 
     def _groups(self, n: int, inner: int) -> list[Atom]:
