@@ -51,8 +51,11 @@ from .dynamics import natural_gradient as natural_gradient
 from .dynamics import nesterov as nesterov
 from .dynamics import newtonian as newtonian
 from .dynamics import sgd as sgd
+from .laws import Audit as Audit
+from .laws import AuditError as AuditError
 from .laws import Law as Law
 from .laws import RuleForm as RuleForm
+from .laws import audit as audit
 from .laws import data_rotation as data_rotation
 from .laws import homogeneous as homogeneous
 from .laws import homogeneous_laws as homogeneous_laws

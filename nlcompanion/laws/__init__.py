@@ -16,12 +16,23 @@ An antisymmetric :math:`A` (rotations) has no charge of the position; its law is
 :math:`\dot q^T A q`.
 
 A :class:`Law` is one such law or a stack of them: one per neuron (:func:`homogeneous`), a matrix of a linear layer
-(:func:`linear`) or of the data (:func:`data_rotation`). :meth:`Law.under` gives its form for a learning rule, a
-:class:`Ledger` books it along a training run.
+(:func:`linear`) or of the data (:func:`data_rotation`). :func:`audit` finds those of any module.
+:meth:`Law.under` gives its form for a learning rule, a :class:`Ledger` books it along a training run.
 """
 
+from nlcompanion.laws.audit import Audit, AuditError, audit
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.of_layers import data_rotation, homogeneous, homogeneous_laws, linear
 from nlcompanion.laws.under_rules import RuleForm
 
-__all__ = ["Law", "RuleForm", "data_rotation", "homogeneous", "homogeneous_laws", "linear"]
+__all__ = [
+    "Audit",
+    "AuditError",
+    "Law",
+    "RuleForm",
+    "audit",
+    "data_rotation",
+    "homogeneous",
+    "homogeneous_laws",
+    "linear",
+]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nlcompanion.laws.terms import Squares, Term, Torque, expression, of_neuron, summed
+from nlcompanion.laws.terms import Shift, Squares, Term, Torque, expression, of_neuron, summed
 
 if TYPE_CHECKING:
     from nlcompanion.dynamics.learning_rules import LearningRule
@@ -107,7 +107,28 @@ class Law:
 
         Source: GU Eqs. 31 and 42.
         """
-        return self.form(q)
+        charge = self.form(q)
+        return charge + self.linear(q) / 2 if self.is_affine else charge
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether a translation takes part: then a part of the charge is linear in the parameters."""
+        return any(isinstance(term, Shift) for term in self._terms)
+
+    def linear(self, x: Tensor | nn.Module) -> Tensor:
+        """The linear part of the charge, of a point or a step; 0 unless the law is one of a translation."""
+        shifts = [term for term in self._terms if isinstance(term, Shift)]
+        if not shifts:
+            return torch.zeros(self.shape, dtype=self._of(x, self._terms[0]).dtype)
+        return torch.stack([2 * term.coefficient * term.pair(self._of(x, term), None) for term in shifts]).sum(0)
+
+    def square(self, step: Tensor) -> Tensor:
+        r"""The quadratic form :math:`Q(d)` of a step, a velocity or a gradient; shape ``law.shape``.
+
+        It is ``form(d, d)``, without the linear part that the charge of a translation has.
+        """
+        form = self.form(step)
+        return form - self.linear(step) / 2 if self.is_affine else form
 
     def momentum(self, q: Tensor, v: Tensor) -> Tensor:
         r"""The momentum ``form(v, q)`` of a motion, which Noether's theorem conserves or moves; shape ``law.shape``.
@@ -138,6 +159,7 @@ class Law:
         - homogeneous: :math:`\langle a_{W_{i:}}, b_{W_{i:}}\rangle - p\,\langle a_{W'_{:i}}, b_{W'_{:i}}\rangle`
         - linear: :math:`a_W b_W^T - b_{W'}^T a_{W'}`, so that ``form(b, a) == form(a, b).T``
         - rotated data: :math:`a_W^T b_W - b_W^T a_W`
+        - a translation by :math:`c`: half of :math:`\langle c, a\rangle`, whatever the point ``b``
 
         ``form(gradient, q)`` is the slope of the loss along the symmetry, which vanishes.
         """
@@ -214,7 +236,9 @@ class Law:
         Computed as the form of :math:`q' - q` and :math:`q' + q`, made symmetric: the two large charges are never
         subtracted, and small changes keep their digits.
         """
-        return self._symmetric(self.form(q_next - q, q_next + q))
+        step = q_next - q
+        change = self._symmetric(self.form(step, q_next + q))
+        return change + self.linear(step) / 2 if self.is_affine else change
 
     def gd_change(self, gradient: Tensor, *, lr: float) -> Tensor:
         r"""What the law predicts for a step of plain gradient descent: :math:`\eta^2` ``form(g, g)``, exactly.
@@ -223,7 +247,7 @@ class Law:
             gradient: of the loss that made the step, a mini-batch's too; shape ``(n,)``.
             lr: the step size :math:`\eta`.
         """
-        return lr**2 * self.form(gradient)
+        return lr**2 * self.square(gradient)
 
     def heavy_ball_change(
         self, step: Tensor, previous: tuple[Tensor, Tensor] | None = None, *, momentum: float
@@ -240,9 +264,9 @@ class Law:
             momentum: :math:`\beta`, PyTorch's convention.
         """
         if previous is None:
-            return self.form(step)
+            return self.square(step)
         previous_step, previous_change = previous
-        return momentum * previous_change + self.form(step) + momentum * self.form(previous_step)
+        return momentum * previous_change + self.square(step) + momentum * self.square(previous_step)
 
     # --- how it is computed ---------------------------------------------------------------------------------------
 

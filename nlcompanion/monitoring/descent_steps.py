@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nlcompanion.dynamics.learning_rules import LearningRule
-from nlcompanion.monitoring.stacked_forms import Tensors
+from nlcompanion.monitoring.stacked_forms import Step, Tensors
 
 if TYPE_CHECKING:
     from nlcompanion.monitoring.ledger import Ledger
@@ -45,7 +45,7 @@ class OfDescend:
 
     def _book(self, old: Tensors, new: Tensors) -> None:
         books, lr, k = self.books, self.rule.lr, self.rule.weight_decay
-        step = {name: new[name] - old[name] for name in new}
+        step = Step({name: new[name] - old[name] for name in new})
         position, squares, product = books.pairs((old, old), (step, step), (step, new))
         charges, square, product = books.form(torch.stack([position, squares, product]))
         entry, finite = {}, square
@@ -55,7 +55,7 @@ class OfDescend:
             beta = self.rule.steps.memory_of(self.ledger.steps)
             if self.rule.steps.looks_ahead:  # the gradient acts at y = w + beta d, which memory alone has reached
                 entry["momentum"] = 2 * beta * memory + beta**2 * before
-                free = {name: step[name] - beta * last[name] for name in step}
+                free = Step({name: step[name] - beta * last[name] for name in step})
                 (finite,) = books.form(books.pairs((free, free)))
                 if books.has_matrices:  # whose forms do not commute
                     one, other = books.form(books.pairs((last, step), (step, last)))
@@ -64,7 +64,7 @@ class OfDescend:
                 entry["momentum"] = 2 * beta * memory
         if k:
             share = self.rule.steps.first_share if self.step is None else 1.0
-            entry["decay"] = -2 * share * lr * k * charges
+            entry["decay"] = -2 * share * lr * k * books.form(books.as_steps(position))
         causes = {"finite_step": finite, **entry}
         scale = torch.maximum(books.scale(position, old), books.scale(squares, step))
         self.ledger._enter(2 * product - square, scale, charges, causes)

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from nlcompanion.laws.terms import Term
 from nlcompanion.laws.under_optimizers import _fading, _rates
-from nlcompanion.monitoring.stacked_forms import Tensors
+from nlcompanion.monitoring.stacked_forms import Step, Tensors
 
 if TYPE_CHECKING:
     from nlcompanion.monitoring.ledger import Ledger
 
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
+
+_OF_ROUNDING = 8  # units in the last place of the largest gradient of any law
 
 
 class OfOptimizer:
@@ -33,6 +35,9 @@ class OfOptimizer:
         self.is_sgd = isinstance(optimizer, torch.optim.SGD)
         self.dtype = next(iter(self.parameters.values())).dtype
         self._groups_of(optimizer)
+        if self.books.has_shifts:
+            with torch.no_grad():
+                self.books.floor = 1e-3 * max(float(p.abs().mean()) for p in self.parameters.values())
         self.books.to(next(iter(self.parameters.values())).device)
         self._before = {name: torch.empty_like(p) for name, p in self.parameters.items()}
         self._position = self._last = self._seen = self._groups = None
@@ -82,7 +87,7 @@ class OfOptimizer:
             self._memory = self._of_last_step() or (self._of_buffers(buffers), dict.fromkeys(buffers, 1.0))
         if self.books.differ({name: of_gradient for name, (of_gradient, _, _) in self._rates.items()}):
             self._refuse_closure(args, kwargs, "different rates for one law's parameters")
-            (self._pull,) = self.books.pairs((self._gradients(), old))  # some optimizers overwrite gradients
+            (self._pull,) = self.books.pairs((Step(self._gradients()), old))  # some optimizers overwrite gradients
 
     @torch.no_grad()
     def _post(self, optimizer, args, kwargs) -> None:
@@ -92,7 +97,7 @@ class OfOptimizer:
         def step(name):
             old[name].sub_(new[name])  # minus the step
 
-        moved = books.pairs((old, old, step), (old, new))
+        moved = books.pairs((Step(old), Step(old), step), (Step(old), new))
         scale = torch.maximum(scale, books.scale(moved[0], old))  # a step may be longer than the weights
         square, product, charges = books.form(torch.cat([moved, position[None]]))
         change = -2 * product - square
@@ -145,7 +150,8 @@ class OfOptimizer:
 
     def _of_buffers(self, buffers: dict[str, Tensor | None]) -> Tensor:
         old = self._before
-        return self.books.pairs(({name: old[name] if b is None else b for name, b in buffers.items()}, old))[0]
+        held = Step({name: old[name] if b is None else b for name, b in buffers.items()})
+        return self.books.pairs((held, old))[0]
 
     def _versions(self) -> tuple[list, list]:
         """What tells that a weight or a buffer was written to, or replaced."""
@@ -175,8 +181,9 @@ class OfOptimizer:
             causes["momentum"] = -2 * books.form(pairs, [scales[name] * rates[name][1] for name in rates])
         of_decay = [x for *_, x in rates.values()]
         if any(of_decay):
-            same = len(set(of_decay)) == 1
-            causes["decay"] = -2 * (of_decay[0] * charges if same else books.form(self._position, of_decay))
+            same = len(set(of_decay)) == 1 and not books.has_shifts
+            shrunk = of_decay[0] * charges if same else books.form(books.as_steps(self._position), of_decay)
+            causes["decay"] = -2 * shrunk
         if self._pull is not None:
             signs = [-1.0 if self._groups[name]["maximize"] else 1.0 for name in rates]
             pull = [sign * x for sign, (x, *_) in zip(signs, rates.values(), strict=True)]
@@ -201,6 +208,9 @@ class OfOptimizer:
         self._largest = slope if self._largest is None else torch.maximum(self._largest, slope)
         reference, lengths = self._largest * generator, slope * generator
         zero = torch.zeros_like(along)
+        # of a direction without effect all of the gradient is the rounding of larger ones
+        noise = _OF_ROUNDING * torch.finfo(self.dtype).eps * self._largest.max() * generator
+        along = torch.where(along.abs() > noise, along, zero)
         relative = torch.where(reference > 0, along.abs() / reference, along.abs())
         return relative, torch.where(lengths > 0, along / lengths, zero)
 

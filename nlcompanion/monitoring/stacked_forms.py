@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from nlcompanion.laws.law import Law
-from nlcompanion.laws.terms import Gram, Squares, Term
+from nlcompanion.laws.terms import Shift, Squares, Term, count_of, key_of
 
 Tensors = dict[str, Tensor]
+
+
+class Step(dict):
+    """Tensors by name that are a difference of two points, or a gradient: translations tell them from points."""
 
 
 class Books:
@@ -26,30 +30,42 @@ class Books:
         self.laws = laws
         self.terms = {term.name: term for law in laws for term in law._terms}  # one of each parameter
         self.places = _consecutive(math.prod(law.shape) for law in laws)
-        self.keys = {_key(term): term for law in laws for term in law._terms}
+        self.keys = {key_of(term): term for law in laws for term in law._terms}
         ways: dict[str, list[Term]] = {}
         for term in self.keys.values():
             ways.setdefault(term.name, []).append(term)
         self._ways, self._scratch = ways, _Scratch()
-        where = dict(zip(self.keys, _consecutive(_count(term) for term in self.keys.values()), strict=True))
+        where = dict(zip(self.keys, _consecutive(count_of(term) for term in self.keys.values()), strict=True))
         names, size, most = list(self.terms), self.places[-1].stop, max(len(law._terms) for law in laws)
         self._index = torch.zeros(size, most, dtype=torch.long)
         self._owner = torch.zeros(size, most, dtype=torch.long)  # which parameter
         self._coefficient = torch.zeros(size, most, dtype=torch.float64)
         for place, law in zip(self.places, laws, strict=True):
             for k, term in enumerate(law._terms):
-                span = where[_key(term)]
+                span = where[key_of(term)]
                 self._index[place, k] = torch.arange(span.start, span.stop)
                 self._owner[place, k] = names.index(term.name)
                 self._coefficient[place, k] = term.coefficient
+        self._shifts: dict[str, list[tuple]] = {}
+        self._as_step = torch.ones(sum(map(count_of, self.keys.values())), dtype=torch.float64)
+        for key, term in self.keys.items():
+            if isinstance(term, Shift):
+                self._shifts.setdefault(term.name, []).append(key)
+                self._as_step[where[key]] = 0.5
+        self.floor = 0.0  # what counts as a sizeable parameter where those of a translation all start at 0
+        self._affine = [(place, law) for place, law in zip(self.places, laws, strict=True) if law.is_affine]
         self._matrices = [(place, law) for place, law in zip(self.places, laws, strict=True) if law._is_matrix]
 
     @property
     def has_matrices(self) -> bool:
         return bool(self._matrices)
 
+    @property
+    def has_shifts(self) -> bool:
+        return bool(self._shifts)
+
     def to(self, device: torch.device) -> None:
-        for name in ("_index", "_owner", "_coefficient"):
+        for name in ("_index", "_owner", "_coefficient", "_as_step"):
             setattr(self, name, getattr(self, name).to(device))
 
     def pairs(self, *stages: tuple[Tensors, Tensors] | tuple[Tensors, Tensors, Callable[[str], None]]) -> Tensor:
@@ -68,7 +84,9 @@ class Books:
             for value, (x, y, *first) in zip(values, stages, strict=True):
                 for prepare in first:
                     prepare(name)
-                value.update(zip(map(_key, terms), _pair(terms, x[name], y[name], self._scratch), strict=True))
+                value.update(zip(map(key_of, terms), _pair(terms, x[name], y[name], self._scratch), strict=True))
+                for key in self._shifts.get(name, ()):
+                    value[key] = value[key] * (2 - isinstance(x, Step) - isinstance(y, Step))
         flat = torch.cat([value[key].reshape(-1) for value in values for key in self.keys])
         return flat.double().view(len(stages), -1)
 
@@ -81,6 +99,10 @@ class Books:
                 return rates[0] * self.form(pairs)
             weight = weight * self._each(rates)
         return (pairs[..., self._index] * weight).sum(-1)
+
+    def as_steps(self, position: Tensor) -> Tensor:
+        """The pairs of a point with itself as those of the step that decay takes, the point itself, with the point."""
+        return position * self._as_step if self._shifts else position
 
     def excess(self, pairs: Tensor, rates: list[float]) -> Tensor:
         """As :meth:`form`, with each rate less that of the law's first parameter."""
@@ -99,6 +121,13 @@ class Books:
         scale = (pairs[self._index] * self._coefficient.abs()).sum(-1)
         for place, law in self._matrices:  # one figure for all entries
             scale[place] = sum(torch.linalg.vector_norm(x[term.name]) ** 2 for term in law._terms)
+        for place, law in self._affine:  # a sum may cancel: how large its terms are
+            shares = [
+                abs(term.coefficient)
+                * (term.magnitude(x[term.name]) if isinstance(term, Shift) else term.pair(x[term.name], x[term.name]))
+                for term in law._terms
+            ]
+            scale[place] = sum(shares).reshape(-1).double() + self.floor
         return scale
 
     def generators(self, g: Tensors, x: Tensors) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,20 +137,7 @@ class Books:
             shares = [term.lengths(g[term.name], x[term.name]) for term in law._terms]
             lengths.append([sum(share[k] for share in shares).reshape(-1).double().sqrt() for k in (0, 1)])
         slope, generator = (torch.cat([pair[k] for pair in lengths]) for k in (0, 1))
-        return self.form(self.pairs((g, x))[0]), slope, generator
-
-
-def _key(term: Term) -> tuple:
-    """The same for terms of two laws that pair a tensor in the same way."""
-    how = (term.axis, term.index) if isinstance(term, Squares) else getattr(term, "rows", None)
-    return type(term), term.name, how
-
-
-def _count(term: Term) -> int:
-    """How many numbers a pairing has."""
-    if isinstance(term, Squares):
-        return 1 if term.axis is None or term.index is not None else term.shape[term.axis]
-    return term.shape[0 if isinstance(term, Gram) and term.rows else -1] ** 2
+        return self.form(self.pairs((Step(g), x))[0]), slope, generator
 
 
 def _consecutive(sizes: Iterable[int]) -> list[slice]:

@@ -279,7 +279,9 @@ def double_copy(model: nn.Module, inputs, targets, loss, *, seed: int = 0) -> Do
     start = {name: p.detach().clone() for name, p in trained.items()}
     empty = [name for name, p in start.items() if not bool(torch.isfinite(p).all())]
     if empty:
-        raise AuditError(f"{', '.join(empty)}: NaN or infinity among the parameters; audit the model before it diverges")
+        raise AuditError(
+            f"{', '.join(empty)}: NaN or infinity among the parameters; audit the model before it diverges"
+        )
     buffers = {name: b.detach().clone() for name, b in twin.named_buffers(remove_duplicate=False)}
     room = DoubleCopy(
         twin, to_double(inputs), to_double(targets), loss, limits, trained, start, seed, eps=eps, _buffers=buffers
@@ -314,7 +316,9 @@ def probe(room: DoubleCopy) -> None:
         room.positive = True
         if not _finite_at(room):
             room.samplable = False
-            room.limits.append("other data than the given ones fail in this model: laws were sought on these data alone")
+            room.limits.append(
+                "other data than the given ones fail in this model: laws were sought on these data alone"
+            )
             if not _finite_at(room):
                 raise AuditError("the loss is not finite or fails near the model's own parameters")
         else:

@@ -90,6 +90,7 @@ class Span:
         self.width = 2 * count + shears + sources
         self.rows: list[scipy.sparse.csr_matrix] = [self._identities()]
         self._matrix = None
+        self._seen: set[bytes] = set()
 
     def columns(self, atom: Atom) -> np.ndarray:
         layout = self.layout
@@ -111,17 +112,22 @@ class Span:
         return scipy.sparse.csr_matrix(parts, shape=(n, self.width))
 
     def add(self, atoms) -> None:
-        self.rows.append(self.rows_of(atoms))
+        rows = self.rows_of(atoms)
+        self._seen |= set(_fingerprints(rows))
+        self.rows.append(rows)
         self._matrix = None
+
+    def new_rows(self, atoms) -> np.ndarray:
+        """Which neurons of a family do not have this very law already."""
+        return np.array([i for i, mark in enumerate(_fingerprints(self.rows_of(atoms))) if mark not in self._seen], int)
 
     @property
     def matrix(self) -> scipy.sparse.csr_matrix:
+        """All known generators as rows of length 1."""
         if self._matrix is None:
-            self._matrix = scipy.sparse.vstack(self.rows).tocsr()
-            sizes = np.sqrt(self._matrix.multiply(self._matrix).sum(1)).A1 if hasattr(
-                self._matrix.multiply(self._matrix).sum(1), "A1"
-            ) else np.asarray(np.sqrt(self._matrix.multiply(self._matrix).sum(1))).ravel()
-            self._matrix = scipy.sparse.diags(1 / np.where(sizes > 0, sizes, 1.0)) @ self._matrix
+            stacked = scipy.sparse.vstack(self.rows).tocsr()
+            sizes = np.sqrt(np.asarray(stacked.multiply(stacked).sum(1)).ravel())
+            self._matrix = scipy.sparse.diags(1 / np.where(sizes > 0, sizes, 1.0)) @ stacked
         return self._matrix
 
     def contains(self, atoms) -> bool:
@@ -153,6 +159,13 @@ class Span:
                     whole = lambda axis: np.arange(len(axis))[None]  # noqa: E731
                     rows.append(self.rows_of([(Atom(kind, first, whole(a)), 1.0), (Atom(kind, other, whole(b)), -1.0)]))
         return scipy.sparse.vstack(rows).tocsr() if rows else scipy.sparse.csr_matrix((0, self.width))
+
+
+def _fingerprints(rows: scipy.sparse.csr_matrix) -> list[bytes]:
+    rows = rows.tocsr()
+    rows.sort_indices()
+    cuts = zip(rows.indptr[:-1], rows.indptr[1:], strict=True)
+    return [rows.indices[a:b].tobytes() + np.round(rows.data[a:b], 9).tobytes() for a, b in cuts]
 
 
 # --- a family at a finite distance ------------------------------------------------------------------------------------

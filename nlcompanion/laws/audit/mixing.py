@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nlcompanion.laws.audit.search import Search
 
 _NUMBERS = range(800_001, 800_004)
-_TURNS = range(810_001, 810_007)
+_TURNS = range(810_001, 810_041)
 _JOINED = 1e-9
 
 
@@ -60,28 +60,49 @@ def _components(joined: np.ndarray) -> list[np.ndarray]:
     return [part for part in parts if len(part) > 1]
 
 
+@dataclass
+class _Question:
+    """Do these atoms turn together in these pairs? And what the draws have said so far."""
+
+    atoms: list[Atom]
+    pairs: np.ndarray
+    slopes: list[np.ndarray] = field(default_factory=list)
+    sizes: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def is_open(self) -> bool:
+        return sum(map(len, self.slopes)) < len(self.atoms) + 12 or len(self.slopes) < 3
+
+
 def find_rotations(search: Search) -> list[Family]:
     """Rotations that no mixing block implies: of all pairs of neurons, or of the pairs that rotary embedding turns."""
-    found: list[Family] = []
-    layout = search.layout
-    gradients = []
-    lengths = {len(axis) for axis in layout.axes}
-    if not any(len(axis.view) > 1 for axis in layout.axes):
-        return found
+    questions = list(_questions(search))
     for number in _TURNS:
-        data = search.room.draw(number)
-        gradients.append((number, search.room.gradient(data, seed=number)[1]))
-    for n, inner in search._sizes():
-        if n < 2 or n not in lengths or n > 8192:
-            continue
-        atoms = [atom for k in range(len(layout.axes)) for atom in atoms_of(layout, SCALE, k, n, inner)]
-        atoms = [atom for atom in atoms if len(layout.axes[atom.axis].view) > 1 and not search._is_settled(atom)]
-        if not atoms:
-            continue
-        for pairs in _pairs(n, search.layout.numbers):
-            new = _turned(search, atoms, pairs, gradients)
+        still_open = [question for question in questions if question.is_open]
+        if not still_open:
+            break
+        _, gradient = search.room.gradient(search.room.draw(number), seed=number)
+        for question in still_open:
+            _ask(search, question, gradient)
+    found: list[Family] = []
+    for question in questions:
+        if not question.is_open:
+            new = _answers(question)
             found += [family for family in new if not _known(search.families + found, family)]
     return found
+
+
+def _questions(search: Search):
+    layout = search.layout
+    lengths = {len(axis) for axis in layout.axes if len(axis.view) > 1}
+    for n, inner in search._sizes():
+        if n not in lengths or not 2 <= n <= 8192:
+            continue
+        atoms = [atom for k in range(len(layout.axes)) for atom in atoms_of(layout, SCALE, k, n, inner)]
+        atoms = [atom for atom in atoms if len(layout.axes[atom.axis].view) > 1 and not search.is_settled(atom)]
+        for pairs in _pairs(n, layout.numbers):
+            if atoms:
+                yield _Question(atoms, pairs)
 
 
 def _pairs(n: int, numbers: tuple[int, ...]):
@@ -98,29 +119,32 @@ def _pairs(n: int, numbers: tuple[int, ...]):
             yield np.stack([first[:, 0].reshape(-1), first[:, 1].reshape(-1)], axis=1)
 
 
-def _turned(search: Search, atoms: list[Atom], pairs: np.ndarray, gradients) -> list[Family]:
-    layout, room = search.layout, search.room
-    columns, sizes = [], []
-    used = pairs[:: max(1, len(pairs) // 48)]
-    for number, gradient in gradients:
-        room.draw(number)
-        of_atoms, of_sizes = [], []
-        for atom in atoms:
-            axis = layout.axes[atom.axis]
-            first, second = atom.index[used[:, 0]], atom.index[used[:, 1]]
-            g = [rows_of(axis, index, gradient[axis.name]) for index in (first, second)]
-            x = [rows_of(axis, index, room.parameters[axis.name].detach()) for index in (first, second)]
-            of_atoms.append((g[0] * x[1] - g[1] * x[0]).sum(1))
-            of_sizes.append((g[0] * x[1]).abs().sum(1) + (g[1] * x[0]).abs().sum(1))
-        columns.append(torch.stack(of_atoms, dim=-1).cpu().numpy())
-        sizes.append(torch.stack(of_sizes, dim=-1).cpu().numpy())
-    matrix, size = np.concatenate(columns), np.concatenate(sizes)
+def _ask(search: Search, question: _Question, gradient: dict[str, Tensor]) -> None:
+    used = question.pairs[:: max(1, len(question.pairs) // 48)]
+    slopes, sizes = [], []
+    for atom in question.atoms:
+        axis = search.layout.axes[atom.axis]
+        theta = search.room.parameters[axis.name].detach()
+        first, second = atom.index[used[:, 0]], atom.index[used[:, 1]]
+        g = [rows_of(axis, index, gradient[axis.name]) for index in (first, second)]
+        x = [rows_of(axis, index, theta) for index in (first, second)]
+        slopes.append((g[0] * x[1] - g[1] * x[0]).sum(1))
+        sizes.append((g[0] * x[1]).abs().sum(1) + (g[1] * x[0]).abs().sum(1))
+    question.slopes.append(torch.stack(slopes, dim=-1).cpu().numpy())
+    question.sizes.append(torch.stack(sizes, dim=-1).cpu().numpy())
+
+
+def _answers(question: _Question) -> list[Family]:
+    matrix, size = np.concatenate(question.slopes), np.concatenate(question.sizes)
     alone = (np.abs(matrix) <= 1e-10 * size).all(0)
+    atoms, pairs = question.atoms, question.pairs
     families = [
-        Family(((atom, 1.0),), float("inf"), pairs=pairs) for atom, is_alone in zip(atoms, alone, strict=True) if is_alone
+        Family(((atom, 1.0),), float("inf"), pairs=pairs)
+        for atom, is_alone in zip(atoms, alone, strict=True)
+        if is_alone
     ]
     left = [atom for atom, is_alone in zip(atoms, alone, strict=True) if not is_alone]
-    if len(left) > 1 and len(matrix) >= len(left) + 8:
+    if len(left) > 1:
         space = null_space(matrix[:, ~alone])
         if space.basis.shape[1] and space.is_clear:
             for vector in readable_basis(space.basis):

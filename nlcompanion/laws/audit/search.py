@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from nlcompanion.laws.audit.basis import null_space, readable_basis, simple
 from nlcompanion.laws.audit.double_copy import DoubleCopy
 from nlcompanion.laws.audit.equations import Equations
 from nlcompanion.laws.audit.families import Family, Span
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of, rows_of
+from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of
 
 ZERO = 1e-10  # a sum this small against its absolute terms is rounding
 CLEARLY_NOT = 1e-7  # and this large it is not
@@ -74,10 +73,12 @@ class Search:
             axis = layout.axes[k]
             dead = self.dead[axis.start : axis.start + len(axis)]
             if dead.any():
-                if self._is_lookup(k):
+                if self.is_lookup(k):
                     self.unseen[name] = int(dead.sum())
                 else:
-                    self._accept([(Atom(SHIFT, k, np.flatnonzero(dead)[:, None], layout.roles[name, k]), 1.0)], dead=True)
+                    self._accept(
+                        [(Atom(SHIFT, k, np.flatnonzero(dead)[:, None], layout.roles[name, k]), 1.0)], dead=True
+                    )
             if dead.all():
                 return
         for kind in (SCALE, SHIFT):
@@ -87,41 +88,41 @@ class Search:
                 if len(which) and len(axis) * axis.weights_per_slice > 0:
                     self._accept([(Atom(kind, k, which[:, None], layout.roles[name, k]), 1.0)])
 
-    def _is_lookup(self, k: int) -> bool:
+    def is_lookup(self, k: int) -> bool:
         axis = self.layout.axes[k]
         return len(axis.view) == 2 and axis.keep == (0,) and self.layout.roles[axis.name, k] == "in"
 
-    def _accept(self, atoms, gap: float = float("inf"), *, dead: bool = False) -> Family | None:
-        if not dead and self.span.contains(atoms):
-            return None
-        if dead and all(self.span.contains([(atom, 1.0)]) for atom, _ in atoms):
-            return None
-        family = Family(tuple(atoms), gap, dead=dead)
-        self.families.append(family)
+    def _accept(self, atoms, gap: float = float("inf"), *, dead: bool = False) -> None:
+        """Note a family, unless it follows from what is known; neurons that have the same law already are left out."""
+        atoms = _merged(atoms)
+        new = self.span.new_rows(atoms)
+        if not len(new):
+            return
+        if len(new) < len(atoms[0][0].index):
+            atoms = [(replace(atom, index=atom.index[new]), c) for atom, c in atoms]
+        if self.span.contains(atoms):
+            return
+        self.families.append(Family(tuple(atoms), gap, dead=dead))
         self.span.add(atoms)
         if dead:
             self.span.add([(replace(atom, kind=SCALE), c) for atom, c in atoms])
-        return family
 
     # --- families -------------------------------------------------------------------------------------------------
 
     def _sizes(self) -> Iterator[tuple[int, int]]:
-        """``(n, inner)``: how many aligned neurons, and how their slices may be interleaved; fine ones first."""
+        """``(n, inner)``: how many aligned neurons, and how their slices may be interleaved; those of the axes first,
+        then parts of axes, whole tensors last."""
         lengths = {len(axis) for axis in self.layout.axes}
         numbers = set(self.layout.numbers)
-        halves = {n // 2 for n in lengths if n % 2 == 0 and n > 2}
-        groups = {k for k in numbers if any(n % k == 0 and n > k for n in lengths)}
-        chunks = {n // k for n in lengths for k in (2, 3, 4) if n % k == 0}
-        for n in sorted(lengths | halves | chunks | {k for k in groups if k <= 512}, reverse=True):
+        chunks = {n // k for n in lengths for k in (2, 3, 4) if n % k == 0} - lengths
+        groups = {k for k in numbers if k <= 512 and any(n % k == 0 and n > k for n in lengths)} - lengths - chunks
+        for n in [n for part in (lengths, chunks, groups) for n in sorted(part, reverse=True)]:
             if n < 2:
-                continue
-            if not any(len(axis) % n == 0 for axis in self.layout.axes):
                 continue
             inners = {n}
             if any(len(axis) % n == 0 and len(axis) > n for axis in self.layout.axes):
-                inner = {1} | {k for k in numbers if n % k == 0} | {n // k for k in numbers if n % k == 0}
-                inner |= {k // 2 for k in numbers if k % 2 == 0 and n % (k // 2) == 0}
-                inners |= inner
+                inners |= {1} | {k for k in numbers if n % k == 0} | {n // k for k in numbers if n % k == 0}
+                inners |= {k // 2 for k in numbers if k % 2 == 0 and n % (k // 2) == 0}
             for inner in sorted(inners, key=lambda c: (c != n, c)):
                 yield n, inner
         yield 1, 1
@@ -148,7 +149,7 @@ class Search:
             for k, (*_, length) in enumerate(layout.sources):
                 if length == n and inner == n:
                     atoms += atoms_of(layout, SOURCE, k, n, n)
-        return atoms if n == 1 else [atom for atom in atoms if not self._is_settled(atom)]
+        return atoms if n == 1 else [atom for atom in atoms if not self.is_settled(atom)]
 
     def _shifting_atoms(self, n: int, inner: int) -> list[Atom]:
         if inner != n or n == 1:
@@ -160,9 +161,9 @@ class Search:
         for k, shear in enumerate(layout.shears):
             if shear.length == n:
                 atoms += atoms_of(layout, SHEAR, k, n, n)
-        return [atom for atom in atoms if not self._is_settled(atom)]
+        return [atom for atom in atoms if not self.is_settled(atom)]
 
-    def _is_settled(self, atom: Atom) -> bool:
+    def is_settled(self, atom: Atom) -> bool:
         """Slices that are symmetric by themselves say nothing about others."""
         size = self.equations.column(atom, "sizes")
         if not size.any():
@@ -179,7 +180,7 @@ class Search:
             shifts = [replace(atom, kind=SHIFT) for k in range(len(self.layout.axes)) for atom in self._pieces(k)]
             for atom in [atom for atom in (*atoms, *shifts) if self._alone_as_a_whole(atom)]:
                 self._accept([(atom, 1.0)])
-            atoms = [atom for atom in atoms if not self._is_settled(atom)]
+            atoms = [atom for atom in atoms if not self.is_settled(atom)]
         elif mixing:
             for atom in self._groups(n, inner):
                 self._accept([(atom, 1.0)])
@@ -252,8 +253,7 @@ class Search:
         from nlcompanion.laws.audit.mixing import find_blocks, find_rotations
 
         self.families = [
-            find_blocks(self.room, self.layout, family) if self._may_mix(family) else family
-            for family in self.families
+            find_blocks(self.room, self.layout, family) if self._may_mix(family) else family for family in self.families
         ]
         self.families += find_rotations(self)
 
@@ -329,6 +329,21 @@ class Search:
         return True
 
 
+def _merged(atoms) -> list[tuple[Atom, float]]:
+    """Of one law alone: slices of one tensor with the same coefficient as one atom."""
+    if len(atoms[0][0].index) > 1:
+        return list(atoms)
+    parts: dict[tuple, list[Atom]] = {}
+    for atom, c in atoms:
+        key = (atom.kind, atom.axis, c) if atom.kind in (SCALE, SHIFT) else (atom.kind, atom.axis, c, atom.index.item())
+        parts.setdefault(key, []).append(atom)
+    merged = []
+    for (*_, c), same in ((key[:3], group) for key, group in parts.items()):
+        index = np.sort(np.concatenate([atom.index for atom in same], axis=1), axis=1)
+        merged.append((replace(same[0], index=index), c))
+    return merged
+
+
 def draws_needed(layout: Layout) -> int:
     """Draws so that every slice can be an unknown of its own, or at least every tensor."""
     thin = sum(len(axis) for axis in layout.axes if len(axis.view) == 1)
@@ -337,6 +352,3 @@ def draws_needed(layout: Layout) -> int:
     if single <= _DENSE:
         return single + 20
     return max(24, 4 * len(layout.shapes) // 3 + 24)
-
-
-__all__ = ["Search", "draws_needed", "rows_of", "torch"]
