@@ -229,6 +229,18 @@ class Slices:
         return replace(self, index=(sum(self.index, ()),), matrix=False, alone=True)
 
     @property
+    def _block_text(self) -> str:
+        """The slices of all neurons together: ``weight[4:8, :]``."""
+        numbers = sorted(sum(self.index, ()))
+        if len(numbers) == self.slices:
+            return self.name
+        first, last = numbers[0], numbers[-1]
+        inside = f"{first}:{last + 1}" if numbers == list(range(first, last + 1)) else "block"
+        if len(self.shape) == 1 or self.view != self.shape:
+            return f"{self.name}[{inside}]"
+        return f"{self.name}[{', '.join(inside if k in self.keep else ':' for k in range(len(self.shape)))}]"
+
+    @property
     def slice_text(self) -> str:
         """Which slices, as one writes it: ``weight[i, :]``, ``weight[8+i, :]``."""
         if len(self.index[0]) == self.slices and self.alone:
@@ -251,7 +263,8 @@ class Slices:
     @property
     def text(self) -> str:
         if self.matrix:
-            return f"{self.slice_text} {self.slice_text}ᵀ".replace("i", "h")
+            block = self._block_text
+            return f"{block} {block}ᵀ" if self.keep == (0,) else f"{block}ᵀ {block}"
         return f"|{self.slice_text}|²"
 
 

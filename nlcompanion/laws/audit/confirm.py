@@ -10,7 +10,7 @@ import torch
 from nlcompanion.laws.audit.double_copy import DoubleCopy
 from nlcompanion.laws.audit.equations import Equations, collect
 from nlcompanion.laws.audit.families import Family, mix, move
-from nlcompanion.laws.audit.slices import Layout
+from nlcompanion.laws.audit.slices import SHIFT, Layout
 
 _NUMBERS = range(700_001, 700_004)
 _HELD = 1e-9  # residual of a law in fresh equations
@@ -28,8 +28,10 @@ def confirm(room: DoubleCopy, layout: Layout, families: list[Family]) -> tuple[l
         if family.has_source:
             kept.append(family)
             continue
-        moved = _distance(room, layout, family)
-        family = replace(family, moved=moved)
+        moved, is_trivial, seen = _distance(room, layout, family)
+        if is_trivial:
+            continue
+        family = replace(family, moved=moved, seen_in_outputs=seen)
         if not moved <= _MOVED:
             refused.append(family)
             continue
@@ -37,14 +39,19 @@ def confirm(room: DoubleCopy, layout: Layout, families: list[Family]) -> tuple[l
     return kept, refused
 
 
-def _distance(room: DoubleCopy, layout: Layout, family: Family) -> float:
-    """How far the loss moves, relative to itself, as the parameters go a finite way along the symmetry."""
-    worst = 0.0
+def _distance(room: DoubleCopy, layout: Layout, family: Family) -> tuple[float, bool, bool | None]:
+    """How far the loss moves, relative to itself, as the parameters go a finite way along the symmetry; whether they
+    do not go anywhere; and whether the model's outputs move."""
+    worst, is_trivial, seen = 0.0, True, None
+    only_shifts = all(atom.kind == SHIFT for atom, _ in family.atoms) and not family.dead
     for number in (720_001, 720_002):
         generator = torch.Generator().manual_seed(number)
         rng = np.random.default_rng(number)
         data = room.draw(number)
+        names = family.names(layout)
+        at = [room.parameters[name].detach().clone() for name in names]
         before = room.loss(data, seed=number).detach()
+        outputs = room.outputs(data, number) if only_shifts else None
         if family.is_rotation:
             mix(room, layout, family, _random_turn(family, rng), rotation=True)
         else:
@@ -52,7 +59,14 @@ def _distance(room: DoubleCopy, layout: Layout, family: Family) -> float:
             move(room, layout, family, t, generator=generator)
         after = room.loss(data, seed=number).detach()
         worst = max(worst, float(abs(after - before) / abs(before).clamp_min(1e-300)))
-    return worst
+        gone = max(
+            float((room.parameters[name].detach() - old).abs().max()) for name, old in zip(names, at, strict=True)
+        )
+        is_trivial &= gone < 1e-9
+        if outputs is not None:
+            new = room.outputs(data, number)
+            seen = bool((new - outputs).abs().max() > 1e-9 * outputs.abs().max())
+    return worst, is_trivial, seen
 
 
 def _random_turn(family: Family, rng: np.random.Generator) -> torch.Tensor:

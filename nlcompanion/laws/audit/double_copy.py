@@ -162,6 +162,20 @@ class DoubleCopy:
             return getattr(own, "loss", own)
         return self.criterion(outputs, targets)
 
+    def outputs(self, data, seed: int) -> Tensor | None:
+        """All floating numbers that the model puts out, but a loss of its own; None where that cannot be told."""
+        self._restore_buffers()
+        self._set_eps(True)
+        _seed_all(seed)
+        try:
+            with torch.no_grad(), _InDouble(True, None, self._path):
+                found = call(self.model, data[0])
+        except Exception:
+            return None
+        if isinstance(found, Mapping):
+            found = [value for key, value in found.items() if "loss" not in str(key)]
+        return _flat(found)
+
     def gradient(self, data=None, seed: int = 0, *, exact: bool = True, record=None) -> tuple[Tensor, dict]:
         """The loss and its gradient by parameter name; zeros where the loss does not depend on one."""
         value = self.loss(data, seed, exact=exact, record=record)
@@ -229,6 +243,17 @@ class DoubleCopy:
     def _set_eps(self, exact: bool) -> None:
         for module, name, value in self.eps:
             setattr(module, name, _TINY if exact else value)
+
+
+def _flat(found) -> Tensor | None:
+    if isinstance(found, Tensor):
+        return found.detach().reshape(-1).double() if found.is_floating_point() and found.numel() > 1 else None
+    if isinstance(found, Mapping):
+        found = list(found.values())
+    if not isinstance(found, tuple | list):
+        return None
+    parts = [part for part in map(_flat, found) if part is not None]
+    return torch.cat(parts) if parts else None
 
 
 def call(model: nn.Module, inputs):
@@ -392,7 +417,9 @@ def undisturbed() -> Iterator[None]:
 
 
 def _seed_all(seed: int) -> None:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
 

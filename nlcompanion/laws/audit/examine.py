@@ -14,7 +14,7 @@ from nlcompanion.laws.audit.confirm import confirm, defects
 from nlcompanion.laws.audit.double_copy import DoubleCopy, double_copy, probe, undisturbed, unwrap
 from nlcompanion.laws.audit.equations import collect, find_sources
 from nlcompanion.laws.audit.families import Family
-from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, count_of, kind_of, last_module, laws_of
+from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, count_of, kind_of, laws_of
 from nlcompanion.laws.audit.parameter_rows import rows_of
 from nlcompanion.laws.audit.report import Audit, Line
 from nlcompanion.laws.audit.search import Search, draws_needed
@@ -99,8 +99,7 @@ def audit(
         families, refused = confirm(room, layout, search.families)
         families = defects(room, layout, families)
         limits = [*room.limits, *search.limits, *_of_refused(refused, layout), *_of_data(room, layout, search, seed)]
-    last = last_module(room.model)
-    named = [(_oriented(family), kind_of(family, layout, last)) for family in families]
+    named = [(_oriented(family), kind_of(family, layout)) for family in families]
     named.sort(key=lambda pair: list(SYMMETRIES).index(pair[1]))
     groups = _groups(unwrap(model), optimizer)
     lines = tuple(_line(family, kind, layout, optimizer, groups) for family, kind in named)
@@ -158,6 +157,7 @@ def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str
         count_of(family, kind),
         generators,
         names,
+        family.moves(layout),
         charge_text(family, layout),
         verdict,
         formula,

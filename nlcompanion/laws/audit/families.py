@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse
@@ -31,7 +31,7 @@ class Family:
     pairs: np.ndarray | None = None
     defect: float = 0.0
     moved: float = 0.0  # relative change of the loss at a finite distance
-    notes: tuple[str, ...] = field(default=())
+    seen_in_outputs: bool | None = None  # whether the model's outputs move, though the loss does not
 
     @property
     def n(self) -> int:
@@ -67,6 +67,16 @@ class Family:
             elif atom.kind == SHEAR:
                 found.append(layout.shears[atom.axis].bias)
         return tuple(dict.fromkeys(found))
+
+    def moves(self, layout: Layout) -> tuple[str, ...]:
+        """Names with a sign."""
+        signed = []
+        for atom, c in self.atoms:
+            if atom.kind in (SCALE, SHIFT):
+                signed.append(("+" if c > 0 else "-") + layout.axes[atom.axis].name)
+            elif atom.kind == SHEAR:
+                signed.append(("+" if c > 0 else "-") + layout.shears[atom.axis].bias)
+        return tuple(dict.fromkeys(signed))
 
     def only(self, which: np.ndarray) -> Family:
         """The laws of some of the neurons."""
@@ -149,15 +159,16 @@ class Span:
         return float(np.linalg.norm(known @ x - target)) < 1e-5
 
     def _identities(self) -> scipy.sparse.csr_matrix:
-        """Scaling all rows of a tensor is scaling all its columns, and shifts likewise."""
+        """Scaling all rows of a tensor is scaling all its columns, and shifts likewise; of groups in each group."""
         layout, rows = self.layout, []
         for name in layout.shapes:
             first, *others = layout.axes_of(name)
             for other in others:
+                a, b = layout.axes[first], layout.axes[other]
+                groups = a.view[0] if a.view == b.view and a.keep[0] == b.keep[0] else 1
+                of = lambda axis, groups=groups: np.arange(len(axis)).reshape(groups, -1)  # noqa: E731
                 for kind in (SCALE, SHIFT):
-                    a, b = layout.axes[first], layout.axes[other]
-                    whole = lambda axis: np.arange(len(axis))[None]  # noqa: E731
-                    rows.append(self.rows_of([(Atom(kind, first, whole(a)), 1.0), (Atom(kind, other, whole(b)), -1.0)]))
+                    rows.append(self.rows_of([(Atom(kind, first, of(a)), 1.0), (Atom(kind, other, of(b)), -1.0)]))
         return scipy.sparse.vstack(rows).tocsr() if rows else scipy.sparse.csr_matrix((0, self.width))
 
 

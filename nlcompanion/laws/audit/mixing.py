@@ -87,9 +87,31 @@ def find_rotations(search: Search) -> list[Family]:
     found: list[Family] = []
     for question in questions:
         if not question.is_open:
-            new = _answers(question)
-            found += [family for family in new if not _known(search.families + found, family)]
+            for family in _answers(question):
+                whole = _every_pair(search, family)
+                if len(whole.pairs) and not _known(search.families + found, whole):
+                    found.append(whole)
     return found
+
+
+def _every_pair(search: Search, family: Family) -> Family:
+    """All pairs of neurons that the family's atoms turn, those in mixing blocks left out."""
+    turned = None
+    for number in _NUMBERS:
+        _, gradient = search.room.gradient(search.room.draw(number), seed=number)
+        slope, size = 0.0, 0.0
+        for atom, c in family.atoms:
+            axis = search.layout.axes[atom.axis]
+            g = rows_of(axis, atom.index, gradient[axis.name])
+            theta = rows_of(axis, atom.index, search.room.parameters[axis.name].detach())
+            product = g @ theta.T
+            slope = slope + c * (product - product.T)
+            bound = g.norm(dim=1)[:, None] * theta.norm(dim=1)
+            size = size + abs(c) * (bound + bound.T)
+        here = slope.abs() < _JOINED * size
+        turned = here if turned is None else turned & here
+    pairs = torch.triu(turned, 1).nonzero().cpu().numpy()
+    return replace(family, pairs=pairs)
 
 
 def _questions(search: Search):
@@ -161,11 +183,11 @@ def _known(families: list[Family], new: Family) -> bool:
         if family.is_rotation:
             mine = {(atom.kind, atom.axis): atom.index for atom, _ in family.atoms}
             same = mine.keys() == index.keys() and all(np.array_equal(mine[k], index[k]) for k in mine)
-            if same and (len(family.pairs) >= len(new.pairs)):
+            if same and {tuple(pair) for pair in new.pairs.tolist()} <= {tuple(pair) for pair in family.pairs.tolist()}:
                 return True
         for block in family.blocks:
             axes = {(atom.kind, atom.axis): set(atom.index[block].reshape(-1).tolist()) for atom, _ in family.atoms}
-            first = new.pairs[0]
-            if index.keys() == axes.keys() and all(set(index[k][first].reshape(-1).tolist()) <= axes[k] for k in axes):
+            used = new.pairs.reshape(-1)
+            if index.keys() == axes.keys() and all(set(index[k][used].reshape(-1).tolist()) <= axes[k] for k in axes):
                 return True
     return False

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from torch import nn
-
 from nlcompanion.laws.audit.families import Family
 from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
 from nlcompanion.laws.law import Law
@@ -31,7 +29,7 @@ SYMMETRIES = {
 WITHOUT_CHARGE = {"shear", "rotation", "source"}
 
 
-def kind_of(family: Family, layout: Layout, last: str) -> str:
+def kind_of(family: Family, layout: Layout) -> str:
     """Which symmetry a family is: one of the keys of ``SYMMETRIES``."""
     if family.dead:
         return "dead"
@@ -46,7 +44,7 @@ def kind_of(family: Family, layout: Layout, last: str) -> str:
         names = set(family.names(layout))
         if len(names) > 1:
             return "duplicate"
-        return "logit shift" if _path(next(iter(names))) == last else "shift"
+        return "logit shift" if family.seen_in_outputs else "shift"
     if SHIFT in kinds:
         return "affine"
     if not family.balances:
@@ -60,6 +58,8 @@ def _balance(family: Family, layout: Layout) -> str:
         if len(layout.axes[atom.axis].view) > 1:
             sides[c > 0].add(atom.role)
     weights = [name for name in family.names(layout) if len(layout.shapes[name]) > 1]
+    if family.n == 1:
+        return "rescaling"
     if sides[True] == sides[False] == {"out"} and len(weights) <= 2:
         return "query-key"
     if family.blocks:
@@ -85,12 +85,6 @@ def _is_gated(family: Family, layout: Layout) -> bool:
 
 def _path(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def last_module(model: nn.Module) -> str:
-    """The path of the last module with a weight."""
-    paths = [_path(name) for name, p in model.named_parameters(remove_duplicate=False) if p.ndim > 1]
-    return paths[-1] if paths else ""
 
 
 # --- as laws ----------------------------------------------------------------------------------------------------------
@@ -213,4 +207,4 @@ def _gathered(terms: list[Term]) -> tuple[Term, ...]:
     return tuple(gathered)
 
 
-__all__ = ["SOURCE", "SYMMETRIES", "WITHOUT_CHARGE", "charge_text", "count_of", "kind_of", "last_module", "laws_of"]
+__all__ = ["SOURCE", "SYMMETRIES", "WITHOUT_CHARGE", "charge_text", "count_of", "kind_of", "laws_of"]

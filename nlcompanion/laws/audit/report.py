@@ -22,6 +22,7 @@ class Line:
         count: how many independent functions it conserves; 0 where a symmetry has no charge.
         size: how many generators.
         parameters: names.
+        moves: the same with their signs: what grows, and what shrinks as it does.
         charge: what is conserved.
         verdict, statement: what the optimiser makes of it.
         defect: the violation at the model's own parameters, eps and data, relative to the terms that should cancel.
@@ -34,6 +35,7 @@ class Line:
     count: int
     size: int
     parameters: tuple[str, ...]
+    moves: tuple[str, ...]
     charge: str
     verdict: str
     statement: str

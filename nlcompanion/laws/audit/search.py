@@ -205,7 +205,7 @@ class Search:
         for vector in readable_basis(found.basis):
             vector = simple(vector)
             law = [(atoms[k], float(vector[k])) for k in np.flatnonzero(vector)]
-            if not any(atom.kind in (SCALE, SHIFT) for atom, _ in law):
+            if not self._says_something(law):
                 continue
             family = Family(tuple(law), found.gap)
             holds = (family.residual(self.equations) < ZERO).all(0)
@@ -214,6 +214,16 @@ class Search:
             if not holds.all():
                 law = list(family.only(np.flatnonzero(holds)).atoms)
             self._accept(law, found.gap)
+
+    def _says_something(self, law: list[tuple[Atom, float]]) -> bool:
+        """A source belongs to a neuron with a weight that writes to it and one that reads from it."""
+        if any(atom.kind == SOURCE for atom, _ in law):
+            weights = [(a.role, c > 0) for a, c in law if a.kind == SCALE and self._is_weight(a)]
+            return any(role == "out" for role, _ in weights) and any(role == "in" for role, _ in weights)
+        return any(atom.kind in (SCALE, SHIFT) for atom, _ in law)
+
+    def _is_weight(self, atom: Atom) -> bool:
+        return len(self.layout.axes[atom.axis].view) > 1
 
     def _unclear(self, n: int, found) -> None:
         self.limits.append(
@@ -322,7 +332,7 @@ class Search:
         for vector in readable_basis(found.basis, inside.T):
             vector = simple(vector)
             law = [(free_unknowns[k], float(vector[k])) for k in np.flatnonzero(vector)]
-            if not any(atom.kind in (SCALE, SHIFT) for atom, _ in law) or len(law) > 400:
+            if not self._says_something(law) or len(law) > 400:
                 continue
             if (Family(tuple(law), found.gap).residual(self.equations) < 1e-9).all():
                 self._accept(law, found.gap)

@@ -121,9 +121,10 @@ def layout_of(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Layout:
             start += len(axis)
     start = 0
     for name, p in parameters.items():
-        module, path = owners[name]
-        bias = f"{path}.bias" if path else "bias"
-        if p.ndim < 2 or not name.endswith("weight") or bias not in parameters:
+        module, _ = owners[name]
+        head, dot, own = name.rpartition(".")
+        bias = head + dot + own.replace("weight", "bias")
+        if p.ndim < 2 or "weight" not in own or bias not in parameters:
             continue
         transposed = type(module).__name__ == "Conv1D"
         out = p.shape[1] if transposed else p.shape[0]
@@ -166,7 +167,8 @@ def _cuts(shape: tuple[int, ...], module: nn.Module) -> Iterable[tuple[tuple[int
             view = (groups, shape[0] // groups, shape[1], *rest)
             first, second = ("in", "out") if _is_transposed(module) else ("out", "in")
             yield view, (0, 1), first
-            yield view, (0, 2), second
+            if view[1] * view[2] > 1:  # otherwise the same slices again
+                yield view, (0, 2), second
     else:
         roles = {0: "out", 1: "in"} if len(shape) == 2 else {}
         if type(module).__name__ == "Conv1D" or isinstance(module, nn.Embedding):
