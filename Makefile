@@ -4,6 +4,7 @@
 
 PYTHON      ?= python3
 PYTEST_ARGS ?=
+ONLY        ?=
 # one process per core; a file's tests, and a notebook's cells, stay together
 PYTEST_RUNS := -n logical --maxprocesses 8 --dist loadfile
 
@@ -27,10 +28,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help book test test-all lab notebooks results offline bench clean FORCE
+.PHONY: help book test test-all test-elsewhere test-versions lab notebooks results bench clean FORCE
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 book: $(READY) ## install what is needed and build the book
 	@$(PY) -m tools.what_holds
@@ -44,6 +45,12 @@ test: book ## build the book, then check its pages, every notebook, doctest and 
 test-all: book ## the same with the slow tests
 	@$(PY) -m pytest $(PYTEST_RUNS) -m "" $(PYTEST_ARGS)
 
+test-elsewhere: book ## the tests and notebooks in the arithmetic of other processors (ONLY="oldest" for one)
+	@$(PY) -m tools.elsewhere $(ONLY) -- $(PYTEST_RUNS) $(PYTEST_ARGS)
+
+test-versions: $(READY) ## the package's tests with the oldest and the newest versions of what it needs
+	@$(PY) -m tools.versions $(ONLY)
+
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter-lab book
 
@@ -53,10 +60,6 @@ notebooks: $(READY) ## execute every notebook again and keep the outputs
 
 results: $(READY) ## measure book/results/ again (long runs, optional data)
 	@$(PY) -m studies
-
-offline: $(READY) ## build a book that needs no network to be read (npm fetches its libraries)
-	@$(PY) -m tools.what_holds
-	@$(PY) -m tools.offline
 
 bench: $(READY) ## run every benchmark, one after another
 	@missed=0; for bench in $(BENCHES); do echo "== $$bench"; $(PY) "$$bench" || missed=1; done; exit $$missed

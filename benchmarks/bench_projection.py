@@ -15,7 +15,7 @@ from _timing import Report, compare, single_thread
 from nlcompanion.datasets import Dataset
 from nlcompanion.networks import conv_bn, vgg11
 from nlcompanion.training import TrainConfig
-from nlcompanion.training.batches import Feed
+from nlcompanion.training.batches import Batches
 from nlcompanion.training.step import Stepper
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def steps(make: Callable[[], torch.nn.Module], side: int, batch: int, count: int
     """A task: so many of `train`'s steps, on epochs of 20; without `record`, only the losses are kept."""
     config = TrainConfig(dataset="custom", batch_size=batch, lr=0.01, **settings)
     model = make().to(memory_format=torch.channels_last).train()
-    stepper = Stepper(model, Feed(noise(side, 20 * batch), config, CPU, torch.float32), config, CPU, stride=1)
+    stepper = Stepper(model, Batches(noise(side, 20 * batch), config, CPU, torch.float32), config, CPU, stride=1)
 
     def run() -> int:
         for _ in range(count):

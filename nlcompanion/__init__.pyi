@@ -54,12 +54,13 @@ from .dynamics import sgd as sgd
 from .laws import Audit as Audit
 from .laws import AuditError as AuditError
 from .laws import Law as Law
-from .laws import RuleForm as RuleForm
+from .laws import LawUnderRule as LawUnderRule
 from .laws import audit as audit
-from .laws import data_rotation as data_rotation
-from .laws import homogeneous as homogeneous
+from .laws import data_rotation_law as data_rotation_law
+from .laws import homogeneous_law as homogeneous_law
 from .laws import homogeneous_laws as homogeneous_laws
-from .laws import linear as linear
+from .laws import law_of as law_of
+from .laws import linear_law as linear_law
 from .mechanics import acceleration as acceleration
 from .mechanics import action as action
 from .mechanics import along as along
@@ -114,7 +115,7 @@ from .symmetries import rotation as rotation
 from .symmetries import scale as scale
 from .symmetries import so as so
 from .symmetries import translation as translation
-from .training import Moment as Moment
+from .training import BeforeStep as BeforeStep
 from .training import Run as Run
 from .training import Sweep as Sweep
 from .training import SweepError as SweepError

@@ -12,7 +12,7 @@ from nlcompanion.datasets.kmnist import kmnist
 from nlcompanion.dynamics.descent import descend
 from nlcompanion.dynamics.learning_rules import LearningRule, nesterov, newtonian, sgd
 from nlcompanion.laws.law import Law
-from nlcompanion.laws.of_layers import homogeneous
+from nlcompanion.laws.of_layers import homogeneous_law
 from nlcompanion.networks.activations import RePU
 from nlcompanion.networks.flat_loss import FlatLoss, flat_loss
 from nlcompanion.networks.mlp import mlp
@@ -47,7 +47,7 @@ def two_layer_norms(
     }
     model = mlp(widths, settings["activation"], seed=settings["seed"])
     f = flat_loss(model, *data.tensors(flatten=True), F.cross_entropy)
-    law = homogeneous(f, settings["layer"]).total
+    law = homogeneous_law(f, settings["layer"]).total
     gd = _run(sgd(lr=lr), f, steps, _descent_record(f, law, lr))
     nd, nagd = (
         _run(rule, f, accelerated_steps, _accelerated_record(f, law, rule))
@@ -98,7 +98,7 @@ def layers_apart(data: Dataset, widths: tuple[int, ...], *, lr: float = 1e-3, st
     }
     model = mlp(widths, ["relu", RePU(p), RePU(p), "relu"], init=settings["init"], seed=settings["seed"])
     f = flat_loss(model, *data.tensors(flatten=True), F.cross_entropy)
-    law = homogeneous(f, h, across=k)
+    law = homogeneous_law(f, h, across=k)
     run = _run(sgd(lr=lr), f, steps, _apart_record(f, law, lr))
     return {
         "settings": settings,

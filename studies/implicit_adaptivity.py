@@ -74,7 +74,7 @@ def figure4(panels: Mapping[str, Panel], seeds: Sequence[int], executor: Executo
     run over the initial one, averaged over the layers. ``PANEL_loss`` has the training loss after each epoch. Runs that
     diverged are counted and left out of the means. ``numbers`` are differences of means, see :func:`_numbers`.
     """
-    curves, durations = {}, {}
+    found = {}
     with _folder() as folder:
         for name, (setting, values, base) in panels.items():
             configs = [
@@ -83,17 +83,25 @@ def figure4(panels: Mapping[str, Panel], seeds: Sequence[int], executor: Executo
                 for value in values
                 for seed in seeds
             ]
-            runs = sweep(configs, folder, executor, progress=True)
+            found[name] = runs = sweep(configs, folder, executor, progress=True)
             if runs.status["failed"]:
                 raise RuntimeError(f"panel {name}: {next(r.error for r in runs if r.status == 'failed')}")
-            durations |= {record.key: record.run.duration for record in runs}
-            curves[name] = _final(runs, setting, values)
-            curves[f"{name}_loss"] = _course(runs, setting, values)
+    return figure4_of(panels, seeds, found)
+
+
+def figure4_of(panels: Mapping[str, Panel], seeds: Sequence[int], found: Mapping[str, Sweep]) -> dict:
+    """The same from runs that are done, a sweep for each panel; those that it lacks are left out of the means."""
+    curves, durations, data = {}, {}, None
+    for name, (setting, values, _) in panels.items():
+        durations |= {record.key: record.run.duration for record in found[name] if record.run}
+        data = data or found[name].runs[0].data["train"]
+        curves[name] = _final(found[name], setting, values)
+        curves[f"{name}_loss"] = _course(found[name], setting, values)
     bases = {name: base.to_dict() for name, (_, _, base) in panels.items()}
     varied = {name: {setting: list(values)} for name, (setting, values, _) in panels.items()}
     return {
         "settings": {"base": bases, "varied": varied, "seeds": list(seeds)},
-        "data": runs.runs[0].data["train"],
+        "data": data,
         "curves": curves,
         "numbers": {
             **{name: _numbers(curves[name], varied[name]) for name in panels},

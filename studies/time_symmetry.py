@@ -182,31 +182,47 @@ def _slopes(x: Tensor, y: Tensor) -> Tensor:
 
 # --- mini-batches heat --------------------------------------------------------------------------------------------
 
+IMAGES, BATCH = 16, 4
+LOTS = IMAGES // BATCH  # batches in an epoch
 
-@result("The work of gradient noise on mini-batches of 4 of 16 images, against half the step times its covariance")
+
+@result("The work of gradient noise on mini-batches of 4 of 16 images, drawn afresh or dealt out in shuffled epochs")
 def gu_time_heat() -> dict:
-    rules = {f"newtonian {length:g}": newtonian(lr=length**2) for length in (0.2, 0.1, 0.05)}
-    return heat_study(rules | {"descent 0.02": sgd(lr=0.02), "momentum 0.5": sgd(lr=0.01, momentum=0.5)}, groups=256)
+    lengths = {f"newtonian {length:g}": newtonian(lr=length**2) for length in (0.2, 0.1, 0.05, 0.025)}
+    afresh = {name: lengths[name] for name in ("newtonian 0.2", "newtonian 0.1", "newtonian 0.05")}
+    afresh |= {"descent 0.02": sgd(lr=0.02), "momentum 0.5": sgd(lr=0.01, momentum=0.5)}
+    dealt = {name: lengths[name] for name in ("newtonian 0.05", "newtonian 0.025")}
+    dealt |= {"descent 0.0025": sgd(lr=0.0025), "momentum 0.5": sgd(lr=0.0025, momentum=0.5)}
+    study = heat_study(afresh, groups=256)
+    epochs = heat_study(dealt, groups=64, time=1.5, draws="epochs")
+    settings = {"fresh": study["settings"], "epochs": epochs["settings"]}
+    parts = {name: study[name] | epochs[name] for name in ("curves", "numbers")}
+    return {"settings": settings, "data": study["data"], **parts}
 
 
-def heat_study(rules: dict[str, LearningRule], *, groups: int, time: float = 3.0) -> dict:
+def heat_study(rules: dict[str, LearningRule], *, groups: int, time: float = 3.0, draws: str = "fresh") -> dict:
     """The noise's work along each rule's run, as a mean over copies of one network, and its prediction."""
     curves, numbers = {}, {}
     for seed, (name, rule) in enumerate(tqdm(rules.items(), disable=None)):
-        work, foreseen = noise_work(rule, groups, time, seed)
-        error = work.std(1) / math.sqrt(groups)
-        curves[name] = {
+        work, foreseen, independent = noise_work(rule, groups, time, seed, draws)
+        key = name if draws == "fresh" else f"{name}, {draws}"
+        curves[key] = {
             "time": (rule.time_step * torch.arange(1, len(work) + 1)).tolist(),
             "work": work.mean(1).tolist(),
+            "work_error": (work.std(1) / math.sqrt(groups)).tolist(),
+            "foreseen": foreseen.mean(1).tolist(),
         }
-        curves[name] |= {"work_error": error.tolist(), "foreseen": foreseen.mean(1).tolist()}
-        ratio = work[-1] / foreseen[-1].mean()
-        numbers |= {f"{name} ratio": ratio.mean(), f"{name} ratio_error": ratio.std() / math.sqrt(groups)}
+        scale = independent[-1].mean()
+        numbers[f"{key} ratio"] = work[-1].mean() / scale
+        numbers[f"{key} ratio_error"] = work[-1].std() / scale / math.sqrt(groups)
+        numbers[f"{key} foreseen"] = foreseen[-1].mean() / scale
     settings = {
         "network": "(16, 64, 1), tanh, init ntk, seed 1; all copies start alike",
-        "copies": 4 * groups,
+        "copies": LOTS * groups,
         "batches": "4 of 16 images; copies in groups of four share out the images, errors are those of group means",
-        "seeds": "step n of the run number r draws with 10000 r + n",
+        "draws": {"fresh": "a shuffle a step", "epochs": "a shuffle every four steps, dealt out"}[draws],
+        "ratio": "the work over half the step times the sum of the trace of the noise's covariance along the run",
+        "seeds": "shuffle n of the run number r draws with 10000 r + n",
         "time": time,
         "rules": {name: rule.name for name, rule in rules.items()},
         "dtype": "float64",
@@ -214,29 +230,71 @@ def heat_study(rules: dict[str, LearningRule], *, groups: int, time: float = 3.0
     return {"settings": settings, "data": describe(digits("train")), "curves": curves, "numbers": numbers}
 
 
-def noise_work(rule: LearningRule, groups: int, time: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+def noise_work(
+    rule: LearningRule, groups: int, time: float, seed: int = 0, draws: str = "fresh"
+) -> tuple[Tensor, Tensor, Tensor]:
     r"""What noise has given to the energy after each step but the first, and what it should give.
 
-    Sums of :math:`-\tfrac12\langle\xi_n, q_{n+1} - q_{n-1}\rangle` and :math:`\tfrac\eta2\operatorname{tr}\Sigma(q_n)`,
-    shape ``(steps - 1, groups)`` each, means over the four copies of a group.
+    Sums of :math:`-\tfrac12\langle\xi_n, q_{n+1} - q_{n-1}\rangle`, of :math:`\tfrac\eta2\operatorname{tr}\Sigma(q_n)`
+    times :func:`heat_of_step`, and of the same without that factor. Shape ``(steps - 1, groups)`` each, means over the
+    four copies of a group.
     """
     x, y = zeros_and_ones()
-    team = ensemble((16, 64, 1), "tanh", seeds=[1] * (4 * groups), init="ntk")
+    team = ensemble((16, 64, 1), "tanh", seeds=[1] * (LOTS * groups), init="ntk")
     f = flat_loss(team, x, y, half_sum)
+    lots_of = {"fresh": fresh_lots, "epochs": epoch_lots}[draws]
 
     def batch(n: int):
-        order = torch.rand(groups, 1, 16, generator=torch.Generator().manual_seed(10000 * seed + n)).argsort(2)
-        lots = (order // 4 == torch.arange(4)[:, None]).reshape(4 * groups, 16)  # a group shares out the images
-        return lambda q: 2 * (lots * (f.outputs(q)[..., 0] - y[:, 0]).square()).sum()
+        lots = lots_of(n, groups, 10000 * seed)
+        return lambda q: LOTS / 2 * (lots * (f.outputs(q)[..., 0] - y[:, 0]).square()).sum()
 
     q = descend(rule, None, f.q0, steps=round(time / rule.time_step), batches=batch).q
-    work, foreseen = [], []
+    memory = 1.0 if rule.equation(1.0)[0] == 0 else rule.steps.memory_of(1)  # of the steps; without friction all of it
+    work, foreseen, independent = [], [], []
     for n in range(1, len(q) - 1):
         full = grad(f)(q[n])
         noise, both = team.split(grad(batch(n))(q[n]) - full), team.split(q[n + 1] - q[n - 1])
+        heat = rule.lr / 2 * noise_trace(f.unflatten(q[n]), x, y, team.split(full))
+        share = heat_of_step(n, memory) if draws == "epochs" else 1.0
         work.append(-(noise * both).sum(1) / 2)
-        foreseen.append(rule.lr / 2 * noise_trace(f.unflatten(q[n]), x, y, team.split(full)))
-    return tuple(torch.stack(rows).cumsum(0).unflatten(1, (groups, 4)).mean(2) for rows in (work, foreseen))
+        independent.append(heat)
+        foreseen.append(share * heat)
+    rows = (work, foreseen, independent)
+    return tuple(torch.stack(row).cumsum(0).unflatten(1, (groups, LOTS)).mean(2) for row in rows)
+
+
+def fresh_lots(n: int, groups: int, seed: int) -> Tensor:
+    """Which images each copy sees in step ``n``, (copies, images): a new shuffle in every step."""
+    return _shared_out(groups, seed + n, turn=0)
+
+
+def epoch_lots(n: int, groups: int, seed: int) -> Tensor:
+    """The same for batches dealt out from one shuffle an epoch, as data loaders do."""
+    return _shared_out(groups, seed + n // LOTS, turn=n % LOTS)
+
+
+def _shared_out(groups: int, seed: int, turn: int) -> Tensor:
+    """The four copies of a group take the four lots of a shuffle, each in its turn."""
+    order = torch.rand(groups, 1, IMAGES, generator=torch.Generator().manual_seed(seed)).argsort(2)
+    taken = (torch.arange(LOTS) + turn) % LOTS
+    return (order // BATCH == taken[:, None]).reshape(LOTS * groups, IMAGES)
+
+
+def heat_of_step(n: int, momentum: float, lots: int = LOTS) -> float:
+    r"""The share of :math:`\tfrac\eta2\operatorname{tr}\Sigma` that noise gives in step ``n`` of shuffled epochs.
+
+    .. math:: 1 - \frac{1+\beta}{B-1}\sum_{l=1}^{j}\beta^{l-1}, \qquad j = n \bmod B
+
+    The noises of an epoch of B batches add up to zero, so that any two of them have the mean product
+    :math:`-\operatorname{tr}\Sigma/(B-1)`, and the step carries the j earlier ones of its epoch along.
+    """
+    j = n % lots
+    return 1 - (1 + momentum) / (lots - 1) * sum(momentum ** (past - 1) for past in range(1, j + 1))
+
+
+def heat_of_epochs(momentum: float, lots: int = LOTS) -> float:
+    """The mean of :func:`heat_of_step` over an epoch: 1 - 1/B for plain descent, 0 for Newtonian steps."""
+    return sum(heat_of_step(n, momentum, lots) for n in range(lots)) / lots
 
 
 def noise_trace(weights: dict[str, Tensor], x: Tensor, y: Tensor, full: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Settings for every test: one thread, a quiet matplotlib. (Denormals stay on: hypothesis draws them.)"""
 
+import os
+
 import matplotlib
 import pytest
 
@@ -8,7 +10,10 @@ matplotlib.use("agg")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread():
+def _threads():
+    """One thread, or as many as `tools.elsewhere` asks for; they must really be in force."""
     import torch
 
-    torch.set_num_threads(1)
+    threads = int(os.environ.get("NLCOMPANION_TEST_THREADS", "1"))
+    torch.set_num_threads(threads)
+    assert torch.get_num_threads() == threads, f"{torch.get_num_threads()} threads are in force, not {threads}"

@@ -46,8 +46,8 @@ except ImportError as error:
     print(error)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "with matplotlib" in out
-    assert "pip install '.[book]'" in out
+    assert "matplotlib is not installed" in out
+    assert "pip install 'nlcompanion[book]'" in out
 
 
 def loose_names(source: str, own: str) -> set[str]:

@@ -1,8 +1,8 @@
 """Models with known laws: for each the symmetries that it has, all of them, and why it has no others.
 
-A line of what is expected reads ``kind: tensor + tensor - tensor xN``: the kind of symmetry, the tensors it moves (``-``
-for those that go the other way) and how many generators. The order of lines and tensors is free. What is not listed must
-not be found.
+A line of what is expected reads ``kind: tensor + tensor - tensor xN``: the kind of symmetry, the tensors it moves
+(``-`` for those that go the other way) and how many generators. The order of lines and tensors is free. What is not
+listed must not be found.
 """
 
 from __future__ import annotations

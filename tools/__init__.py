@@ -1,1 +1,1 @@
-"""What the Makefile calls: the environment, the pins, the notebooks, the built pages, the offline book."""
+"""What the Makefile calls: the environment, the pins, the notebooks, the built pages."""

@@ -31,6 +31,22 @@ LEFTOVERS = {
     "an unread directive": re.compile(r"(^|\n)\s*(:::|```)"),
     "a Sphinx message": re.compile(r"\b(CRITICAL|ERROR|WARNING): "),
 }
+HEAVIEST = 1_500_000  # bytes of a page and its pictures
+
+# What makes a browser load something by itself.
+LOADING = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "object": "data",
+}
+FETCHED = {"stylesheet", "preload", "modulepreload", "icon", "shortcut", "preconnect", "dns-prefetch", "prefetch"}
+STYLE_URL = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""")
+IMPORT = re.compile(r"""\bimport\s*\(?\s*["']((?:https?:)?//[^"']+)""")
+
 LINKS = (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("iframe", "src"))
 
 
@@ -110,6 +126,8 @@ def page_faults(name: str, root: Path = ROOT, html: Path = HTML) -> list[str]:
         for tag in page.select(".system-message, .problematic")
     ]
     faults += broken_links(path, page)
+    if (heavy := weight(path)) > HEAVIEST:
+        faults.append(f"weighs {heavy / 1e6:.2f} MB with its pictures, {HEAVIEST / 1e6:g} MB at most")
     source = root / f"{name}.ipynb"
     if source.is_file():
         faults += notebook_faults(
@@ -129,15 +147,13 @@ def notebook_faults(page: BeautifulSoup, notebook: dict, is_chapter: bool) -> li
     faults = []
     if len(page.select("div.cell")) != len(shown):
         faults.append(f"shows {len(page.select('div.cell'))} of the notebook's {len(shown)} code cells")
-    sliders = sum(
+    controls = sum(
         "application/vnd.jupyter.widget-view+json" in output.get("data", {})
         for cell in shown
         for output in cell["outputs"]
     )
-    if len(page.select('script[type="application/vnd.jupyter.widget-view+json"]')) != sliders:
-        faults.append(f"does not show the notebook's {sliders} widgets")
-    if sliders and not page.select('script[type="application/vnd.jupyter.widget-state+json"]'):
-        faults.append("lost the state of its widgets")
+    if len(page.select(".nl-explorer")) != controls:
+        faults.append(f"shows {len(page.select('.nl-explorer'))} of the notebook's {controls} controls")
     if is_chapter and not any("\\(" in tag.text or "\\[" in tag.text for tag in page.select("article .math")):
         faults.append("has no equation")
     if is_chapter and not page.select(".cell_output img, article figure img, .cell_output svg"):
@@ -173,9 +189,49 @@ def has_anchor(path: Path, anchor: str) -> bool:
     return anchor in _anchors(path, path.stat().st_mtime_ns)
 
 
+def remote(path: Path) -> list[str]:
+    """Addresses on the network that a page or a style sheet loads by itself; links to click do not count."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".css":
+        return STYLE_URL.findall(text)
+    page = parse(path)
+    found = [tag.get(LOADING[tag.name]) for tag in page.find_all(list(LOADING))]
+    found += [tag.get("href") for tag in page.find_all("link") if FETCHED & set(tag.get("rel") or [])]
+    found += [
+        address.split()[0] for tag in page.select("[srcset]") for address in tag["srcset"].split(",") if address.strip()
+    ]
+    found = [address for address in found if address and is_remote(address)]
+    for tag in page.find_all("style"):
+        found += STYLE_URL.findall(tag.get_text())
+    for tag in page.select("[style]"):
+        found += STYLE_URL.findall(tag["style"])
+    for tag in page.find_all("script"):
+        found += IMPORT.findall(tag.get_text())
+    return found
+
+
+def is_remote(address: str) -> bool:
+    parts = urlsplit(address)
+    return bool(parts.netloc) or parts.scheme in ("http", "https", "ftp")
+
+
+def loaded_from_elsewhere(html: Path = HTML) -> list[str]:
+    """What the book's files load from the network, one sentence each; none for a book that is whole in itself."""
+    files = sorted([*html.rglob("*.html"), *html.rglob("*.css")])
+    return [f"{path.relative_to(html)} loads {address}" for path in files for address in remote(path)]
+
+
+def weight(path: Path) -> int:
+    """Bytes of a page with its own pictures; what all pages share, theme and MathJax, is not counted."""
+    images = {tag.get("src") for tag in parse(path).find_all("img")}
+    own = [path.parent / unquote(source) for source in images if source and not urlsplit(source).scheme]
+    return path.stat().st_size + sum(image.stat().st_size for image in own if image.is_file())
+
+
 def faults(root: Path = ROOT, html: Path = HTML) -> list[str]:
     """What is wrong with the book, one line each."""
-    return [f"{name} {fault}" for name in contents(root) for fault in page_faults(name, root, html)]
+    found = [f"{name} {fault}" for name in contents(root) for fault in page_faults(name, root, html)]
+    return found + loaded_from_elsewhere(html)
 
 
 def main() -> int:

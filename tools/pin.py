@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = (("nlcompanion", ("bench", "book", "dask", "test")), ("jupytext", ()))
+ROOTS = (("nlcompanion", ("bench", "book", "dask", "test", "training")), ("jupytext", ()))
 PLATFORMS = {
     "linux": {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"},
     "darwin": {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix"},

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nlcompanion.book.claims import CHAPTERS, PAGE, PAPERS, Row, _rows, register
+from nlcompanion.book.claims import CHAPTERS, CORRECTED, PAGE, PAPERS, Row, register, rows_by_id
 
 __all__ = ["Finding", "verdicts", "what_holds"]
 
@@ -56,7 +56,7 @@ def verdicts(notebooks: Iterable[Path | str]) -> dict[str, Finding]:
     found: dict[str, Finding] = {}
     for path in map(Path, notebooks):
         for finding in _lines(path):
-            row = _rows().get(finding.id)
+            row = rows_by_id().get(finding.id)
             if row and row.chapter == path.stem and finding.text in _wordings(row):
                 found.setdefault(finding.id, finding)
     return found
@@ -123,7 +123,8 @@ The kinds: *exact*, an identity or a law along solutions, to rounding or to the 
 that falls as that power of the small parameter, its slope measured; *leading order*, a formula within a stated small
 error; *bound*, an inequality; *figure*, a picture of the paper made again, with a number that stands for it;
 *misprint*, a formula that fails as printed and holds as given here; *false*, a statement that no correction of a symbol
-saves, with what is true instead.
+saves, with what is true instead; *unsupported*, a statement that the paper leaves open and that measurements
+do not bear out, with what they show.
 """
 
 
@@ -154,12 +155,13 @@ def _summary(found: Mapping[str, Finding]) -> str:
     for paper in PAPERS:
         rows = [row for row in register() if row.paper == paper]
         shown = [row for row in rows if row.id in found]
-        wrong = [sum(row.kind == kind for row in shown) for kind in ("misprint", "false")]
+        wrong = [sum(row.kind == kind for row in shown) for kind in CORRECTED]
         counts.append([len(shown) - sum(wrong), *wrong, len(rows) - len(shown), len(rows)])
     total = [sum(column) for column in zip(*counts, strict=True)]
-    sentence = f"{total[4] - total[3]} of {total[4]} claims have a verdict, {total[3]} are open."
+    *_, without, claims = total
+    sentence = f"{claims - without} of {claims} claims have a verdict, {without} are open."
     rows = [[name, *map(str, row)] for name, row in zip([*PAPERS, "together"], [*counts, total], strict=True)]
-    header = ("", "holds", "misprint, corrected", "false, replaced", "open", "claims")
+    header = ("", "holds", "misprint, corrected", "false, replaced", "unsupported", "open", "claims")
     return sentence + "\n\n" + _table(header, rows)
 
 

@@ -40,7 +40,7 @@ def angular_update(lr: float, weight_decay: float, momentum: float = 0.0, *, dec
     Raises:
         ValueError: if ``weight_decay`` is 0, since the norm then grows for ever; settings out of range.
 
-    Source: TK Eq. 29; for decoupled decay derived in this book.
+    Source: TK Eq. 29 and Wan et al. (arXiv 2006.08419); for decoupled decay Kosson et al. (arXiv 2305.17212).
 
     Example:
         >>> round(angular_update(lr=0.1, weight_decay=5e-4, momentum=0.9), 5)
@@ -192,4 +192,5 @@ def rmsprop_twin(lr: float, weight_decay: float, momentum: float = 0.0, *, persi
             f"4 lr weight_decay / (1 - momentum) = {forgets:.3g} is not below 1: the norm forgets within one step and "
             "no rho describes it; lower lr or weight_decay"
         )
+    assert settled.radius is not None  # a gradient's norm was given
     return RMSPropTwin(1 - forgets, settled.radius**4, settled.angular_update / math.sqrt(settled.persistence))

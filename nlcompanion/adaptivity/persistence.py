@@ -33,7 +33,7 @@ def momentum_average(gradients, momentum: float) -> Tensor:
     Raises:
         ValueError: a momentum out of range, no gradients.
 
-    Source: a law of this book.
+    Source: new as far as we know.
 
     Example:
         >>> momentum_average([1.0, 1.0, 1.0], 0.5).tolist()
@@ -99,7 +99,7 @@ def gradient_persistence(
         ValueError: too few steps for the lags, the window or the momentum's memory, gradients that all vanish, shapes,
             non-finite values.
 
-    Source: a law of this book ("between the persistent and the white regime").
+    Source: new as far as we know: TK's Eqs. 17 and 30 between persistent and independent gradients.
 
     Example:
         >>> import torch

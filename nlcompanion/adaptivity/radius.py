@@ -82,7 +82,7 @@ def radius_squared(
         ValueError: shapes that do not fit, times that do not increase, negative or non-finite values, settings out of
             their range.
 
-    Source: TK Eqs. 17 and 33; with ``persistence``, a law of this book.
+    Source: TK Eqs. 17 and 33; with ``persistence``, new as far as we know.
 
     Example:
         >>> import torch
@@ -198,7 +198,7 @@ def _weights(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _series(z: Tensor, first: int) -> Tensor:
-    return sum((-z) ** j / math.factorial(j + first) for j in range(7))
+    return sum(((-z) ** j / math.factorial(j + first) for j in range(7)), torch.zeros_like(z))
 
 
 def _scan(decay: Tensor, pieces: Tensor) -> Tensor:
@@ -338,7 +338,7 @@ def radius_squared_of_steps(
     Raises:
         ValueError: settings out of range, negative or non-finite values.
 
-    Source: a law of this book; Noether's learning dynamics (TK Eq. 11) in discrete time.
+    Source: Noether's learning dynamics (TK Eq. 11) in discrete time; Wan et al. (arXiv 2006.08419) use its balance.
 
     Example:
         >>> radius_squared_of_steps([1.0, 0.0], 4.0, lr=0.1, momentum=0.5).tolist()

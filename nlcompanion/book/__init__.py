@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+from nlcompanion._extras import needs
 from nlcompanion.book.claims import ClaimError, claim
 
 __all__ = ["ClaimError", "claim"]
@@ -10,10 +11,5 @@ __all__ = ["ClaimError", "claim"]
 def __getattr__(name: str):
     if name not in ("explorers", "plotting", "results"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needs("book"):
         return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{__name__}.{name} draws the book's figures with {error.name}, which the package alone does not "
-            "install: pip install '.[book]' in its folder brings it"
-        ) from error

@@ -10,17 +10,18 @@ the row's target and tolerance, demands that a control violates it, and prints o
 
 ``python -m tools.what_holds`` reads these lines back from the executed notebooks and writes ``what_holds.md``.
 
-===========  ==================================================================  =============
-kind         the measured numbers are                                            control
-===========  ==================================================================  =============
-``exact``    residuals of an identity or of a law along solutions                optional
-``order``    slopes of an error against the small parameter, in log-log          optional
-``limit``    relative errors of a leading-order formula                          optional
-``bound``    quantities that must not exceed the target                          optional
-``figure``   the number that stands for a figure                                 optional
-``misprint`` residuals of the corrected form; the control, of the printed form   mandatory
-``false``    violations of what is true instead; the control, of the statement   mandatory
-===========  ==================================================================  =============
+===============  ====================================================================  =========
+kind             the measured numbers are                                              control
+===============  ====================================================================  =========
+``exact``        residuals of an identity or of a law along solutions                  optional
+``order``        slopes of an error against the small parameter, in log-log            optional
+``limit``        relative errors of a leading-order formula                            optional
+``bound``        quantities that must not exceed the target                            optional
+``figure``       the number that stands for a figure                                   optional
+``misprint``     residuals of the corrected form; the control, of the printed form     mandatory
+``false``        violations of what is true instead; the control, of the statement     mandatory
+``unsupported``  what is found where the paper leaves it open; the control, its guess  mandatory
+===============  ====================================================================  =========
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from numbers import Complex, Real
 
 __all__ = ["KINDS", "ClaimError", "Row", "Verdict", "check", "claim", "register"]
 
-KINDS = ("exact", "order", "limit", "bound", "figure", "misprint", "false")
+KINDS = ("exact", "order", "limit", "bound", "figure", "misprint", "false", "unsupported")
+CORRECTED = ("misprint", "false", "unsupported")  # what holds is not what the paper says
 PAPERS = {
     "TK": "Noether's Learning Dynamics (TK)",
     "GU": "Noether: The More Things Change, the More Stay the Same (GU)",
@@ -68,6 +70,7 @@ _ADVICE = {
     "figure": "the settings of the run: data, step size, number of steps, seed",
     "misprint": "whether `measured` belongs to the corrected form and `control` to the printed one, not the reverse",
     "false": "whether `measured` violates the true statement or `control` keeps the printed one; they may be swapped",
+    "unsupported": "whether `measured` is what was found and `control` what the paper supposes, not the reverse",
 }
 
 
@@ -103,7 +106,7 @@ class Row:
 
     @property
     def control_is_mandatory(self) -> bool:
-        return self.kind in ("misprint", "false")
+        return self.kind in CORRECTED
 
     def excess(self, value: float) -> float:
         """How far ``value`` lies beyond what the row allows; at most 0 when it conforms, NaN for NaN."""
@@ -128,6 +131,8 @@ class Row:
             return f"{self.id} · misprint: fails as printed, holds as corrected"
         if self.kind == "false":
             return f"{self.id} · false: fails as stated, the true statement holds"
+        if self.kind == "unsupported":
+            return f"{self.id} · unsupported: the measurement says otherwise where the paper leaves it open"
         return f"{self.id} · holds ({self.detail}) · {CONTROL_FAILS if control else NO_CONTROL}"
 
 
@@ -159,25 +164,25 @@ def register() -> tuple[Row, ...]:
     """
     text = files("nlcompanion.book").joinpath("claims.csv").read_text(encoding="utf-8")
     return tuple(
-        Row(**(raw | {"target": float(raw["target"]), "tolerance": float(raw["tolerance"])}))
+        Row(target=float(raw.pop("target")), tolerance=float(raw.pop("tolerance")), **raw)
         for raw in csv.DictReader(text.splitlines())
     )
 
 
 @cache
-def _rows() -> dict[str, Row]:
+def rows_by_id() -> dict[str, Row]:
     return {row.id: row for row in register()}
 
 
 def _row(id: str) -> Row:
     if not isinstance(id, str):
         raise TypeError(f"a claim's id is a string such as 'tk-3', got {type(id).__name__}")
-    if id not in _rows():
-        parts = [known for known in _rows() if known.startswith(id + "-")]
-        close = parts or get_close_matches(id, _rows(), n=3, cutoff=0.6)
+    if id not in rows_by_id():
+        parts = [known for known in rows_by_id() if known.startswith(id + "-")]
+        close = parts or get_close_matches(id, rows_by_id(), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(close)}?" if close else "register() lists every id"
         raise ValueError(f"claim {id!r} is not in the register, so it has no tolerance to be held to; {hint}")
-    return _rows()[id]
+    return rows_by_id()[id]
 
 
 def check(id: str, measured, control=None) -> Verdict:
@@ -189,7 +194,8 @@ def check(id: str, measured, control=None) -> Verdict:
             name the numbers in messages. Dimensionless. Every number must lie within the tolerance of the target
             (for a bound: not above it).
         control: the same shapes, measured where the claim must fail: the wrong exponent, the printed form, a broken
-            symmetry. Every number must violate the row. Mandatory for kinds ``misprint`` and ``false``.
+            symmetry. Every number must violate the row. Mandatory for kinds ``misprint``, ``false`` and
+            ``unsupported``.
 
     Returns:
         The :class:`Verdict`.
@@ -212,12 +218,12 @@ def check(id: str, measured, control=None) -> Verdict:
     found = _collect(row, "measured", measured)
     name, value = max(found, key=lambda pair: row.excess(pair[1]))
     if not row.excess(value) <= 0:
-        raise _failure(row, f"{name} is {value:.6g}, where {row.allowed}", len(found), _ADVICE[row.kind])
+        raise _claim_error(row, f"{name} is {value:.6g}, where {row.allowed}", len(found), _ADVICE[row.kind])
     if control is not None:
         found = _collect(row, "control", control)
         name, value = min(found, key=lambda pair: row.excess(pair[1]))
         if not row.excess(value) > 0:
-            raise _failure(
+            raise _claim_error(
                 row,
                 f"its control does not fail: {name} is {value:.6g}, and {row.allowed}",
                 len(found),
@@ -242,7 +248,7 @@ def claim(id: str, measured, control=None) -> None:
     print(check(id, measured, control).text)
 
 
-def _failure(row: Row, fact: str, count: int, advice: str) -> ClaimError:
+def _claim_error(row: Row, fact: str, count: int, advice: str) -> ClaimError:
     among = f" (the worst of {count} numbers)" if count > 1 else ""
     return ClaimError(
         f"claim {row.id} is not supported: {fact}{among}\n"
@@ -256,10 +262,10 @@ def _collect(row: Row, role: str, value) -> list[tuple[str, float]]:
     """The named numbers in ``value``, all finite and at least one."""
     found = list(_numbers(value, role))
     if not found:
-        raise _failure(row, f"{role} is empty", 0, "whether the run recorded anything; an empty check shows nothing")
+        raise _claim_error(row, f"{role} is empty", 0, "whether the run recorded anything: nothing is shown")
     for name, number in found:
         if not math.isfinite(number):
-            raise _failure(
+            raise _claim_error(
                 row, f"{name} is {number}", 0, "where the run diverged; NaN and infinity compare with nothing"
             )
     return found

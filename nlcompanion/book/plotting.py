@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +29,7 @@ COLORS = {
     "neutral": "#595959",
 }
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.prop_cycle": cycler(
         color=[COLORS[k] for k in ("prediction", "measurement", "second", "third", "control", "light")]
     ),
@@ -171,9 +172,9 @@ def convergence(
         color = COLORS["control" if name == control else next(others)]
         order = f": {convergence_order(sizes, errors):.2f}".replace("-", "−") if orders else ""
         axis.loglog(sizes, errors, "os^DvP"[i % 6] + "-", color=color, markersize=5, label=name + order)
-    for name, order in (guides or {}).items():
+    for name, slope in (guides or {}).items():
         largest = int(np.argmax(sizes))
-        order_guide(axis, sizes, 0.6 * curves[name][largest], order, label="_")
+        order_guide(axis, sizes, 0.6 * curves[name][largest], slope, label="_")
     axis.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
     axis.minorticks_off()
     axis.set_xlabel(xlabel)

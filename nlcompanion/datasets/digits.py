@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from nlcompanion._extras import needs
 from nlcompanion.datasets.dataset import Dataset, _check_split, _random_order
 
 __all__ = ["digits"]
@@ -34,7 +35,8 @@ def digits(split: Literal["train", "test", "all"] = "train") -> Dataset:
         [0, 0, 0, 12, 13, 5, 0, 0]
     """
     _check_split(split, ("train", "test", "all"))
-    from sklearn.datasets import load_digits
+    with needs("training"):
+        from sklearn.datasets import load_digits
 
     raw = load_digits()
     everything = Dataset(

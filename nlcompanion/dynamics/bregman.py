@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad
 
 from nlcompanion._arguments import positive_number
-from nlcompanion.dynamics.learning_rules import LearningRule, _at
+from nlcompanion.dynamics.learning_rules import LearningRule, at_time
 
 __all__ = ["bregman_momentum", "kinetic_energy", "lagrangian", "modified_loss"]
 
@@ -30,7 +30,7 @@ def kinetic_energy(rule: LearningRule) -> Callable[..., Tensor]:
     Raises:
         ValueError: for the massless gradient flow.
 
-    Source: TK Eqs. 5 and 6 (Eq. 5 is printed with a stray bracket).
+    Source: TK Eqs. 5 and 6.
 
     Example:
         >>> import torch
@@ -42,7 +42,7 @@ def kinetic_energy(rule: LearningRule) -> Callable[..., Tensor]:
     _has_lagrangian(rule)
 
     def T(t, q, v):
-        scale = torch.exp(_at(rule.alpha, "alpha", torch.as_tensor(t, dtype=torch.float64)))
+        scale = torch.exp(at_time(rule.alpha, "alpha", torch.as_tensor(t, dtype=torch.float64)))
         if rule.is_euclidean:  # the difference below would lose half the digits
             return 0.5 / scale * (v @ v)
         d = v / scale
@@ -71,7 +71,7 @@ def bregman_momentum(rule: LearningRule) -> Callable[..., Tensor]:
     _has_lagrangian(rule)
 
     def momentum(t, q, v):
-        scale = torch.exp(-_at(rule.alpha, "alpha", torch.as_tensor(t, dtype=torch.float64)))
+        scale = torch.exp(-at_time(rule.alpha, "alpha", torch.as_tensor(t, dtype=torch.float64)))
         if rule.is_euclidean:
             return scale * v
         return grad(rule.h)(q + scale * v) - grad(rule.h)(q)
@@ -116,7 +116,7 @@ def lagrangian(rule: LearningRule, f: Callable[[Tensor], Tensor], *, t_ref: floa
     def L(t, q, v):
         t = torch.as_tensor(t, dtype=torch.float64)
         potential = f(q) + 0.5 * k * (q @ q) if k else f(q)
-        alpha, beta, gamma = (_at(getattr(rule, name), name, t) for name in ("alpha", "beta", "gamma"))
+        alpha, beta, gamma = (at_time(getattr(rule, name), name, t) for name in ("alpha", "beta", "gamma"))
         return torch.exp(gamma - shift) * (T(t, q, v) - torch.exp(alpha + beta) * potential)
 
     return L

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nlcompanion._arguments import as_point
 from nlcompanion.dynamics.gradient import LossGradient
-from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.dynamics.learning_rules import LearningRule, Steps
 from nlcompanion.dynamics.trajectory import Recorder, Trajectory
 
 __all__ = ["DescentError", "convergence_order", "descend"]
@@ -69,19 +69,18 @@ def descend(
         >>> descend(sgd(lr=0.5), lambda q: 0.5 * q @ q, [1.0], steps=3).q[:, 0].tolist()
         [1.0, 0.5, 0.25, 0.125]
     """
-    _check(rule, f, steps, batches, every)
+    algorithm, batch = _check(rule, f, steps, batches, every)
     q = as_point("q0", q0).clone()
-    dt, buffer, calls = rule.time_step, None, 0
+    dt, calls = algorithm.time_step, 0
+    buffer: Tensor | None = None
     log = Recorder(record, len(q))
-    single = None if batches is not None else LossGradient(f)
     for n in range(steps + 1):
-        gradient = single or LossGradient(batches(n))
-        q_next, buffer = _step(rule, n, q, buffer, gradient)
+        q_next, buffer = _step(algorithm, rule.weight_decay, n, q, buffer, batch(n))
         calls += 1
         if not torch.isfinite(q_next).all():
             raise DescentError(
                 f"the loss or the parameters turned non-finite at step {n} (t = {n * dt:.6g}) of {steps}: the steps "
-                f"diverge. Lower lr (now {rule.lr:g}); gradient descent with heavy ball needs "
+                f"diverge. Lower lr (now {algorithm.lr:g}); gradient descent with heavy ball needs "
                 "lr < 2 (1 + momentum) / curvature",
                 log.trajectory(calls, rule.name),
             )
@@ -91,9 +90,8 @@ def descend(
     return log.trajectory(calls, rule.name)
 
 
-def _step(rule: LearningRule, n: int, q: Tensor, buffer: Tensor | None, gradient) -> tuple[Tensor, Tensor]:
+def _step(steps: Steps, k: float, n: int, q: Tensor, buffer: Tensor | None, gradient) -> tuple[Tensor, Tensor]:
     """Step ``n`` from ``q``; the buffer is minus the last step over the rate, as in ``torch.optim.SGD``."""
-    steps, k = rule.steps, rule.weight_decay
     kept = None if buffer is None else steps.memory_of(n) * buffer
     y = q - steps.lr * kept if steps.looks_ahead and kept is not None else q
     push = gradient(y)
@@ -133,7 +131,8 @@ def convergence_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
     return float((x - x.mean()) @ (y - y.mean()) / (x - x.mean()).square().sum())
 
 
-def _check(rule, f, steps, batches, every) -> None:
+def _check(rule, f, steps, batches, every) -> tuple[Steps, Callable[[int], LossGradient]]:
+    """The rule's algorithm, and the gradient that step ``n`` asks."""
     if not isinstance(rule, LearningRule):
         raise TypeError(f"rule must be a LearningRule such as sgd(lr=0.1), got {type(rule).__name__}")
     if rule.steps is None:
@@ -148,3 +147,7 @@ def _check(rule, f, steps, batches, every) -> None:
     for name, value, least in (("steps", steps, 0), ("every", every, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    if batches is not None:
+        return rule.steps, lambda n: LossGradient(batches(n))
+    single = LossGradient(f)
+    return rule.steps, lambda n: single

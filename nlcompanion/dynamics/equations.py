@@ -17,17 +17,20 @@ from nlcompanion.dynamics.trajectory import FlowError, Trajectory
 from nlcompanion.mechanics.lagrangian import acceleration
 
 
-class _Stalled(Exception):
+class Stalled(Exception):
     pass
 
 
 # --- the differential equation as arrays -------------------------------------------------------------------------
 
 
-class _System:
+class System:
     """State vector, right-hand side and Jacobian of one kind of equation."""
 
     jacobian: Callable | None = None
+
+    def slope(self, t: float, y: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
 
     def __init__(self, n: int, max_nfev: float):
         self.n, self.max_nfev, self.nfev = n, max_nfev, 0
@@ -35,7 +38,7 @@ class _System:
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
         if self.nfev >= self.max_nfev:
-            raise _Stalled
+            raise Stalled
         self.nfev += 1
         out = self.slope(t, y)
         if not np.isfinite(out).all():
@@ -46,7 +49,7 @@ class _System:
         return y[self.n :]
 
 
-class _Descent(_System):
+class Descent(System):
     """Gradient flow: the state is q."""
 
     def __init__(self, gradient, decay, n, max_nfev):
@@ -63,7 +66,7 @@ class _Descent(_System):
         return self.slope(t, y)
 
 
-class _Particle(_System):
+class Particle(System):
     """a = -c1(t) v - c2(t) (grad f + k q): the state is (q, v)."""
 
     def __init__(self, rule: LearningRule, gradient, n, max_nfev):
@@ -91,7 +94,7 @@ class _Particle(_System):
         return J
 
 
-class _Mirror(_System):
+class Mirror(System):
     """A non-Euclidean rule: the state is (q, Y) with Y = grad h(q + exp(-alpha) v)."""
 
     def __init__(self, rule: LearningRule, gradient, q0, v0, t0, max_nfev):
@@ -128,7 +131,7 @@ class _Mirror(_System):
         return z
 
 
-class _Lagrange(_System):
+class Lagrange(System):
     """Any Lagrangian L(t, q, v), solved for the acceleration: the state is (q, v)."""
 
     def __init__(self, L, n, max_nfev):
@@ -141,15 +144,14 @@ class _Lagrange(_System):
         return np.concatenate([y[self.n :], a.numpy()])
 
 
-class _Beside:
+class WithIntegral:
     """Another system with an integral beside its state: (state, integral of g), of which nothing acts back.
 
     In all systems q leads the state, so v leads its slope: g costs no gradient of its own.
     """
 
-    def __init__(self, system: _System, g: Callable, t0: float, y0: np.ndarray):
+    def __init__(self, system: System, g: Callable, t0: float, y0: np.ndarray):
         self.system, self.n, self.size, self.g = system, system.n, len(y0), g
-        self.shape: tuple[int, ...] | None = None
         self.shape = tuple(self._value(t0, y0, system.velocity(t0, y0)).shape)
         self.start = np.concatenate([y0, np.zeros(math.prod(self.shape))])
         self.jacobian = system.jacobian and self._jacobian
@@ -176,12 +178,12 @@ class _Beside:
             value = torch.as_tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"beside(t, q, v) must return a tensor of any shape to be integrated, got {type(value).__name__}; "
+                f"integrand(t, q, v) must return a tensor of any shape to be integrated, got {type(value).__name__}; "
                 "stack several quantities into one tensor"
             ) from error
-        if self.shape is not None and value.shape != self.shape:
+        if value.shape != getattr(self, "shape", value.shape):
             raise ValueError(
-                f"beside(t, q, v) returned shape {tuple(value.shape)} after {self.shape}; return the same each time"
+                f"integrand(t, q, v) returned shape {tuple(value.shape)} after {self.shape}; return the same each time"
             )
         return value
 
@@ -230,7 +232,7 @@ def _invert_gradient(h, grad_h, Y: Tensor, z: Tensor, steps: int = 60) -> Tensor
     return torch.full_like(z, math.nan)
 
 
-def _set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[_System, np.ndarray]:
+def set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[System, np.ndarray]:
     n = len(q0)
     if v0 is not None:
         v0 = as_point("v0", v0)
@@ -241,8 +243,8 @@ def _set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[_System, np.n
             raise TypeError(f"rule must be a LearningRule or a Lagrangian L(t, q, v), got {type(rule).__name__}")
         if f is not None:
             raise ValueError("a Lagrangian already holds its potential; pass f=None, or a LearningRule with this f")
-        system = _Lagrange(rule, n, max_nfev)
-        return system, torch.cat([q0, torch.zeros(n).double() if v0 is None else v0]).numpy()
+        motion = Lagrange(rule, n, max_nfev)
+        return motion, torch.cat([q0, torch.zeros(n).double() if v0 is None else v0]).numpy()
     if rule.singular_at is not None and t0 <= rule.singular_at:
         raise ValueError(
             f"{rule.name} is singular at t = {rule.singular_at:g} and t_span starts at {t0:g}; start it a little "
@@ -256,16 +258,16 @@ def _set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[_System, np.n
     if rule.massless:
         if v0 is not None:
             raise ValueError("gradient flow has no initial velocity: its velocity is -grad f; drop v0")
-        return _Descent(gradient, rule.weight_decay, n, max_nfev), q0.numpy().copy()
+        return Descent(gradient, rule.weight_decay, n, max_nfev), q0.numpy().copy()
     if v0 is None:
         v0 = rule.start(t0, q0, slope) if rule.start else torch.zeros_like(q0)
     if rule.is_euclidean:
-        return _Particle(rule, gradient, n, max_nfev), torch.cat([q0, v0]).numpy()
-    system = _Mirror(rule, gradient, q0, v0, t0, max_nfev)
+        return Particle(rule, gradient, n, max_nfev), torch.cat([q0, v0]).numpy()
+    system = Mirror(rule, gradient, q0, v0, t0, max_nfev)
     return system, torch.cat([q0, system.dual0]).numpy()
 
 
-def _function(name: str, value: Callable) -> Callable:
+def check_function(name: str, value: Callable) -> Callable:
     if not callable(value):
         raise TypeError(f"{name} must be a function {name}(t, q, v), got {type(value).__name__}")
     return value

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from nlcompanion._arguments import as_point, time_span
 from nlcompanion.dynamics.equations import (
-    _Beside,
-    _function,
-    _Particle,
-    _set_up,
-    _Stalled,
-    _System,
+    Particle,
+    Stalled,
+    System,
+    WithIntegral,
+    check_function,
+    set_up,
 )
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.dynamics.trajectory import FlowError, Recorder, Trajectory
@@ -56,7 +56,7 @@ def integrate(
     t_eval=None,
     max_nfev: float | None = None,
     record: Callable[[float, Tensor, Tensor], dict] | None = None,
-    beside: Callable[[float, Tensor, Tensor], Tensor] | None = None,
+    integrand: Callable[[float, Tensor, Tensor], Tensor] | None = None,
 ) -> Trajectory:
     r"""Integrate the continuous dynamics of a learning rule on a loss.
 
@@ -79,12 +79,12 @@ def integrate(
             solver at a kink; this is where it stops.
         record: ``record(t, q, v) -> dict of scalars``, called at every reported time instead of storing states:
             the way to follow large networks.
-        beside: ``g(t, q, v) -> tensor`` of any shape, whose integral over time is taken beside the state by the same
+        integrand: ``g(t, q, v) -> tensor`` of any shape, whose integral over time is taken beside the state by the same
             solver, at the same accuracy: the independent side of a law that an integral stands in. With ``method``
             BDF, Radau or LSODA write it in torch operations, since its slopes enter the Jacobian.
 
     Returns:
-        A :class:`Trajectory`; its ``beside`` holds the integrals from ``t0`` to each time, shape ``(T, ...)``.
+        A :class:`Trajectory`; its ``integral`` holds the integrals from ``t0`` to each time, shape ``(T, ...)``.
 
     Raises:
         ValueError, TypeError: arguments out of range or of the wrong shape.
@@ -99,8 +99,8 @@ def integrate(
         >>> round(half_turn.q[-1].item(), 9)
         -1.0
         >>> work = lambda t, q, v: v @ v
-        >>> half_turn = integrate(newtonian(), lambda q: 0.5 * q @ q, [1.0], t_span=(0, torch.pi), beside=work)
-        >>> round(half_turn.beside[-1].item() / torch.pi, 9)   # the mean of sin^2
+        >>> half_turn = integrate(newtonian(), lambda q: 0.5 * q @ q, [1.0], t_span=(0, torch.pi), integrand=work)
+        >>> round(half_turn.integral[-1].item() / torch.pi, 9)   # the mean of sin^2
         0.5
     """
     t0, t1 = time_span(t_span)
@@ -108,10 +108,11 @@ def integrate(
     max_nfev = _MAX_NFEV if max_nfev is None else max_nfev
     if not max_nfev >= 1:
         raise ValueError(f"max_nfev must be at least 1, got {max_nfev}; math.inf removes the limit")
-    system, y0 = _set_up(rule, f, q0, v0, t0, max_nfev)
-    solver_class = _choose(method, rule, system, len(y0), t0, t1)
-    if beside is not None:
-        system = _Beside(system, _function("beside", beside), t0, y0)
+    motion, y0 = set_up(rule, f, q0, v0, t0, max_nfev)
+    solver_class = _choose(method, rule, motion, len(y0), t0, t1)
+    system: System | WithIntegral = motion
+    if integrand is not None:
+        system = WithIntegral(motion, check_function("integrand", integrand), t0, y0)
         y0 = system.start
         _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
     t_eval = _check_times(t_eval, t0, t1)
@@ -125,7 +126,7 @@ def integrate(
             if solver.status == "failed":
                 raise FlowError(_why_failed(message, solver.t, system, method), log.trajectory(method))
             log.step(solver)
-    except _Stalled:
+    except Stalled:
         t, shown = log.last_t, f"{max_nfev:g}"
         raise FlowError(
             f"the solver used up max_nfev = {shown} right-hand sides at t = {t:.6g} of {t1:g}. Either a ReLU kink "
@@ -136,7 +137,7 @@ def integrate(
     return log.trajectory(method)
 
 
-def _choose(method: str, rule, system: _System, size: int, t0: float, t1: float):
+def _choose(method: str, rule, system: System | WithIntegral, size: int, t0: float, t1: float):
     if method not in _EXPLICIT + _IMPLICIT:
         raise ValueError(f"method {method!r} is unknown; choose from {', '.join(_EXPLICIT + _IMPLICIT)}")
     if method in _IMPLICIT and 8 * size**2 > _MAX_JACOBIAN_BYTES:
@@ -144,7 +145,7 @@ def _choose(method: str, rule, system: _System, size: int, t0: float, t1: float)
             f"{method} would need a dense Jacobian of {size} x {size}, {8 * size**2 / 2**30:,.1f} GiB; "
             "use method='DOP853', whose memory grows with the parameters only"
         )
-    if method in _EXPLICIT and isinstance(system, _Particle) and 8 * size**2 <= 2**25:
+    if method in _EXPLICIT and isinstance(system, Particle) and 8 * size**2 <= 2**25:
         middles = t0 + (t1 - t0) * (np.arange(17) + 0.5) / 17
         c1 = float(np.mean([abs(system.equation(t)[0]) for t in middles]))
         calls = 2 * c1 * (t1 - t0)  # an explicit step stays below about 6 / c1, at 12 calls a step
@@ -166,11 +167,11 @@ def _check_times(t_eval, t0: float, t1: float) -> np.ndarray | None:
     return times
 
 
-def _why_failed(message: str, t: float, system: _System, method: str) -> str:
+def _why_failed(message: str, t: float, system: System | WithIntegral, method: str) -> str:
     if system.last_bad is not None or "step size" in message:
         return (
             f"the motion could not be followed beyond t = {t:.6g}: it runs to infinity there, or to the edge of the "
-            "domain where the loss (or h, or what stands beside) turns non-finite. The trajectory up to then is on "
+            "domain where the loss (or h, or the integrand) turns non-finite. The trajectory up to then is on "
             "this error; check f near its last point"
         )
     return f"{method} gave up at t = {t:.6g}: {message}"
@@ -179,9 +180,9 @@ def _why_failed(message: str, t: float, system: _System, method: str) -> str:
 class _Log:
     """The solver's steps, or the times asked for, handed to a :class:`Recorder`."""
 
-    def __init__(self, system: _System | _Beside, record, t_eval, t0: float):
+    def __init__(self, system: System | WithIntegral, record, t_eval, t0: float):
         self.system, self.t_eval = system, t_eval
-        self.beside: list[Tensor] | None = [] if isinstance(system, _Beside) else None
+        self.integral: list[Tensor] = []
         self.kept = Recorder(record, system.n)
         self.next = 0
         self.last_t, self.warned = t0, False
@@ -215,8 +216,8 @@ class _Log:
         if self.kept.record is None:
             q, v = q.clone(), v.clone()  # the solver goes on using its arrays
         self.kept.add(t, q, v)
-        if self.beside is not None:
-            self.beside.append(self.system.integral(y))
+        if isinstance(self.system, WithIntegral):
+            self.integral.append(self.system.integral(y))
         if not self.warned and 16 * q.numel() * len(self.kept.q) > _WARN_STORED_BYTES:
             self.warned = True
             warnings.warn(
@@ -227,8 +228,7 @@ class _Log:
 
     def trajectory(self, method: str) -> Trajectory:
         run = self.kept.trajectory(self.system.nfev, method)
-        if self.beside is None:
+        if not isinstance(self.system, WithIntegral):
             return run
-        return replace(
-            run, beside=torch.stack(self.beside) if self.beside else torch.empty(0, *self.system.shape).double()
-        )
+        none = torch.empty(0, *self.system.shape, dtype=torch.float64)
+        return replace(run, integral=torch.stack(self.integral) if self.integral else none)

@@ -152,13 +152,13 @@ class LearningRule:
         t = torch.tensor(float(t), dtype=torch.float64, requires_grad=True)
 
         def slope(schedule, name):  # plain autograd: a right-hand side asks for this at every call
-            return torch.autograd.grad(_at(schedule, name, t), t)[0].item()
+            return torch.autograd.grad(at_time(schedule, name, t), t)[0].item()
 
         now = t.detach()
         with torch.enable_grad():
             alpha_rate = slope(self.alpha, "alpha")
             gamma_rate = slope(self.gamma, "gamma") if self.gamma_rate is None else float(self.gamma_rate(now))
-        return float(_at(self.alpha, "alpha", now)), float(_at(self.beta, "beta", now)), alpha_rate, gamma_rate
+        return float(at_time(self.alpha, "alpha", now)), float(at_time(self.beta, "beta", now)), alpha_rate, gamma_rate
 
     def equation(self, t) -> tuple[float, float]:
         r"""``(c1, c2)`` of the Euclidean equation :math:`a = -c_1 v - c_2(\nabla f + k q)` at time ``t``."""
@@ -168,7 +168,7 @@ class LearningRule:
         return gamma_rate - alpha_rate, math.exp(2 * alpha + beta)
 
 
-def _at(schedule: Schedule, name: str, t: Tensor) -> Tensor:
+def at_time(schedule: Schedule, name: str, t: Tensor) -> Tensor:
     """The schedule's value as a scalar that still depends on ``t`` (a constant may come back as a float)."""
     value = schedule(t)
     if isinstance(value, Tensor) and value.ndim != 0:
@@ -387,7 +387,7 @@ def general(kappa2: Schedule, kappa1: Schedule, *, t_ref: float = 1.0) -> Learni
     """
 
     def ratio(t):
-        return _at(kappa1, "kappa1", t) / _at(kappa2, "kappa2", t)
+        return at_time(kappa1, "kappa1", t) / at_time(kappa2, "kappa2", t)
 
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(96))
 
@@ -397,7 +397,7 @@ def general(kappa2: Schedule, kappa1: Schedule, *, t_ref: float = 1.0) -> Learni
 
     def coefficients(t):
         t = torch.as_tensor(t, dtype=torch.float64)
-        k2, k1 = float(_at(kappa2, "kappa2", t)), float(_at(kappa1, "kappa1", t))
+        k2, k1 = float(at_time(kappa2, "kappa2", t)), float(at_time(kappa1, "kappa1", t))
         if not k2 > 0:
             raise ValueError(
                 f"kappa2({float(t):.6g}) = {k2:g}; a mass must be positive: use gradient_flow() for a massless rule"
@@ -407,7 +407,7 @@ def general(kappa2: Schedule, kappa1: Schedule, *, t_ref: float = 1.0) -> Learni
     return LearningRule(
         "general dynamics",
         _constant(0.0),
-        lambda t: -torch.log(_at(kappa2, "kappa2", t)),
+        lambda t: -torch.log(at_time(kappa2, "kappa2", t)),
         gamma,
         coefficients=coefficients,
         gamma_rate=ratio,
@@ -446,14 +446,14 @@ def bregman(
 
 def _damped(name: str, mass: float, friction: float, **more) -> LearningRule:
     log_mass = math.log(mass)
-    rule = {"coefficients": lambda t: (friction / mass, 1 / mass)} if "h" not in more else {}
+    if "h" not in more:
+        more["coefficients"] = lambda t: (friction / mass, 1 / mass)
     return LearningRule(
         name,
         _constant(-log_mass),
         _constant(log_mass),
         lambda t: friction / mass * t,
         fixed_rates=(-log_mass, log_mass, 0.0, friction / mass),
-        **rule,
         **more,
     )
 

@@ -21,7 +21,7 @@ class Trajectory:
         record: what ``record`` returned, as a dict of tensors of shape ``(T,)``.
         nfev: gradient evaluations (or calls of the right-hand side) spent.
         method: solver or algorithm.
-        beside: what was integrated beside the state, from 0 at the start: shape ``(T, ...)``; None if nothing was.
+        integral: what was integrated beside the state, from 0 at the start: shape ``(T, ...)``; None if nothing was.
 
     All are float64 CPU tensors without gradient.
     """
@@ -32,7 +32,7 @@ class Trajectory:
     record: dict[str, Tensor] = field(default_factory=dict)
     nfev: int = 0
     method: str = ""
-    beside: Tensor | None = None
+    integral: Tensor | None = None
 
     def __repr__(self) -> str:
         span = f"t = {self.t[0]:.4g} .. {self.t[-1]:.4g}" if len(self.t) else "empty"

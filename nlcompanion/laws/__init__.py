@@ -15,24 +15,26 @@ A linear symmetry of the loss, :math:`f(e^{sA}q) = f(q)`, makes the gradient ort
 An antisymmetric :math:`A` (rotations) has no charge of the position; its law is that of the momentum
 :math:`\dot q^T A q`.
 
-A :class:`Law` is one such law or a stack of them: one per neuron (:func:`homogeneous`), a matrix of a linear layer
-(:func:`linear`) or of the data (:func:`data_rotation`). :func:`audit` finds those of any module.
+A :class:`Law` is one such law or a stack of them: one per neuron (:func:`homogeneous_law`), a matrix of a linear layer
+(:func:`linear_law`) or of the data (:func:`data_rotation_law`). :func:`audit` finds those of any module.
 :meth:`Law.under` gives its form for a learning rule, a :class:`Ledger` books it along a training run.
 """
 
 from nlcompanion.laws.audit import Audit, AuditError, audit
 from nlcompanion.laws.law import Law
-from nlcompanion.laws.of_layers import data_rotation, homogeneous, homogeneous_laws, linear
-from nlcompanion.laws.under_rules import RuleForm
+from nlcompanion.laws.of_layers import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
+from nlcompanion.laws.of_symmetries import law_of
+from nlcompanion.laws.under_rules import LawUnderRule
 
 __all__ = [
     "Audit",
     "AuditError",
     "Law",
-    "RuleForm",
+    "LawUnderRule",
     "audit",
-    "data_rotation",
-    "homogeneous",
+    "data_rotation_law",
+    "homogeneous_law",
     "homogeneous_laws",
-    "linear",
+    "law_of",
+    "linear_law",
 ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nlcompanion.laws.terms import Shift, Squares, Term, Torque, expression, of_neuron, summed
+from nlcompanion.symmetries.actions import Symmetry
 
 if TYPE_CHECKING:
     from nlcompanion.dynamics.learning_rules import LearningRule
-    from nlcompanion.laws.under_rules import RuleForm
+    from nlcompanion.laws.under_rules import LawUnderRule
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class Law:
     that: gradient flow conserves the charge ``form(q, q)``, dynamics with inertia moves the momentum ``form(v, q)``
     by ``form(v, v)`` and friction alone (:meth:`under`), and a discrete step can be booked exactly (:class:`Ledger`).
 
-    Make one with :func:`homogeneous`, :func:`linear` or :func:`data_rotation`. ``q`` is the flat vector of the
-    :class:`FlatLoss` it was made from, shape ``(n,)``; results have ``law.shape``: ``()`` for one law, ``(d,)`` for a
-    stack over ``d`` neurons, ``(d, d)`` for the matrix of a linear layer. Of a stack over neurons ``law[i]`` is the
-    law of one, ``law.total`` the sum (of a matrix the trace).
+    Make one with :func:`homogeneous_law`, :func:`linear_law` or :func:`data_rotation_law`. ``q`` is the flat vector
+    of the :class:`FlatLoss` it was made from, shape ``(n,)``; results have ``law.shape``: ``()`` for one law, ``(d,)``
+    for a stack over ``d`` neurons, ``(d, d)`` for the matrix of a linear layer. Of a stack over neurons ``law[i]`` is
+    the law of one, ``law.total`` the sum (of a matrix the trace).
 
     Attributes:
         kind: the symmetry behind it: ``"homogeneous"``, ``"swish"``, ``"linear"`` or ``"data"``.
@@ -40,9 +42,9 @@ class Law:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from nlcompanion import flat_loss, homogeneous, mlp
+        >>> from nlcompanion import flat_loss, homogeneous_law, mlp
         >>> model, x, y = mlp((4, 3, 2)), torch.ones(5, 4).double(), torch.zeros(5).long()
-        >>> law = homogeneous(flat_loss(model, x, y, nn.functional.cross_entropy), layer=1)
+        >>> law = homogeneous_law(flat_loss(model, x, y, nn.functional.cross_entropy), layer=1)
         >>> law.statement
         '|1.weight[i, :]|² - |3.weight[:, i]|² = const for each of 3 neurons'
         >>> law.shape, law.total.shape, law[2].statement
@@ -62,7 +64,7 @@ class Law:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("this is a single law, it has no length; a stack comes from homogeneous(f, layer)")
+            raise TypeError("this is a single law, it has no length; a stack comes from homogeneous_law(f, layer)")
         return self.shape[0]
 
     def __getitem__(self, neuron: int) -> Law:
@@ -76,7 +78,7 @@ class Law:
         if len(self.shape) > 1:
             raise TypeError(
                 f"this law is a matrix of shape {self.shape} over pairs of neurons; index what charge(q) returns, or "
-                "take homogeneous(f, layer)[i] for the law of one neuron of a linear layer"
+                "take homogeneous_law(f, layer)[i] for the law of one neuron of a linear layer"
             )
         if isinstance(neuron, bool) or not isinstance(neuron, int):
             raise TypeError(f"a neuron is named by an integer, got {neuron!r}; index the charges for several at once")
@@ -150,8 +152,8 @@ class Law:
         Of a point, ``sides(q)`` are the squared norms :math:`|W^{(h)}_{i:}|^2 + (b^{(h)}_i)^2` and
         :math:`p\,|W^{(h+1)}_{:i}|^2`; of a point and a velocity, ``sides(q, v)`` half their rates.
         """
-        b = a if b is None else b
-        return self._sum(a, b, lambda c: max(c, 0.0)), self._sum(a, b, lambda c: max(-c, 0.0))
+        other = a if b is None else b
+        return self._sum(a, other, lambda c: max(c, 0.0)), self._sum(a, other, lambda c: max(-c, 0.0))
 
     def form(self, a: Tensor | nn.Module, b: Tensor | None = None) -> Tensor:
         r"""The bilinear form of two flat vectors, or of one with itself if ``b`` is left out; shape ``law.shape``.
@@ -176,7 +178,7 @@ class Law:
 
         Source: GU Eqs. 28, 38 and 44.
         """
-        return self._transform(q, s, "generate", torch.zeros_like(self._checked(q)))
+        return self._transform(q, s, "generate", torch.zeros_like(q))
 
     def act(self, q: Tensor, s: float | Tensor) -> Tensor:
         r"""The symmetry at a finite distance, shape ``(n,)``; the loss is the same there.
@@ -190,7 +192,33 @@ class Law:
 
         Source: GU Section 4.1, with :math:`1 + \epsilon = e^s`; Appendix B.
         """
-        return self._transform(q, s, "move", self._checked(q).clone())
+        return self._transform(q, s, "move", q)
+
+    def symmetry(self, direction: float | Tensor = 1.0) -> Symmetry:
+        r"""The symmetry that the law comes from, as the functions of :mod:`nlcompanion.symmetries` take it.
+
+        Args:
+            direction: a number, or one for each entry of ``law.shape``; rotated data need an antisymmetric matrix.
+
+        Returns:
+            The action :math:`Q(q, s)` = ``law.act(q, s * direction)``, differentiable by both.
+
+        Raises:
+            ValueError: a direction that does not fit.
+
+        Example:
+            >>> import torch
+            >>> from nlcompanion import flat_loss, homogeneous_law, invariance_defect, mlp
+            >>> x, y = torch.eye(4).double(), torch.arange(4) % 2
+            >>> f = flat_loss(mlp((4, 3, 2), "relu"), x, y, torch.nn.functional.cross_entropy)
+            >>> symmetry = homogeneous_law(f, layer=1).symmetry()
+            >>> bool(invariance_defect(f, symmetry, f.q0) < 1e-12)
+            True
+        """
+        return Symmetry(
+            lambda q, s: self._transform(q, s * torch.as_tensor(direction, dtype=q.dtype), "move", q),
+            f"the symmetry behind {self.statement!r}",
+        )
 
     def cosine(self, gradient: Tensor, q: Tensor) -> Tensor:
         r"""Cosine between the gradient and the generator, over the law's own parameters (dimensionless).
@@ -200,11 +228,11 @@ class Law:
         Zero up to rounding where the law holds, on every mini-batch; 0 for a neuron whose gradient vanishes.
         """
         shares = [t.lengths(self._of(gradient, t), self._of(q, t)) for t in self._terms]
-        lengths = sum(g for g, _ in shares) * sum(x for _, x in shares)
+        lengths = reduce(torch.add, [g for g, _ in shares]) * reduce(torch.add, [x for _, x in shares])
         cosine = self.form(gradient, q) / lengths.sqrt()
         return torch.where(lengths > 0, cosine, torch.zeros_like(cosine))
 
-    def under(self, rule: LearningRule) -> RuleForm:
+    def under(self, rule: LearningRule) -> LawUnderRule:
         r"""This law as a learning rule has it: written out, and measured along its motion.
 
         Args:
@@ -218,15 +246,15 @@ class Law:
         Example:
             >>> import torch
             >>> from torch import nn
-            >>> from nlcompanion import flat_loss, homogeneous, mlp, nesterov
+            >>> from nlcompanion import flat_loss, homogeneous_law, mlp, nesterov
             >>> x, y = torch.ones(5, 4).double(), torch.zeros(5).long()
             >>> f = flat_loss(mlp((4, 3, 2), "leaky_relu"), x, y, nn.functional.cross_entropy)
-            >>> homogeneous(f, layer=1).total.under(nesterov()).statement
+            >>> homogeneous_law(f, layer=1).total.under(nesterov()).statement
             "C'' + (3/t) C' = 2 Q(v) with C = |1.weight|² - |3.weight|²"
         """
-        from nlcompanion.laws.under_rules import RuleForm
+        from nlcompanion.laws.under_rules import LawUnderRule
 
-        return RuleForm(self, rule)
+        return LawUnderRule(self, rule)
 
     # --- discrete time --------------------------------------------------------------------------------------------
 
@@ -289,9 +317,9 @@ class Law:
         weighted = [(weight, term) for term in self._terms if (weight := weigh(term.coefficient))]
         if not weighted:
             return torch.zeros(self.shape, dtype=self._of(a, self._terms[0]).dtype)
-        return torch.stack([weight * term.pair(self._of(a, term), self._of(b, term)) for weight, term in weighted]).sum(
-            0
-        )
+        pairs = [weight * term.pair(self._of(a, term), self._of(b, term)) for weight, term in weighted]
+        total = torch.stack(pairs).sum(0)
+        return self._symmetric(total) if a is b else total  # a product x x^T is so up to its last bits only
 
     def _of(self, source: Tensor | nn.Module, term: Term) -> Tensor:
         """The tensor of one term."""
@@ -319,8 +347,9 @@ class Law:
             )
         return q
 
-    def _transform(self, q: Tensor, s: float | Tensor, how: str, out: Tensor) -> Tensor:
-        """What the terms make of their tensors, written into ``out``."""
+    def _transform(self, q: Tensor, s: float | Tensor, how: str, rest: Tensor) -> Tensor:
+        """What the terms make of their tensors, between the pieces of ``rest`` that the law does not speak of."""
+        self._checked(q)
         s = torch.as_tensor(s, dtype=q.dtype)
         if s.ndim == 0 and self._is_matrix:
             if isinstance(self._terms[0], Torque):
@@ -328,6 +357,8 @@ class Law:
             s = s * torch.eye(len(self), dtype=q.dtype)
         if s.ndim and s.shape != self.shape:
             raise ValueError(f"s is a number or of the law's shape {self.shape}, got shape {tuple(s.shape)}")
-        for term in self._terms:
-            out[term.place] = getattr(term, how)(self._of(q, term), s).reshape(-1)
-        return out
+        pieces, end = [], 0
+        for term in sorted(self._terms, key=lambda term: term.place.start):
+            pieces += [rest[end : term.place.start], getattr(term, how)(self._of(q, term), s).reshape(-1)]
+            end = term.place.stop
+        return torch.cat([*pieces, rest[end:]])

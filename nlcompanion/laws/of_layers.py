@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
@@ -14,9 +15,9 @@ from nlcompanion.networks.activations import Power, RePU, ScaledLinear, Swish
 from nlcompanion.networks.flat_loss import FlatLoss
 
 _Named = tuple[str, nn.Module]
-_Chain = list[tuple[_Named, list[_Named]]]  # each linear layer with what follows it
+_Chain = list[tuple[tuple[str, nn.Linear], list[_Named]]]  # each linear layer with what follows it
 
-_DEGREES: dict[type, Callable[[nn.Module], float]] = {
+_DEGREES: dict[type, Callable[[Any], float]] = {
     nn.ReLU: lambda module: 1.0,
     nn.LeakyReLU: lambda module: 1.0,
     nn.PReLU: lambda module: 1.0,  # whatever its trained slopes are
@@ -28,7 +29,7 @@ _DEGREES: dict[type, Callable[[nn.Module], float]] = {
 }
 
 
-def homogeneous(f: FlatLoss, layer: int, *, p: float | None = None, across: int = 1, verify: bool = True) -> Law:
+def homogeneous_law(f: FlatLoss, layer: int, *, p: float | None = None, across: int = 1, verify: bool = True) -> Law:
     r"""The balance of every neuron of a hidden layer with an activation of degree :math:`p`.
 
     .. math:: C_i = |W^{(h)}_{i:}|^2 + (b^{(h)}_i)^2 - p\,|W^{(h+1)}_{:i}|^2 \quad [\,- (\beta^{(h)}_i)^2\,]
@@ -69,12 +70,12 @@ def homogeneous(f: FlatLoss, layer: int, *, p: float | None = None, across: int 
         >>> from nlcompanion import RePU, flat_loss, mlp
         >>> model = mlp((4, 3, 3, 2), RePU(2), bias=True)
         >>> f = flat_loss(model, torch.ones(5, 4).double(), torch.zeros(5).long(), nn.functional.cross_entropy)
-        >>> law = homogeneous(f, layer=1)
+        >>> law = homogeneous_law(f, layer=1)
         >>> law.total.statement
         '|1.weight|² + |1.bias|² - 2 |3.weight|² = const'
         >>> bool(abs(f(law.act(f.q0, 0.5)) - f(f.q0)) < 1e-12)
         True
-        >>> homogeneous(f, layer=1, across=2).statement
+        >>> homogeneous_law(f, layer=1, across=2).statement
         '|1.weight|² + |1.bias|² + 2 |3.bias|² - 4 |5.weight|² = const'
     """
     chain = _chain(f)
@@ -98,7 +99,7 @@ def homogeneous(f: FlatLoss, layer: int, *, p: float | None = None, across: int 
             parts += [(f"{beta}.beta", 0, -reached) for beta, reached in betas]
     if verify:
         _compare(p, degree, chain[layer - 1 : layer - 1 + across], layer)
-    else:
+    elif p is not None:
         degree = p
     if not (math.isfinite(degree) and degree > 0):
         raise ValueError(f"the degree of homogeneity must be > 0, got p={degree}; ReLU has 1, RePU(p) has p")
@@ -124,7 +125,7 @@ def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
         f: a loss from :func:`flat_loss` whose model is an ``nn.Sequential``.
 
     Raises:
-        ValueError, TypeError: as :func:`homogeneous`, for layers that do not chain and weights used twice.
+        ValueError, TypeError: as :func:`homogeneous_law`, for layers that do not chain and weights used twice.
 
     Source: GU Section 4.1, "no assumptions on any other layer".
 
@@ -138,13 +139,13 @@ def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
         [('homogeneous', (3,)), ('swish', (4,))]
     """
     return tuple(
-        homogeneous(f, h)
+        homogeneous_law(f, h)
         for h, (_, between) in enumerate(_chain(f)[:-1], start=1)
         if all(type(module) in _DEGREES for _, module in between)
     )
 
 
-def linear(f: FlatLoss, layer: int) -> Law:
+def linear_law(f: FlatLoss, layer: int) -> Law:
     r"""The matrix that two neighbouring linear layers conserve.
 
     .. math:: C = W^{(h)} W^{(h)T} + b^{(h)} b^{(h)T} - W^{(h+1)T} W^{(h+1)}
@@ -175,7 +176,7 @@ def linear(f: FlatLoss, layer: int) -> Law:
         >>> from nlcompanion import flat_loss, mlp
         >>> f = flat_loss(mlp((4, 3, 2), "linear"), torch.ones(5, 4).double(), torch.zeros(5).long(),
         ...               nn.functional.cross_entropy)
-        >>> law = linear(f, layer=1)
+        >>> law = linear_law(f, layer=1)
         >>> law.statement, law.shape
         ('1.weight 1.weightᵀ - 3.weightᵀ 3.weight = const', (3, 3))
         >>> A = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0], [0.5, 0.0, 0.0]]).double()
@@ -191,9 +192,9 @@ def linear(f: FlatLoss, layer: int) -> Law:
                 f"{type(activation).__name__} ({where}) stands between linear layers {layer} and {layer + 1}: mixing "
                 "their neurons changes the network, so no matrix is conserved; "
                 + (
-                    f"homogeneous(f, {layer}) has the law of each neuron"
+                    f"homogeneous_law(f, {layer}) has the law of each neuron"
                     if type(activation) in _DEGREES
-                    else "linear() is for layers with nothing or Identity between them"
+                    else "linear_law() is for layers with nothing or Identity between them"
                 )
             )
     _check_widths(name, module, next_name, next_module)
@@ -204,7 +205,7 @@ def linear(f: FlatLoss, layer: int) -> Law:
     return _law(f, "linear", terms, f"{expression(terms)} = const", (module.out_features,) * 2)
 
 
-def data_rotation(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> Law:
+def data_rotation_law(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> Law:
     r"""What rotation-invariant data conserve: the angular momentum of the first layer.
 
     .. math:: M = \dot W^{(1)T} W^{(1)} - W^{(1)T}\dot W^{(1)}
@@ -241,7 +242,7 @@ def data_rotation(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> 
         ...     def forward(self, x):
         ...         return (self.w @ self.w - 1) ** 2
         >>> f = flat_loss(Ring(), torch.zeros(1), torch.zeros(1), lambda value, _: value)
-        >>> law, v = data_rotation(f, weight="w"), torch.tensor([-2.0, 1.0, 1.0]).double()
+        >>> law, v = data_rotation_law(f, weight="w"), torch.tensor([-2.0, 1.0, 1.0]).double()
         >>> law.momentum(f.q0, v)[0].tolist()
         [0.0, -1.5, -1.5]
     """
@@ -307,12 +308,12 @@ def _first(f: FlatLoss) -> str:
     return first
 
 
-def _leaves(model: nn.Sequential, prefix: str = "") -> Iterator[_Named]:
+def _leaves(model: nn.Module, prefix: str = "") -> Iterator[_Named]:
     _check_forward(prefix.removesuffix("."), model, nn.Sequential)
     for name, module in model._modules.items():  # named_children() skips a module that is used twice
         if isinstance(module, nn.Sequential):
             yield from _leaves(module, f"{prefix}{name}.")
-        else:
+        elif module is not None:
             yield f"{prefix}{name}", module
 
 

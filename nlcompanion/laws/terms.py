@@ -24,7 +24,7 @@ class Squares:
 
     def pair(self, x: Tensor, y: Tensor) -> Tensor:
         if self.index is not None:
-            x, y = x.select(self.axis, self.index), y.select(self.axis, self.index)
+            x, y = x.select(self.axis or 0, self.index), y.select(self.axis or 0, self.index)
         if self.axis is None or self.index is not None:
             return torch.dot(x.reshape(-1), y.reshape(-1))
         product = x * y
@@ -43,9 +43,9 @@ class Squares:
 
     def _exponents(self, q: Tensor, s: Tensor) -> Tensor:
         if self.index is not None:
-            exponents = torch.zeros_like(q)
-            exponents.select(self.axis, self.index).fill_(self.coefficient * s)
-            return exponents
+            chosen = torch.zeros_like(q)
+            chosen.select(self.axis or 0, self.index).fill_(1.0)
+            return self.coefficient * s * chosen
         if s.ndim:
             s = s.view([-1 if k == self.axis else 1 for k in range(q.ndim)])
         return self.coefficient * s * torch.ones_like(q)
@@ -333,7 +333,7 @@ def key_of(term: Term) -> tuple:
     return type(term), term.name, how
 
 
-def count_of(term: Term) -> int:
+def pairing_size(term: Term) -> int:
     """How many numbers a pairing has."""
     if isinstance(term, Slices):
         return 1 if term.alone else len(term.index) ** (2 if term.matrix else 1)

@@ -1,10 +1,50 @@
-"""What a step of an optimiser makes of gradient, buffer and parameter."""
+r"""What a step of an optimiser makes of a law: one table, read by statements and by the ledger.
+
+A step :math:`d` changes the charge :math:`C = \mathrm{form}(q, q)` by :math:`2\,\mathrm{form}(d, q) + Q(d)`. The step
+of ``torch.optim.SGD`` is :math:`d = -(r_g\, g + r_b\, b + r_k\, q)` of gradient, buffer and parameter; the symmetry
+makes :math:`\mathrm{form}(g, q) = 0`, and what remains are the causes that a ledger books:
+
+===============  ======================================================================================
+``finite_step``  :math:`Q(d)`
+``momentum``     :math:`-2\,\mathrm{form}(r_b\, b, q)`
+``decay``        :math:`-2\,\mathrm{form}(r_k\, q, q)`
+``rates``        :math:`-2\,\mathrm{form}(r_g\, g, q)`, not 0 where a law's parameters have different rates
+``outside``      what was written to the weights between two steps
+``optimizer``    :math:`2\,\mathrm{form}(d, q)` of any other optimiser, of which no formula is known here
+===============  ======================================================================================
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-def _rates(group: dict, buffered: bool) -> tuple[float, float, float]:
-    """What a step of torch.optim.SGD makes of gradient, buffer and parameter: d = -(r_g g + r_b b + r_k theta)."""
+import torch
+
+if TYPE_CHECKING:
+    from nlcompanion.laws.law import Law
+
+CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
+
+
+class StepRates(NamedTuple):
+    """How much of gradient, buffer and parameter a step takes away: ``d = -(gradient g + buffer b + parameter q)``."""
+
+    gradient: float
+    buffer: float
+    parameter: float
+
+
+STILL = StepRates(0.0, 0.0, 0.0)  # of a parameter without a gradient, which SGD passes over
+
+
+def sgd_rates(group: Mapping[str, Any], buffered: bool) -> StepRates:
+    """The rates of a step of ``torch.optim.SGD``.
+
+    Args:
+        group: the optimiser's settings for the parameter, an entry of ``param_groups``.
+        buffered: whether the parameter has a momentum buffer already; the first step makes it.
+    """
     lr, beta = float(group["lr"]), float(group["momentum"])
     if group["nesterov"]:
         of_gradient, of_buffer = 1 + beta, beta**2 * buffered
@@ -12,10 +52,58 @@ def _rates(group: dict, buffered: bool) -> tuple[float, float, float]:
         of_gradient, of_buffer = 1 - float(group["dampening"]), beta
     else:  # without momentum, or with a buffer that starts as the gradient itself, undampened
         of_gradient, of_buffer = 1.0, 0.0
-    return lr * of_gradient, lr * of_buffer, lr * of_gradient * float(group["weight_decay"])
+    return StepRates(lr * of_gradient, lr * of_buffer, lr * of_gradient * float(group["weight_decay"]))
 
 
-def _fading(group: dict) -> float:
+def fading(group: Mapping[str, Any]) -> float:
     """By how much weight decay shrinks the logarithm of a squared weight in a step, in the long run."""
     lr, decay, momentum = (float(group.get(name) or 0.0) for name in ("lr", "weight_decay", "momentum"))
     return 2 * lr * decay / max(1 - momentum, 1e-3)
+
+
+# --- in words -----------------------------------------------------------------------------------------------------
+
+
+def heavy_ball_statement(law: Law, lr: float, memory: float | Callable[[int], float], of_parameter: float) -> str:
+    """A law under steps ``d(n) = memory d(n-1) - lr g - of_parameter q``, exact on every mini-batch; one line."""
+    times = "m(n) " if callable(memory) else "" if memory == 1 else f"{memory:g} "
+    if law.kind == "data":
+        return (f"M(n) = {times}M(n-1)" if memory else "M(n) = 0") + " with M(n) = form(d(n), q(n))"
+    decay = f" - {2 * of_parameter:g} C(n)" if of_parameter else ""
+    if memory:
+        return f"ΔC(n) - {times}ΔC(n-1) = Q(d(n)) + {times}Q(d(n-1)){decay}"
+    return f"ΔC(n) = Q(d(n)){decay}" if decay else f"ΔC(n) = {lr**2:g} Q(g)"
+
+
+def statement_under(law: Law, optimizer: torch.optim.Optimizer) -> str:
+    """A law in the steps of an optimiser, in the letters of :class:`LawUnderRule`; one line.
+
+    ``d(n)`` is step ``n``, ``g`` its gradient, ``b`` the momentum buffer, ``M(x) = form(x, q)``. Settings are those of
+    the optimiser's first group.
+
+    Args:
+        law: any law.
+        optimizer: any ``torch.optim.Optimizer``; of others than SGD only the gradient's part is known.
+
+    Source: this book's.
+
+    Example:
+        >>> import torch
+        >>> from nlcompanion import flat_loss, homogeneous_law, mlp
+        >>> model, x, y = mlp((4, 3, 2)), torch.eye(4).double(), torch.arange(4) % 2
+        >>> law = homogeneous_law(flat_loss(model, x, y, torch.nn.functional.cross_entropy), layer=1)
+        >>> statement_under(law, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+        'ΔC(n) - 0.9 ΔC(n-1) = Q(d(n)) + 0.9 Q(d(n-1))'
+        >>> statement_under(law, torch.optim.Adam(model.parameters()))
+        'M(g) = 0 in every step, with M(g) = form(g, q); ΔC(n) = 2 M(d(n)) + Q(d(n))'
+    """
+    group = optimizer.param_groups[0]
+    if not isinstance(optimizer, torch.optim.SGD):
+        return "M(g) = 0 in every step, with M(g) = form(g, q); ΔC(n) = 2 M(d(n)) + Q(d(n))"
+    rates = sgd_rates(group, buffered=True)
+    if not group["nesterov"]:
+        return heavy_ball_statement(law, float(group["lr"]), float(group["momentum"]), rates.parameter)
+    decay = f" - {2 * rates.parameter:g} C(n)" if rates.parameter else ""
+    if law.kind == "data":
+        return f"M(d(n)) = -{rates.buffer:g} M(b(n-1)) with M(x) = form(x, q(n))"
+    return f"ΔC(n) = Q(d(n)) - {2 * rates.buffer:g} M(b(n-1)){decay} with M(b) = form(b, q(n))"

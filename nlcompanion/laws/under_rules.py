@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.laws.under_optimizers import heavy_ball_statement
 
 if TYPE_CHECKING:
     from nlcompanion.laws.law import Law
 
 
 @dataclass(frozen=True)
-class RuleForm:
+class LawUnderRule:
     r"""A law as one learning rule has it; made by :meth:`Law.under`.
 
     With :math:`M = \mathrm{form}(v, q)` and a rule :math:`a = -c_1 v - c_2(\nabla f + kq)`, that
@@ -37,10 +39,10 @@ class RuleForm:
 
     Example:
         >>> import torch
-        >>> from nlcompanion import RePU, flat_loss, general, homogeneous, mlp, sgd
+        >>> from nlcompanion import RePU, flat_loss, general, homogeneous_law, mlp, sgd
         >>> x = torch.linspace(-1, 1, 20).double().view(5, 4)
         >>> f = flat_loss(mlp((4, 3, 2), RePU(2)), x, torch.arange(5) % 2, torch.nn.functional.cross_entropy)
-        >>> law = homogeneous(f, layer=1)
+        >>> law = homogeneous_law(f, layer=1)
         >>> form = law.under(general(lambda t: 1 + t, lambda t: 0.5))
         >>> form.statement
         "kappa2 C'' + kappa1 C' = 2 kappa2 Q(v) with C = |1.weight[i, :]|² - 2 |3.weight[:, i]|²"
@@ -94,24 +96,18 @@ class RuleForm:
         if steps is None:
             return None
         if steps.looks_ahead:  # the gradient is at y, between the points w
-            exact = f"C(w(n+1)) - C(y(n)) = {steps.lr**2:g} Q(g)"
-            return "form(w(n+1) - y(n), y(n)) = 0" if self.law.kind == "data" else exact
-        beta = steps.memory
-        times = "m(n) " if callable(beta) else "" if beta == 1 else f"{beta:g} "
-        skew = (f"M(n) = {times}M(n-1)" if beta else "M(n) = 0") + " with M(n) = form(d(n), q(n))"
-        if self.law.kind == "data":
-            return skew
-        decay = f" - {2 * steps.lr * k:g} C(n)" if k else ""
-        if beta:
-            return f"ΔC(n) - {times}ΔC(n-1) = Q(d(n)) + {times}Q(d(n-1)){decay}"
-        return f"ΔC(n) = Q(d(n)){decay}" if k else f"ΔC(n) = {steps.lr**2:g} Q(g)"
+            if self.law.kind == "data":
+                return "form(w(n+1) - y(n), y(n)) = 0"
+            decay = f"Q(w(n+1) - y(n)) - {2 * steps.lr * k:g} C(y(n))"
+            return f"C(w(n+1)) - C(y(n)) = {decay if k else f'{steps.lr**2:g} Q(g)'}"
+        return heavy_ball_statement(self.law, steps.lr, steps.memory, steps.lr * k)
 
     # --- in numbers -----------------------------------------------------------------------------------------------
 
     def residual(self, f: Callable[[Tensor], Tensor], q0=None, v0=None, *, t_span, **solver) -> Tensor:
         r"""By how much a motion violates the law, relative to what its terms sum up to; shape ``law.shape``.
 
-        The motion is integrated with the law's right-hand side beside it (``integrate(..., beside=)``), and the
+        The motion is integrated with the law's right-hand side beside it (``integrate(..., integrand=)``), and the
         change of the momentum (of the charge, for gradient flow) compared with that integral. Accelerations are never
         used: taken from the equation of motion they would make the law a tautology.
 
@@ -130,30 +126,32 @@ class RuleForm:
 
         Source: GU Tables 2 to 5.
         """
-        for name in ("record", "beside", "t_eval"):
+        for name in ("record", "integrand", "t_eval"):
             if name in solver:
                 raise TypeError(f"residual uses {name} of integrate itself; call integrate(..., {name}=...) yourself")
         law, rule = self.law, self.rule
         q0 = start_of(f) if q0 is None else q0
-        start, ends = {}, {}
+        start: dict[str, Tensor] = {}
+        ends: dict[str, Tensor] = {}
 
         def record(t, q, v):
             state = start if not start else ends
             state.update(q=q.clone(), v=v.clone())
             return {"size": self._size(t, q, v)}
 
-        run = integrate(rule, f, q0, v0, t_span=t_span, record=record, beside=self._balance, **solver)
+        run = integrate(rule, f, q0, v0, t_span=t_span, record=record, integrand=self._balance, **solver)
         size = torch.trapezoid(run.record["size"], run.t)
+        integral = cast(Tensor, run.integral)[-1]
         if not size > 0:
             raise ValueError(
                 f"neither side of {law.statement!r} moves from this start under {rule.name}, so nothing is tested; "
                 "start elsewhere or give it a velocity v0"
             )
         if rule.massless:  # the charge's own change where there is one; of the rest only the integral
-            rate, decayed = run.beside[-1]
+            rate, decayed = integral
             excess = law.change(start["q"], ends["q"]) / 2 + rate - law._symmetric(rate) + decayed
         else:
-            excess = law.momentum(**ends) - law.momentum(**start) - run.beside[-1]
+            excess = law.momentum(**ends) - law.momentum(**start) - integral
         return excess / size
 
     def _balance(self, t: float, q: Tensor, v: Tensor) -> Tensor:
@@ -180,7 +178,7 @@ class RuleForm:
     def _largest(self, a: Tensor, b: Tensor) -> Tensor:
         """Of the law's terms for two vectors, before they cancel: lengths, so that no cancellation hides one."""
         shares = [term.lengths(self.law._of(a, term), self.law._of(b, term)) for term in self.law._terms]
-        return sum((x * y).sqrt() for x, y in shares).max()
+        return reduce(torch.add, [(x * y).sqrt() for x, y in shares]).max()
 
 
 def start_of(f) -> Tensor:

@@ -33,7 +33,7 @@ __all__ = [
 Lagrangian = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _scalar(L: Lagrangian) -> Lagrangian:
+def scalar_lagrangian(L: Lagrangian) -> Lagrangian:
     """``L`` with its result checked: a scalar, or an error that says what came instead."""
 
     def checked(t, q, v):
@@ -66,7 +66,7 @@ def generalized_momentum(L: Lagrangian) -> Callable[..., Tensor]:
         >>> p(0.0, torch.zeros(2).double(), torch.tensor([1.0, 2.0]).double()).tolist()
         [3.0, 6.0]
     """
-    dL_dv = grad(_scalar(L), argnums=2)
+    dL_dv = grad(scalar_lagrangian(L), argnums=2)
     return lambda t, q, v: dL_dv(as_time(t), q, v)
 
 
@@ -120,7 +120,7 @@ def acceleration(L: Lagrangian) -> Callable[..., Tensor]:
         >>> a(0.0, torch.tensor([2.0]).double(), torch.tensor([7.0]).double()).tolist()
         [-2.0]
     """
-    slopes = grad(_scalar(L), argnums=(1, 2))
+    slopes = grad(scalar_lagrangian(L), argnums=(1, 2))
 
     def solved(t, q, v):
         # one reverse sweep per component of the momentum gives its derivatives by t, q and v together
@@ -187,7 +187,7 @@ def euler_lagrange(L: Lagrangian, path: Callable[[Tensor], Tensor]) -> Callable[
         >>> bool(residual(0.3).abs() < 1e-15)
         True
     """
-    L, state = _scalar(L), along(path)
+    L, state = scalar_lagrangian(L), along(path)
 
     def residual(t):
         t = as_time(t)
@@ -248,7 +248,7 @@ def action(L: Lagrangian, path: Callable[[Tensor], Tensor], t_span: tuple[float,
         >>> round(S, 12)
         9.0
     """
-    L, state = _scalar(L), along(path)
+    L, state = scalar_lagrangian(L), along(path)
     value, _ = quad_vec(lambda t: L(*state(t)).item(), *time_span(t_span), epsabs=1e-13, epsrel=1e-12)
     return float(value)
 

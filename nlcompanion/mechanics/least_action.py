@@ -3,6 +3,7 @@ r"""The action of a path in steps of time, and the path that makes it stationary
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.func import grad, hessian, vmap
 
 from nlcompanion._arguments import as_point, time_span
-from nlcompanion.mechanics.lagrangian import Lagrangian, _scalar
+from nlcompanion.mechanics.lagrangian import Lagrangian, scalar_lagrangian
 
 __all__ = ["StationaryPath", "discrete_action", "stationary_path", "variational_derivative"]
 
@@ -45,7 +46,7 @@ def discrete_action(L: Lagrangian, t: Tensor, q: Tensor, *, midpoint: bool = Fal
     delta = _spacing(t, q)
     v = (q[1:] - q[:-1]) / delta
     at = ((t[1:] + t[:-1]) / 2, (q[1:] + q[:-1]) / 2) if midpoint else (t[:-1], q[:-1])
-    return vmap(_scalar(L))(*at, v).sum() * delta
+    return vmap(scalar_lagrangian(L))(*at, v).sum() * delta
 
 
 def variational_derivative(L: Lagrangian, t: Tensor, q: Tensor) -> Tensor:
@@ -165,13 +166,14 @@ class _MidpointAction:
 
     def __init__(self, L: Lagrangian, t: Tensor, a: Tensor, b: Tensor):
         self.a, self.b, self.n = a, b, len(a)
-        self._at, self._matrix = None, None
+        self._at: np.ndarray | None = None
+        self._matrix: Any = None
         self.width = 2 * self.n - 1  # a node couples to its neighbours only
         delta = (t[1] - t[0]).item()
         middle = (t[1:] + t[:-1]) / 2
 
         def piece(t, x, y):
-            return _scalar(L)(t, (x + y) / 2, (y - x) / delta) * delta
+            return scalar_lagrangian(L)(t, (x + y) / 2, (y - x) / delta) * delta
 
         self._pieces = lambda x: vmap(piece)(middle, x[:-1], x[1:])
         self._blocks = lambda x: vmap(hessian(lambda t, z: piece(t, z[: self.n], z[self.n :]), argnums=1))(

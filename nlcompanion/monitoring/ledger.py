@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from nlcompanion.dynamics.descent import descend
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
-from nlcompanion.laws.under_rules import RuleForm, start_of
-from nlcompanion.monitoring.descent_steps import OfDescend
-from nlcompanion.monitoring.optimizer_steps import OfOptimizer
-from nlcompanion.monitoring.stacked_forms import Books
+from nlcompanion.laws.under_optimizers import CAUSES
+from nlcompanion.laws.under_rules import LawUnderRule, start_of
+from nlcompanion.monitoring.descent_steps import DescentSteps
+from nlcompanion.monitoring.optimizer_steps import OptimizerSteps
+from nlcompanion.monitoring.stacked_forms import StackedForms
 
-CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
@@ -82,7 +83,7 @@ class Account:
 
 
 class Ledger:
-    r"""Books a training run: each step's change of every charge, split exactly into its causes.
+    r"""StackedForms a training run: each step's change of every charge, split exactly into its causes.
 
     A step of ``torch.optim.SGD`` is :math:`d = -\eta\,(c_g(g + k\theta) + c_b b)` with the buffer :math:`b` of earlier
     steps. Since :math:`\mathrm{form}(g, \theta) = 0` for every mini-batch, the change
@@ -155,19 +156,21 @@ class Ledger:
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every must be an integer >= 1, or None for the totals alone, got {every!r}")
         self.every, self.steps = every, 0
-        self._books = Books(self.laws)
+        self._forms = StackedForms(self.laws)
         self._entries: list[tuple[int, Tensor, Tensor | None]] = []
-        self._block = self._start = self._worst = self._cosine = None
+        self._block: Tensor | None = None  # sums since the last entry
+        self._found: _Found | None = None
         self._handles: list = []
+        self._follower: DescentSteps | OptimizerSteps
         if rule is not None:
             if model is not None or optimizer is not None:
                 raise ValueError("give a model with its optimizer, or rule= for descend, not both")
-            self._follower = OfDescend(self, rule)
+            self._follower = DescentSteps(self, rule)
             self.tolerance = _TOLERANCES[torch.float64]
         else:
-            self._follower = OfOptimizer(self, model, optimizer)
-            self._handles = self._follower.attach()
-            self.tolerance = _TOLERANCES[self._follower.dtype]
+            follower = OptimizerSteps(self, model, optimizer)
+            self._follower, self._handles = follower, follower.attach()
+            self.tolerance = _TOLERANCES[follower.dtype]
 
     @property
     def record(self) -> Callable[[float, Tensor, Tensor], dict[str, float]]:
@@ -176,15 +179,15 @@ class Ledger:
         Example:
             >>> import torch
             >>> from torch import nn
-            >>> from nlcompanion import descend, flat_loss, homogeneous, mlp, nesterov
+            >>> from nlcompanion import descend, flat_loss, homogeneous_law, mlp, nesterov
             >>> x, y = torch.eye(4).double(), torch.tensor([0, 1, 0, 1])
             >>> f, rule = flat_loss(mlp((4, 3, 2)), x, y, nn.functional.cross_entropy), nesterov(lr=0.1)
-            >>> ledger = Ledger(homogeneous(f, 1), rule=rule)
+            >>> ledger = Ledger(homogeneous_law(f, 1), rule=rule)
             >>> run = descend(rule, f, f.q0, steps=20, record=ledger.record)
             >>> ledger.steps, ledger.check() < 1e-12
             (20, True)
         """
-        if not isinstance(self._follower, OfDescend):
+        if not isinstance(self._follower, DescentSteps):
             raise ValueError("this ledger listens to its optimizer; for descend make one with Ledger(laws, rule=rule)")
         return self._follower.record
 
@@ -205,19 +208,24 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.laws)
 
-    def __getitem__(self, law: int) -> Account:
+    def __getitem__(self, k: int) -> Account:
         """The account of one law, in the order in which they were given."""
-        where, law = self._books.places[law], self.laws[law]
-        self._need_steps()
-        entries = [*self._entries, *([(self.steps, self._block, self._cosine)] if self._block is not None else [])]
+        where, law = self._forms.places[k], self.laws[k]
+        found, entries = self._need_steps(), list(self._entries)
+        if self._block is not None:
+            entries.append((self.steps, self._block, found.cosine))
         rows = torch.stack([sums for _, sums, _ in entries])[:, :, where].reshape(len(entries), -1, *law.shape)
         change, *causes = rows.unbind(1)
-        cosine = None
-        if self._cosine is not None:
-            cosine = torch.stack([cosine[where] for *_, cosine in entries]).reshape(-1, *law.shape)
-        steps = torch.tensor([step for step, *_ in entries])
-        worst = self._worst[0][where].reshape(law.shape)
-        return Account(law, steps, change, *causes, residual=change - sum(causes), cosine=cosine, worst=worst)
+        cosines = [cosine[where] for *_, cosine in entries if cosine is not None]
+        return Account(
+            law,
+            torch.tensor([step for step, *_ in entries]),
+            change,
+            **dict(zip(CAUSES, causes, strict=True)),
+            residual=change - reduce(torch.add, causes),
+            cosine=torch.stack(cosines).reshape(-1, *law.shape) if cosines else None,
+            worst=found.worst[where].reshape(law.shape),
+        )
 
     def __iter__(self) -> Iterator[Account]:
         return (self[k] for k in range(len(self)))
@@ -225,8 +233,7 @@ class Ledger:
     @property
     def residual(self) -> float:
         """The largest residual of any step and law, relative to the squares of the law's parameters."""
-        self._need_steps()
-        return float(self._worst[0].max())
+        return float(self._need_steps().worst.max())
 
     def check(self, tol: float | None = None) -> float:
         r"""Insist that the causes explain every change of every charge so far.
@@ -246,15 +253,15 @@ class Ledger:
             LedgerError: with law, neuron and step of the largest violation. It is an ``AssertionError``.
             ValueError: if nothing was booked yet.
         """
-        self._need_steps()
+        seen = self._need_steps()
         tol = self.tolerance if tol is None else tol
-        ratio, step = (x.cpu() for x in self._worst)
+        ratio, step = seen.worst.cpu(), seen.worst_step.cpu()
         worst = int(torch.where(ratio.isnan(), math.inf, ratio).argmax())
         found = float(ratio[worst])
         if found <= tol:
             return found
-        k = next(k for k, place in enumerate(self._books.places) if worst < place.stop)
-        law, inside = self.laws[k], worst - self._books.places[k].start
+        k = next(k for k, place in enumerate(self._forms.places) if worst < place.stop)
+        law, inside = self.laws[k], worst - self._forms.places[k].start
         entry = f", entry {[int(i) for i in np.unravel_index(inside, law.shape)]}" if law.shape else ""
         raise LedgerError(
             f"the balance {law.statement!r}{entry} was broken by {found:.3g} at step {int(step[worst])} of "
@@ -271,19 +278,19 @@ class Ledger:
         The last column is what :meth:`check` judges: the largest residual of a step, ``relative`` to the law's
         parameters, or for optimisers other than SGD the largest part of the ``gradients`` along the symmetry.
         """
-        if not self.steps:
+        if self._found is None:
             return repr(self)
         used = [name for name in CAUSES if any(getattr(account, name).any() for account in self)]
         # without SGD's formula the residual is 0 by definition, and the gradients are judged instead
         judged = "relative" if getattr(self._follower, "is_sgd", True) else "gradients"
         lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", judged]]
-        for account, place in zip(self, self._books.places, strict=True):
+        for account, place in zip(self, self._forms.places, strict=True):
             law = account.law
             shown = (lambda x: x.norm()) if law._is_matrix else (lambda x: x.sum())
             columns = [getattr(account, name).sum(0) for name in ("change", *used, "residual")]
-            figures = [f"{float(shown(x)):.6g}" for x in (self._start[place], *columns)]
+            figures = [f"{float(shown(x)):.6g}" for x in (self._found.start[place], *columns)]
             figures[-1] = f"{float(figures[-1]):.1e}"
-            lines.append([_short(law), *figures, f"{float(self._worst[0][place].max()):.1e}"])
+            lines.append([_short(law), *figures, f"{float(self._found.worst[place].max()):.1e}"])
         widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
         rows = [
             "  ".join(x.rjust(w) if k else x.ljust(w) for k, (x, w) in enumerate(zip(line, widths, strict=True)))
@@ -304,27 +311,44 @@ class Ledger:
     ) -> None:
         """One step: the change of all charges, its causes, and a relative slope along the symmetry if that is known."""
         self.steps += 1
-        if self._start is None:
-            self._start, self._zero = start, torch.zeros_like(change)
-            self._worst = self._zero, torch.zeros_like(change, dtype=torch.long)
-        sums = torch.stack([change, *(causes.get(name, self._zero) for name in CAUSES)])
-        excess = (change - sum(causes.values())).abs()
+        nothing = torch.zeros_like(change)
+        sums = torch.stack([change, *(causes.get(name, nothing) for name in CAUSES)])
+        excess = (change - reduce(torch.add, causes.values())).abs()
         ratio = excess / (scale + 1e-300)  # neurons of nothing but zeros have an excess of 0
         ratio = ratio if slope is None else torch.maximum(ratio, slope)
-        keep = (ratio <= self._worst[0]) | self._worst[0].isnan()  # NaN must not pass, and the first one is told
-        self._worst = torch.where(keep, self._worst[0], ratio), torch.where(keep, self._worst[1], self.steps)
-        self._latest, self._cosine = ratio, cosine
+        found = self._found or _Found(start, nothing, nothing.long(), nothing, None)
+        keep = (ratio <= found.worst) | found.worst.isnan()  # NaN must not pass, and the first one is told
+        worst = torch.where(keep, found.worst, ratio)
+        self._found = _Found(found.start, worst, torch.where(keep, found.worst_step, self.steps), ratio, cosine)
         self._block = sums if self._block is None else self._block + sums
         if self.every and self.steps % self.every == 0:
             self._entries.append((self.steps, self._block, cosine))
             self._block = None
 
-    def _need_steps(self) -> None:
-        if not self.steps:
+    def _need_steps(self) -> _Found:
+        if self._found is None:
             raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
+        return self._found
 
 
-def residual_in_steps(form: RuleForm, f, q0=None, *, steps: int, batches=None) -> Tensor:
+@dataclass(frozen=True)
+class _Found:
+    """What a ledger has seen so far, entry by entry of all laws.
+
+    Attributes:
+        start: the charges before the first step.
+        worst, worst_step: the largest relative residual, and its step.
+        latest, cosine: the last step's residual, and its gradient's cosine with the generators.
+    """
+
+    start: Tensor
+    worst: Tensor
+    worst_step: Tensor
+    latest: Tensor
+    cosine: Tensor | None
+
+
+def residual_in_steps(form: LawUnderRule, f, q0=None, *, steps: int, batches=None) -> Tensor:
     r"""By how much the discrete algorithm violates its own form of the law; shape ``law.shape``.
 
     The algorithm is run with a :class:`Ledger`: the largest residual of any step, relative to the squares of the
@@ -346,10 +370,10 @@ def residual_in_steps(form: RuleForm, f, q0=None, *, steps: int, batches=None) -
 
     Example:
         >>> import torch
-        >>> from nlcompanion import flat_loss, homogeneous, mlp, nesterov
+        >>> from nlcompanion import flat_loss, homogeneous_law, mlp, nesterov
         >>> x, y = torch.eye(4).double(), torch.arange(4) % 2
         >>> f = flat_loss(mlp((4, 3, 2), "relu"), x, y, torch.nn.functional.cross_entropy)
-        >>> form = homogeneous(f, layer=1).under(nesterov(lr=0.1))
+        >>> form = homogeneous_law(f, layer=1).under(nesterov(lr=0.1))
         >>> bool(residual_in_steps(form, f, steps=20).max() < 1e-12)
         True
     """
@@ -374,7 +398,7 @@ def _laws(laws) -> tuple[Law, ...]:
         )
     for law in laws:
         if not isinstance(law, Law):
-            raise TypeError(f"laws must be Laws such as homogeneous(f, 1), got {type(law).__name__}")
+            raise TypeError(f"laws must be Laws such as homogeneous_law(f, 1), got {type(law).__name__}")
     if len({law._size for law in laws}) > 1:
         raise ValueError("the laws belong to networks of different sizes; make them from one flat_loss")
     return laws

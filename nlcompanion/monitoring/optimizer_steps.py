@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nlcompanion.laws.terms import Term
-from nlcompanion.laws.under_optimizers import _fading, _rates
+from nlcompanion.laws.under_optimizers import STILL, StepRates, fading, sgd_rates
 from nlcompanion.monitoring.stacked_forms import Step, Tensors
 
 if TYPE_CHECKING:
@@ -19,39 +20,115 @@ _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of
 _OF_ROUNDING = 8  # units in the last place of the largest gradient of any law
 
 
-class OfOptimizer:
-    """The steps of a ``torch.optim.Optimizer``, seen through its hooks."""
+Versions = list[int]
 
-    def __init__(self, ledger: Ledger, model: nn.Module, optimizer: torch.optim.Optimizer):
+
+@dataclass(frozen=True)
+class Rest:
+    """The weights between two steps.
+
+    Attributes:
+        squares: the forms' pairings of the weights with themselves.
+        weights, buffers: what tells that a weight or a momentum buffer was written to, or replaced.
+        last: pairings of the last step with the weights, and the rates it was made with; None where it was not the
+            buffer times the rate.
+    """
+
+    squares: Tensor
+    weights: Versions
+    buffers: list[tuple[int, int] | None]
+    last: tuple[Tensor, dict[str, float]] | None
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What is known of a step before it is taken.
+
+    Attributes:
+        groups: each parameter's settings.
+        rest: the weights that it starts from.
+        outside: what was written to the weights since the last step: the change of the charges, and their scale.
+        rates: of SGD, for each parameter.
+        memory: pairings of the buffers with the weights, each to be multiplied by a number; None without momentum.
+        pull: pairings of the gradients with the weights, where rates differ within a law.
+        slopes: of other optimisers, what :meth:`StackedForms.generators` says of the gradients.
+    """
+
+    groups: dict[str, dict]
+    rest: Rest
+    outside: tuple[Tensor, Tensor] | None
+    rates: dict[str, StepRates]
+    memory: tuple[Tensor, dict[str, float]] | None = None
+    pull: Tensor | None = None
+    slopes: tuple[Tensor, Tensor, Tensor] | None = None
+
+
+class OptimizerSteps:
+    """The steps of a ``torch.optim.Optimizer``, seen through its hooks.
+
+    Before a step :meth:`_look_ahead` gathers what the step will overwrite; after it :meth:`_book` compares. Between
+    the two and from step to step there is an :class:`Ahead` and a :class:`Rest`, and nothing else but a copy of the
+    weights.
+    """
+
+    def __init__(self, ledger: Ledger, model: nn.Module | None, optimizer: torch.optim.Optimizer | None):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be the torch.nn.Module that is trained, got {type(model).__name__}")
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; for descend() pass rule="
             )
-        self.ledger, self.optimizer, self.books = ledger, optimizer, ledger._books
-        self.parameters = _find(model, self.books.terms)
+        self.ledger, self.optimizer, self.forms = ledger, optimizer, ledger._forms
+        self.parameters = _find(model, self.forms.terms)
         self.name = type(optimizer).__name__
         self.is_sgd = isinstance(optimizer, torch.optim.SGD)
-        self.dtype = next(iter(self.parameters.values())).dtype
-        self._groups_of(optimizer)
-        if self.books.has_shifts:
+        first = next(iter(self.parameters.values()))
+        self.dtype = first.dtype
+        self._groups()
+        self.forms.to(first.device)
+        if self.forms.has_shifts:
             with torch.no_grad():
-                self.books.floor = 1e-3 * max(float(p.abs().mean()) for p in self.parameters.values())
-        self.books.to(next(iter(self.parameters.values())).device)
-        self._before = {name: torch.empty_like(p) for name, p in self.parameters.items()}
-        self._position = self._last = self._seen = self._groups = None
+                self.forms.floor = 1e-3 * max(float(p.abs().mean()) for p in self.parameters.values())
+        self._before: Tensors = {name: torch.empty_like(p) for name, p in self.parameters.items()}
+        self._rest: Rest | None = None
+        self._ahead: Ahead | None = None
         self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
         self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
 
     def attach(self) -> list:
-        return [
-            self.optimizer.register_step_pre_hook(self._pre),
-            self.optimizer.register_step_post_hook(self._post),
-        ]
+        def before(optimizer, args, kwargs) -> None:
+            self._ahead = self._look_ahead(any(x is not None and x is not optimizer for x in (*args, *kwargs.values())))
 
-    def _groups_of(self, optimizer) -> dict[str, dict]:
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        def after(optimizer, args, kwargs) -> None:
+            if self._ahead is not None:
+                ahead, self._ahead = self._ahead, None
+                self._book(ahead)
+
+        return [self.optimizer.register_step_pre_hook(before), self.optimizer.register_step_post_hook(after)]
+
+    # --- before a step --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _look_ahead(self, has_closure: bool) -> Ahead:
+        groups = self._groups()
+        self._check_kind()
+        rest, outside = self._still_at_rest()
+        if not self.is_sgd:
+            self._refuse(has_closure, self.name)
+            slopes = self.forms.generators(self._gradients(), self._before)
+            return Ahead(groups, rest, outside, {}, slopes=slopes)
+        buffers = dict(zip(self.parameters, self._buffers(), strict=True))
+        rates = {name: sgd_rates(groups[name], buffer is not None) for name, buffer in buffers.items()}
+        memory = pull = None
+        if any(rate.buffer for rate in rates.values()):
+            memory = _of_last_step(rest, groups) or (self._of_buffers(buffers), dict.fromkeys(buffers, 1.0))
+        if self.forms.differ({name: rate.gradient for name, rate in rates.items()}):
+            self._refuse(has_closure, "different rates for one law's parameters")
+            (pull,) = self.forms.pairs((Step(self._gradients()), self._before))  # some optimizers overwrite gradients
+        return Ahead(groups, rest, outside, rates, memory, pull)
+
+    def _groups(self) -> dict[str, dict]:
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         missing = [name for name, p in self.parameters.items() if id(p) not in groups]
         if missing:
             raise ValueError(
@@ -60,109 +137,7 @@ class OfOptimizer:
             )
         return {name: groups[id(p)] for name, p in self.parameters.items()}
 
-    @torch.no_grad()
-    def _pre(self, optimizer, args, kwargs) -> None:
-        groups, old = self._groups_of(optimizer), self._before
-        self._same_kind()
-        self._outside = None
-        weights, held = self._versions()
-        if self._seen is None:
-            self._remember()
-        elif weights != self._seen[0]:  # someone moved the weights since the last step
-            charges, scale = self.books.form(self._position), self.books.scale(self._position, old)
-            self._remember()
-            self._outside = self.books.form(self._position) - charges, scale
-        elif held != self._seen[1]:
-            self._last = None
-        self._groups = groups
-        if not self.is_sgd:
-            self._refuse_closure(args, kwargs, self.name)
-            self._slopes = self.books.generators(self._gradients(), old)
-            return
-        buffers = dict(zip(self.parameters, self._buffers(), strict=True))
-        self._rates = {name: _rates(groups[name], buffer is not None) for name, buffer in buffers.items()}
-        self._rate = {name: float(group["lr"]) for name, group in groups.items()}
-        self._memory = self._pull = None
-        if any(of_buffer for _, of_buffer, _ in self._rates.values()):
-            self._memory = self._of_last_step() or (self._of_buffers(buffers), dict.fromkeys(buffers, 1.0))
-        if self.books.differ({name: of_gradient for name, (of_gradient, _, _) in self._rates.items()}):
-            self._refuse_closure(args, kwargs, "different rates for one law's parameters")
-            (self._pull,) = self.books.pairs((Step(self._gradients()), old))  # some optimizers overwrite gradients
-
-    @torch.no_grad()
-    def _post(self, optimizer, args, kwargs) -> None:
-        books, old, new, position = self.books, self._before, self.parameters, self._position
-        scale = books.scale(position, old)
-
-        def step(name):
-            old[name].sub_(new[name])  # minus the step
-
-        moved = books.pairs((Step(old), Step(old), step), (Step(old), new))
-        scale = torch.maximum(scale, books.scale(moved[0], old))  # a step may be longer than the weights
-        square, product, charges = books.form(torch.cat([moved, position[None]]))
-        change = -2 * product - square
-        causes, judged = {"finite_step": square}, ()
-        if self.is_sgd:
-            self._of_sgd(causes, charges)
-        else:
-            causes["optimizer"], judged = -2 * (product + square), self._judge()
-        if self._outside is not None:
-            causes["outside"], earlier = self._outside
-            change, charges = change + causes["outside"], charges - causes["outside"]
-            scale = torch.maximum(scale, earlier)  # rounding is that of the larger weights
-        self.ledger._enter(change, scale, charges, causes, *judged)
-        self._remember(moved)
-
-    def _remember(self, moved: Tensor | None = None) -> None:
-        """Where the weights are now, and their squares: from the last step's, or afresh every so often."""
-        torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
-        self._seen = self._versions()
-        if moved is not None:
-            self._faded += max(_fading(group) for group in self._groups.values())
-        if moved is None or self.ledger.steps % _AFRESH == 0 or self._faded > 1 or self.books.has_matrices:
-            (self._position,) = self.books.pairs((self._before, self._before))
-            self._faded = 0.0
-        else:
-            self._position = self._position - 2 * moved[1] - moved[0]
-        self._last = None
-        if moved is not None and self.is_sgd and self._keeps_its_buffer():
-            self._last = moved[1], self._rate
-
-    def _keeps_its_buffer(self) -> bool:
-        """Whether the step was the buffer times the rate, for every parameter."""
-        groups, has_buffer = self._groups.items(), dict(zip(self.parameters, self._seen[1], strict=True))
-        return all(p.grad is not None for p in self.parameters.values()) and not any(
-            group["nesterov"] or (has_buffer[name] and not group["momentum"])  # a buffer laid aside for a while
-            for name, group in groups
-        )
-
-    def _of_last_step(self) -> tuple[Tensor, dict[str, float]] | None:
-        """The buffer's pairings with the weights from the last step's: a heavy ball's step is -lr times its buffer.
-
-        Spares a look at the buffers. Where the rate has grown much since, the last step's rounding would be enlarged.
-        """
-        if self._last is None:
-            return None
-        pairs, rate = self._last
-        if any(rate[name] < now / 2 for name, now in self._rate.items()):
-            return None
-        return pairs, {name: 1 / x if x else 0.0 for name, x in rate.items()}
-
-    def _of_buffers(self, buffers: dict[str, Tensor | None]) -> Tensor:
-        old = self._before
-        held = Step({name: old[name] if b is None else b for name, b in buffers.items()})
-        return self.books.pairs((held, old))[0]
-
-    def _versions(self) -> tuple[list, list]:
-        """What tells that a weight or a buffer was written to, or replaced."""
-        weights = [p._version for p in self.parameters.values()]
-        return weights, [None if b is None else (id(b), b._version) for b in self._buffers()]
-
-    def _buffers(self) -> list[Tensor | None]:
-        state = self.optimizer.state  # whose [] would add entries to it
-        return [state.get(p, {}).get("momentum_buffer") for p in self.parameters.values()]
-
-    def _same_kind(self) -> None:
+    def _check_kind(self) -> None:
         for name, p in self.parameters.items():
             old = self._before[name]
             if p.dtype != old.dtype or p.device != old.device:
@@ -172,39 +147,77 @@ class OfOptimizer:
                     "close() this ledger and make a new one"
                 )
 
-    def _of_sgd(self, causes: dict[str, Tensor], charges: Tensor) -> None:
-        """What momentum, decay and unequal rates make of a step of SGD."""
-        books, parameters = self.books, self.parameters.items()  # one without a gradient is passed over
-        rates = {name: (0.0, 0.0, 0.0) if p.grad is None else self._rates[name] for name, p in parameters}
-        if self._memory is not None:
-            pairs, scales = self._memory
-            causes["momentum"] = -2 * books.form(pairs, [scales[name] * rates[name][1] for name in rates])
-        of_decay = [x for *_, x in rates.values()]
-        if any(of_decay):
-            same = len(set(of_decay)) == 1 and not books.has_shifts
-            shrunk = of_decay[0] * charges if same else books.form(books.as_steps(self._position), of_decay)
-            causes["decay"] = -2 * shrunk
-        if self._pull is not None:
-            signs = [-1.0 if self._groups[name]["maximize"] else 1.0 for name in rates]
-            pull = [sign * x for sign, (x, *_) in zip(signs, rates.values(), strict=True)]
-            causes["rates"] = -2 * books.excess(self._pull, pull)
+    def _still_at_rest(self) -> tuple[Rest, tuple[Tensor, Tensor] | None]:
+        """The weights as they are now, and what was written to them since the last step."""
+        rest = self._rest
+        if rest is None:
+            return self._rest_afresh(), None
+        weights, buffers = self._versions()
+        if weights != rest.weights:
+            charges, scale = self.forms.form(rest.squares), self.forms.scale(rest.squares, self._before)
+            rest = self._rest_afresh()
+            return rest, (self.forms.form(rest.squares) - charges, scale)
+        if buffers != rest.buffers:
+            rest = replace(rest, last=None)
+        return rest, None
 
-    def _gradients(self) -> Tensors:
-        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
-
-    def _refuse_closure(self, args, kwargs, reason: str) -> None:
-        if any(x is not None and x is not self.optimizer for x in (*args, *kwargs.values())):
+    def _refuse(self, has_closure: bool, reason: str) -> None:
+        if has_closure:
             raise ValueError(
                 f"for {reason} the ledger reads the gradient before the step, and step(closure) computes it inside; "
                 "call backward() first, and step() without a closure"
             )
 
-    def _judge(self) -> tuple[Tensor, Tensor]:
+    # --- after it -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _book(self, ahead: Ahead) -> None:
+        forms, old, squares = self.forms, self._before, ahead.rest.squares
+        scale = forms.scale(squares, old)
+
+        def step(name):
+            old[name].sub_(self.parameters[name])  # minus the step
+
+        moved = forms.pairs((Step(old), Step(old), step), (Step(old), self._weights()))
+        scale = torch.maximum(scale, forms.scale(moved[0], old))  # a step may be longer than the weights
+        square, product, charges = forms.form(torch.cat([moved, squares[None]]))
+        change = -2 * product - square
+        causes = {"finite_step": square}
+        slope = cosine = None
+        if ahead.slopes is None:
+            causes |= self._causes(ahead, charges)
+        else:
+            causes["optimizer"] = -2 * (product + square)
+            slope, cosine = self._judge(*ahead.slopes)
+        if ahead.outside is not None:
+            causes["outside"], earlier = ahead.outside
+            change, charges = change + causes["outside"], charges - causes["outside"]
+            scale = torch.maximum(scale, earlier)  # rounding is that of the larger weights
+        self.ledger._enter(change, scale, charges, causes, slope, cosine)
+        self._rest = self._rest_after(ahead, moved)
+
+    def _causes(self, ahead: Ahead, charges: Tensor) -> dict[str, Tensor]:
+        """What momentum, decay and unequal rates make of a step of SGD."""
+        causes, parameters = {}, self.parameters.items()
+        rates = {name: STILL if p.grad is None else ahead.rates[name] for name, p in parameters}
+        if ahead.memory is not None:
+            pairs, scales = ahead.memory
+            causes["momentum"] = -2 * self.forms.form(pairs, [scales[name] * rates[name].buffer for name in rates])
+        of_decay = [rate.parameter for rate in rates.values()]
+        if any(of_decay):
+            same = len(set(of_decay)) == 1 and not self.forms.has_shifts
+            shrunk = self.forms.as_steps(ahead.rest.squares)
+            causes["decay"] = -2 * (of_decay[0] * charges if same else self.forms.form(shrunk, of_decay))
+        if ahead.pull is not None:
+            signs = {name: -1.0 if ahead.groups[name]["maximize"] else 1.0 for name in rates}
+            causes["rates"] = -2 * self.forms.excess(ahead.pull, [signs[name] * rates[name].gradient for name in rates])
+        return causes
+
+    def _judge(self, along: Tensor, slope: Tensor, generator: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient's part along the generator, against the largest gradient so far and as a cosine.
 
         Near a minimum the gradient is a small difference of large terms, and its own rounding is relative to those.
         """
-        along, slope, generator = self._slopes
         self._largest = slope if self._largest is None else torch.maximum(self._largest, slope)
         reference, lengths = self._largest * generator, slope * generator
         zero = torch.zeros_like(along)
@@ -213,6 +226,66 @@ class OfOptimizer:
         along = torch.where(along.abs() > noise, along, zero)
         relative = torch.where(reference > 0, along.abs() / reference, along.abs())
         return relative, torch.where(lengths > 0, along / lengths, zero)
+
+    # --- the weights at rest --------------------------------------------------------------------------------------
+
+    def _rest_afresh(self) -> Rest:
+        torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
+        self._faded = 0.0
+        weights, buffers = self._versions()
+        return Rest(self.forms.pairs((self._before, self._before))[0], weights, buffers, None)
+
+    def _rest_after(self, ahead: Ahead, moved: Tensor) -> Rest:
+        """The squares from the last step's, or summed afresh every so often."""
+        self._faded += max(fading(group) for group in ahead.groups.values())
+        if self.ledger.steps % _AFRESH == 0 or self._faded > 1 or self.forms.has_matrices:
+            rest = self._rest_afresh()
+        else:
+            torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
+            rest = Rest(ahead.rest.squares - 2 * moved[1] - moved[0], *self._versions(), None)
+        if self.is_sgd and self._keeps_its_buffer(ahead.groups, rest):
+            rest = replace(rest, last=(moved[1], {name: float(group["lr"]) for name, group in ahead.groups.items()}))
+        return rest
+
+    def _keeps_its_buffer(self, groups: dict[str, dict], rest: Rest) -> bool:
+        """Whether the step was the buffer times the rate, for every parameter."""
+        has_buffer = dict(zip(self.parameters, rest.buffers, strict=True))
+        return all(p.grad is not None for p in self.parameters.values()) and not any(
+            group["nesterov"] or (has_buffer[name] and not group["momentum"])  # a buffer laid aside for a while
+            for name, group in groups.items()
+        )
+
+    def _versions(self) -> tuple[Versions, list[tuple[int, int] | None]]:
+        weights = [p._version for p in self.parameters.values()]
+        return weights, [None if b is None else (id(b), b._version) for b in self._buffers()]
+
+    def _buffers(self) -> list[Tensor | None]:
+        state = self.optimizer.state  # whose [] would add entries to it
+        return [state.get(p, {}).get("momentum_buffer") for p in self.parameters.values()]
+
+    def _of_buffers(self, buffers: dict[str, Tensor | None]) -> Tensor:
+        old = self._before
+        held = Step({name: old[name] if b is None else b for name, b in buffers.items()})
+        return self.forms.pairs((held, old))[0]
+
+    def _weights(self) -> Tensors:
+        return dict(self.parameters)
+
+    def _gradients(self) -> Tensors:
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
+
+
+def _of_last_step(rest: Rest, groups: dict[str, dict]) -> tuple[Tensor, dict[str, float]] | None:
+    """The buffer's pairings with the weights from the last step's: a heavy ball's step is -lr times its buffer.
+
+    Spares a look at the buffers. Where the rate has grown much since, the last step's rounding would be enlarged.
+    """
+    if rest.last is None:
+        return None
+    pairs, rate = rest.last
+    if any(rate[name] < float(group["lr"]) / 2 for name, group in groups.items()):
+        return None
+    return pairs, {name: 1 / x if x else 0.0 for name, x in rate.items()}
 
 
 def _find(model: nn.Module, terms: dict[str, Term]) -> dict[str, nn.Parameter]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from nlcompanion.laws.law import Law
-from nlcompanion.laws.terms import Shift, Squares, Term, count_of, key_of
+from nlcompanion.laws.terms import Shift, Squares, Term, key_of, pairing_size
 
 Tensors = dict[str, Tensor]
 
@@ -19,7 +20,7 @@ class Step(dict):
     """Tensors by name that are a difference of two points, or a gradient: translations tell them from points."""
 
 
-class Books:
+class StackedForms:
     """The forms of several laws as one vector, law after law; what laws share of a tensor is computed once.
 
     Every entry of every law is a weighted sum over a few numbers of :meth:`pairs`, so that all laws together cost a
@@ -31,11 +32,11 @@ class Books:
         self.terms = {term.name: term for law in laws for term in law._terms}  # one of each parameter
         self.places = _consecutive(math.prod(law.shape) for law in laws)
         self.keys = {key_of(term): term for law in laws for term in law._terms}
-        ways: dict[str, list[Term]] = {}
-        for term in self.keys.values():
-            ways.setdefault(term.name, []).append(term)
+        ways: dict[str, dict[tuple, Term]] = {}
+        for key, term in self.keys.items():
+            ways.setdefault(term.name, {})[key] = term
         self._ways, self._scratch = ways, _Scratch()
-        where = dict(zip(self.keys, _consecutive(count_of(term) for term in self.keys.values()), strict=True))
+        where = dict(zip(self.keys, _consecutive(pairing_size(term) for term in self.keys.values()), strict=True))
         names, size, most = list(self.terms), self.places[-1].stop, max(len(law._terms) for law in laws)
         self._index = torch.zeros(size, most, dtype=torch.long)
         self._owner = torch.zeros(size, most, dtype=torch.long)  # which parameter
@@ -47,7 +48,7 @@ class Books:
                 self._owner[place, k] = names.index(term.name)
                 self._coefficient[place, k] = term.coefficient
         self._shifts: dict[str, list[tuple]] = {}
-        self._as_step = torch.ones(sum(map(count_of, self.keys.values())), dtype=torch.float64)
+        self._as_step = torch.ones(sum(map(pairing_size, self.keys.values())), dtype=torch.float64)
         for key, term in self.keys.items():
             if isinstance(term, Shift):
                 self._shifts.setdefault(term.name, []).append(key)
@@ -84,7 +85,8 @@ class Books:
             for value, (x, y, *first) in zip(values, stages, strict=True):
                 for prepare in first:
                     prepare(name)
-                value.update(zip(map(key_of, terms), _pair(terms, x[name], y[name], self._scratch), strict=True))
+                found = _pair(list(terms.values()), x[name], y[name], self._scratch)
+                value.update(zip(terms, found, strict=True))
                 for key in self._shifts.get(name, ()):
                     value[key] = value[key] * (2 - isinstance(x, Step) - isinstance(y, Step))
         flat = torch.cat([value[key].reshape(-1) for value in values for key in self.keys])
@@ -135,7 +137,8 @@ class Books:
         lengths = []
         for law in self.laws:
             shares = [term.lengths(g[term.name], x[term.name]) for term in law._terms]
-            lengths.append([sum(share[k] for share in shares).reshape(-1).double().sqrt() for k in (0, 1)])
+            sums = (reduce(torch.add, [share[k] for share in shares]) for k in (0, 1))
+            lengths.append([x.reshape(-1).double().sqrt() for x in sums])
         slope, generator = (torch.cat([pair[k] for pair in lengths]) for k in (0, 1))
         return self.form(self.pairs((Step(g), x))[0]), slope, generator
 
@@ -163,14 +166,15 @@ class _Scratch:
 
 def _pair(terms: list[Term], x: Tensor, y: Tensor, scratch: _Scratch) -> list[Tensor]:
     """A tensor's pairings in all the ways asked for. Speed is in not writing products that a kernel can do without."""
-    stacked = [isinstance(t, Squares) and t.axis is not None and t.index is None for t in terms]
-    if x.ndim == 2 and x is y and len(terms) == 1 and stacked[0] and terms[0].axis == 0:
+    axes = [term.axis if isinstance(term, Squares) and term.index is None else None for term in terms]
+    if x.ndim == 2 and x is y and axes == [0]:
         return [torch.linalg.vector_norm(x, dim=1).square()]
-    product = torch.mul(x, y, out=scratch.like(x)) if any(stacked) else None
+    stacked = any(axis is not None for axis in axes)
+    product = torch.mul(x, y, out=scratch.like(x)) if stacked else x
     values = []
-    for term, is_stacked in zip(terms, stacked, strict=True):
-        if is_stacked:
-            others = [k for k in range(x.ndim) if k != term.axis]
+    for term, axis in zip(terms, axes, strict=True):
+        if axis is not None:
+            others = [k for k in range(x.ndim) if k != axis]
             values.append(product.sum(others) if others else product.clone())
         elif isinstance(term, Squares) and term.index is None:
             values.append(torch.dot(x.reshape(-1), y.reshape(-1)))

@@ -63,7 +63,7 @@ def vgg11(
         >>> model(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 10])
     """
-    size = _count(size, "size", "the side of the images in pixels")
+    size = _whole_number(size, "size", "the side of the images in pixels")
     if not _SIZES[0] <= size <= _SIZES[1]:
         raise ValueError(
             f"vgg11 is for images of {_SIZES[0]} to {_SIZES[1]} pixels a side, got size={size}; resize them"
@@ -73,7 +73,7 @@ def vgg11(
             f"width={width:g} leaves no channel of the first layer's {_VGG11[0]}; take {1 / _VGG11[0]:g} or more"
         )
     plan = [None if channels is None else round(channels * width) for channels in _VGG11]
-    return _stack(plan, classes, in_channels, size, eps, seed, dtype)
+    return _blocks(plan, classes, in_channels, size, eps, seed, dtype)
 
 
 def conv_bn(
@@ -120,11 +120,11 @@ def conv_bn(
         raise ValueError(f"channels has one number per convolution, like (8, 16, 16), got {channels!r}")
     plan: list[int | None] = []
     for count in channels:
-        plan += [_count(count, "channels", "of each convolution"), None]
-    return _stack(plan[:-1], classes, in_channels, _count(size, "size", "in pixels"), eps, seed, dtype)
+        plan += [_whole_number(count, "channels", "of each convolution"), None]
+    return _blocks(plan[:-1], classes, in_channels, _whole_number(size, "size", "in pixels"), eps, seed, dtype)
 
 
-def _count(value: int, name: str, what: str) -> int:
+def _whole_number(value: int, name: str, what: str) -> int:
     try:
         count = 0 if isinstance(value, bool) else as_integer(value)
     except TypeError:
@@ -134,12 +134,12 @@ def _count(value: int, name: str, what: str) -> int:
     return count
 
 
-def _stack(
+def _blocks(
     plan: Sequence[int | None], classes: int, in_channels: int, size: int, eps: float, seed: int, dtype: torch.dtype
 ) -> nn.Sequential:
     """Convolution, BatchNorm and ReLU for each number in the plan, a pool for each None that has two pixels to pool."""
-    classes = _count(classes, "classes", "the number of outputs")
-    before = _count(in_channels, "in_channels", "1 for grey and 3 for colour images")
+    classes = _whole_number(classes, "classes", "the number of outputs")
+    before = _whole_number(in_channels, "in_channels", "1 for grey and 3 for colour images")
     if dtype not in _NO_EPS:
         raise ValueError(f"dtype is torch.float32 or torch.float64, got {dtype}; for bfloat16 products use autocast")
     if not (math.isfinite(eps) and eps >= 0):

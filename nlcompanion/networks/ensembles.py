@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Ensemble(nn.Module):
             )
         for name, _ in first.named_children():
             stacked = [member.get_submodule(name) for member in members]
-            self.add_module(name, _stack(stacked, name))
+            self.add_module(name, _layers_of_members(stacked, name))
         self.size = len(members)
         self._template = [copy.deepcopy(first)]  # in a list: its weights are not the ensemble's parameters
         # where member e's flat vector sits in the ensemble's
@@ -187,7 +187,7 @@ def over_members(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
     def total(outputs: Tensor, targets: Tensor) -> Tensor:
         return each(outputs, targets).sum()
 
-    total.each = each
+    total.each = each  # type: ignore[attr-defined]
     return total
 
 
@@ -222,12 +222,12 @@ class _Activations(nn.Module):
         return vmap(each)(dict(self.named_parameters()), x)
 
 
-def _stack(layers: list[nn.Module], name: str) -> nn.Module:
+def _layers_of_members(layers: list[nn.Module], name: str) -> nn.Module:
     from nlcompanion.networks.activations import Power, RePU, Swish
 
     kind = layers[0]
     if isinstance(kind, nn.Linear):
-        return _Linears(layers)
+        return _Linears(cast(list[nn.Linear], layers))
     if isinstance(kind, nn.Flatten):
         return nn.Identity()
     if isinstance(kind, (*_ELEMENTWISE, RePU, Power)):

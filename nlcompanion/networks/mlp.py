@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,7 +78,8 @@ def mlp(
     if init not in _INITS:
         raise ValueError(f"init {init!r} is unknown; choose from {', '.join(_INITS)}")
     hidden = widths[1:-1]
-    kinds = list(activation) if isinstance(activation, list | tuple) else [activation] * len(hidden)
+    given: Any = activation
+    kinds: list[Activation] = list(given) if isinstance(given, list | tuple) else [given] * len(hidden)
     if len(kinds) != len(hidden):
         raise ValueError(
             f"{len(kinds)} activations for {len(hidden)} hidden layers; give one for each, or a single one"
@@ -93,17 +95,15 @@ def mlp(
 
 
 def _linear(fan_in: int, fan_out: int, bias: bool, init: str) -> nn.Linear:
+    kind = ScaledLinear if init == "ntk" else nn.Linear
+    layer = kind(fan_in, fan_out, bias=bias, dtype=torch.float64)
+    variance = _INITS[init]
     if init == "ntk":
-        layer = ScaledLinear(fan_in, fan_out, bias=bias, dtype=torch.float64)
         nn.init.normal_(layer.weight)
-        if bias:
-            nn.init.zeros_(layer.bias)
-        return layer
-    layer = nn.Linear(fan_in, fan_out, bias=bias, dtype=torch.float64)
-    if _INITS[init] is not None:
-        nn.init.normal_(layer.weight, std=math.sqrt(_INITS[init] / fan_in))
-        if bias:
-            nn.init.zeros_(layer.bias)
+    elif variance is not None:
+        nn.init.normal_(layer.weight, std=math.sqrt(variance / fan_in))
+    if bias and (init == "ntk" or variance is not None):
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -94,12 +94,12 @@ def ntk(
     x2 = None if x2 is None else _inputs(f, q, x2, "x2")
     width = f.outputs(q, x1[:1]).numel()
     picked = _picked(output, width)
-    shape = (len(x1), len(x1 if x2 is None else x2))
-    shape = (*shape, width, width) if output == "full" else shape
+    columns = len(x1 if x2 is None else x2)
+    shape = (len(x1), columns, width, width) if output == "full" else (len(x1), columns)
     row = q.element_size() * len(picked) * len(q)
     kept = _kept(f, q, x1[:1]) if vectorize else 0  # else one sample's at a time
-    block = max(2 * _BUFFERS * row, 4 * row + (8 + 5 * len(picked)) * kept)
-    chunk = _chunk(chunk, shape, block, q.element_size(), max_memory)
+    per_sample = max(2 * _BUFFERS * row, 4 * row + (8 + 5 * len(picked)) * kept)
+    chunk = _chunk(chunk, shape, per_sample, q.element_size(), max_memory)
     rows = _Rows(f, q, picked, vectorize)
     result = torch.empty(shape, dtype=q.dtype)
     for i in range(0, len(x1), chunk):
@@ -108,12 +108,17 @@ def ntk(
             right = left if x2 is None and i == j else rows((x1 if x2 is None else x2)[j : j + chunk])
             block = _product(left, right, output)
             _finite("the kernel", block)
+            if right is left:  # a product A A^T need not come out symmetric to the last bit
+                block = (block + _mirrored(block)) / 2
             result[i : i + chunk, j : j + chunk] = block
             if x2 is None and j > i:
-                result[j : j + chunk, i : i + chunk] = (
-                    block.transpose(0, 1).transpose(2, 3) if block.ndim == 4 else block.T
-                )
+                result[j : j + chunk, i : i + chunk] = _mirrored(block)
     return result
+
+
+def _mirrored(block: Tensor) -> Tensor:
+    """Samples exchanged, and with them their outputs: entry ``(j, i, d, c)`` in place of ``(i, j, c, d)``."""
+    return block.transpose(0, 1).transpose(2, 3) if block.ndim == 4 else block.T
 
 
 class _Rows:
@@ -121,8 +126,8 @@ class _Rows:
 
     def __init__(self, f: FlatLoss, q: Tensor, picked: Sequence[int], vectorize: bool):
         self.f, self.q, self.vectorize = f, q, vectorize
-        picked = torch.tensor(picked)
-        self.single = lambda q, x: f.outputs(q, x[None]).reshape(-1)[picked]
+        chosen = torch.tensor(picked)
+        self.single = lambda q, x: f.outputs(q, x[None]).reshape(-1)[chosen]
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.vectorize:
@@ -283,5 +288,5 @@ def output_motion(f: FlatLoss, q: Tensor, v: Tensor, a: Tensor) -> OutputMotion:
         >>> [x.item() for x in output_motion(f, q, v, a)]
         [11.0, 0.0, 4.0]
     """
-    rate, bend = jvp(lambda p: jvp(f.outputs, (p,), (v,))[1], (q,), (v,))
+    rate, bend, *_ = jvp(lambda p: jvp(f.outputs, (p,), (v,))[1], (q,), (v,))
     return OutputMotion(rate, jvp(f.outputs, (q,), (a,))[1], bend)

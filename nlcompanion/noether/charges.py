@@ -12,10 +12,10 @@ from torch.func import grad, jvp
 from nlcompanion._arguments import as_tensor
 from nlcompanion.dynamics.bregman import bregman_momentum
 from nlcompanion.dynamics.gradient import gradient_of
-from nlcompanion.dynamics.learning_rules import LearningRule, _at
+from nlcompanion.dynamics.learning_rules import LearningRule, at_time
 from nlcompanion.symmetries.actions import Symmetry
 from nlcompanion.symmetries.breaking import generator, variation
-from nlcompanion.symmetries.states import along, state
+from nlcompanion.symmetries.states import at_each, state
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def noether_charge(rule: LearningRule, symmetry: Symmetry, t, q, v) -> Tensor:
         6.0
     """
     charge = _charge(rule, symmetry)
-    return along(charge, *state(rule, symmetry, t, q, v))
+    return at_each(charge, *state(rule, symmetry, t, q, v))
 
 
 def noether_learning_dynamics(
@@ -133,17 +133,17 @@ def noether_learning_dynamics(
     push = _push(rule, f, q)
 
     def static(t, q, v, push):
-        alpha, beta, gamma_rate = _schedule(rule, t)
+        alpha, beta, gamma_rate = schedule_at(rule, t)
         (xi, xi_dot), delta = variation(symmetry, t, q, v), momentum(t, q, v)
         C = delta @ xi
-        metric = _metric_force(rule, alpha, delta, q, v) @ xi
+        metric = metric_force(rule, alpha, delta, q, v) @ xi
         return C, gamma_rate * C, delta @ xi_dot, metric, -torch.exp(alpha + beta) * (push @ xi)
 
     def rate(t, q, v, a):
         return jvp(charge, (t, q, v), (torch.ones_like(t), v, a))[1]
 
-    C, damping, asymmetry, metric, potential = along(static, t, q, v, push)
-    charge_rate = None if a is None else along(rate, t, q, v, _acceleration(a, v))
+    C, damping, asymmetry, metric, potential = at_each(static, t, q, v, push)
+    charge_rate = None if a is None else at_each(rate, t, q, v, checked_acceleration(a, v))
     return NLDTerms(C, charge_rate, damping, asymmetry, metric, potential)
 
 
@@ -152,13 +152,13 @@ def _charge(rule: LearningRule, symmetry: Symmetry) -> Callable[..., Tensor]:
     return lambda t, q, v: momentum(t, q, v) @ xi(q)
 
 
-def _schedule(rule: LearningRule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def schedule_at(rule: LearningRule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """alpha, beta and d gamma/dt as tensors that may be batched and differentiated."""
-    gamma_rate = rule.gamma_rate or grad(lambda t: _at(rule.gamma, "gamma", t))
-    return _at(rule.alpha, "alpha", t), _at(rule.beta, "beta", t), _at(gamma_rate, "gamma_rate", t)
+    gamma_rate = rule.gamma_rate or grad(lambda t: at_time(rule.gamma, "gamma", t))
+    return at_time(rule.alpha, "alpha", t), at_time(rule.beta, "beta", t), at_time(gamma_rate, "gamma_rate", t)
 
 
-def _metric_force(rule: LearningRule, alpha: Tensor, delta: Tensor, q: Tensor, v: Tensor) -> Tensor:
+def metric_force(rule: LearningRule, alpha: Tensor, delta: Tensor, q: Tensor, v: Tensor) -> Tensor:
     r""":math:`\partial T_h/\partial q = e^\alpha\Delta_h - \nabla^2 h\,\dot q`, the force of a curved metric."""
     if rule.is_euclidean:
         return torch.zeros_like(q)
@@ -173,7 +173,7 @@ def _push(rule: LearningRule, f, q: Tensor) -> Tensor:
     return slope + rule.weight_decay * q
 
 
-def _acceleration(a, v: Tensor) -> Tensor:
+def checked_acceleration(a, v: Tensor) -> Tensor:
     a = as_tensor("a", a).double()
     if a.shape != v.shape:
         raise ValueError(f"a has shape {tuple(a.shape)}, v {tuple(v.shape)}; give one acceleration per velocity")

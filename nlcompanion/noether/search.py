@@ -15,12 +15,12 @@ from torch.func import grad, jvp
 from nlcompanion._arguments import as_tensor, as_time
 from nlcompanion.dynamics.bregman import bregman_momentum, kinetic_energy
 from nlcompanion.dynamics.gradient import gradient_of
-from nlcompanion.dynamics.learning_rules import LearningRule, _at
-from nlcompanion.noether.charges import _acceleration, _metric_force, _schedule, noether_charge
+from nlcompanion.dynamics.learning_rules import LearningRule, at_time
+from nlcompanion.noether.charges import checked_acceleration, metric_force, noether_charge, schedule_at
 from nlcompanion.symmetries.actions import Symmetry
 from nlcompanion.symmetries.breaking import generator, variation
 from nlcompanion.symmetries.lie_algebras import LieAlgebra
-from nlcompanion.symmetries.states import along, state
+from nlcompanion.symmetries.states import at_each, state
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +68,11 @@ class ConservedQuantity:
         rule, xi = self._rule, generator(self.symmetry)
         t, q, v = state(rule, self.symmetry, t, q, v)
         if rule.massless:
-            return along(lambda t, q, v: (v + rule.weight_decay * q) @ xi(q), t, q, v)
+            return at_each(lambda t, q, v: (v + rule.weight_decay * q) @ xi(q), t, q, v)
         if a is None:
             raise ValueError(f"{rule.name} has mass: its quantity (17) contains the acceleration, pass a")
-        return along(lambda t, q, v, a: _euler_lagrange_force(rule, t, q, v, a) @ xi(q), t, q, v, _acceleration(a, v))
+        a = checked_acceleration(a, v)
+        return at_each(lambda t, q, v, a: _euler_lagrange_force(rule, t, q, v, a) @ xi(q), t, q, v, a)
 
     def charge(self, t, q, v=None) -> Tensor:
         r"""The integral without its factor of time.
@@ -83,7 +84,7 @@ class ConservedQuantity:
         if not self._rule.massless:
             return noether_charge(self._rule, self.symmetry, t, q, v)
         t, q, _ = state(None, self.symmetry, t, q, q if v is None else v)
-        return along(lambda t, q: self._primitive(q), t, q)
+        return at_each(lambda t, q: self._primitive(q), t, q)
 
     def log_weight(self, t) -> Tensor:
         r"""The logarithm of the factor of time: :math:`\gamma_t` with mass, :math:`(d + 1)\,k\,t` without.
@@ -92,9 +93,14 @@ class ConservedQuantity:
         """
         if self._rule.massless:
             # without decay there is no factor, whatever the degree
-            rate = (self._degree + 1) * self._rule.weight_decay if self._rule.weight_decay else 0.0
-            return rate * as_time(t)
-        return along(lambda t: _at(self._rule.gamma, "gamma", t), as_time(t))
+            if not self._rule.weight_decay:
+                return 0.0 * as_time(t)
+            if self._degree is None:
+                raise ValueError(
+                    f"the generator of {self.symmetry.name} mixes degrees, which decay at rates of their own"
+                )
+            return (self._degree + 1) * self._rule.weight_decay * as_time(t)
+        return at_each(lambda t: at_time(self._rule.gamma, "gamma", t), as_time(t))
 
     def integrated(self, t, q, v=None, *, t_ref: float | None = None) -> Tensor:
         r"""The conserved quantity: constant along every motion.
@@ -269,9 +275,9 @@ def _elements(group) -> tuple[LieAlgebra | None, list[Symmetry]]:
 
 def _euler_lagrange_force(rule: LearningRule, t: Tensor, q: Tensor, v: Tensor, a: Tensor) -> Tensor:
     """E of GU Eq. 15, in the units of grad f."""
-    alpha, beta, gamma_rate = _schedule(rule, t)
-    delta, delta_dot = jvp(bregman_momentum(rule), (t, q, v), (torch.ones_like(t), v, a))
-    inertia = delta_dot + gamma_rate * delta - _metric_force(rule, alpha, delta, q, v)
+    alpha, beta, gamma_rate = schedule_at(rule, t)
+    delta, delta_dot, *_ = jvp(bregman_momentum(rule), (t, q, v), (torch.ones_like(t), v, a))
+    inertia = delta_dot + gamma_rate * delta - metric_force(rule, alpha, delta, q, v)
     return torch.exp(-alpha - beta) * inertia + rule.weight_decay * q
 
 
@@ -305,7 +311,7 @@ class _Search:
         random = torch.Generator().manual_seed(self.seed)
         size = self.origin.abs()
         size = torch.where(size > 0, size, size.square().mean().sqrt().clamp(min=1e-3))
-        speed = 1.0 if self.rule.massless else torch.exp(_at(self.rule.alpha, "alpha", self.t))
+        speed = 1.0 if self.rule.massless else torch.exp(at_time(self.rule.alpha, "alpha", self.t))
         a, b, c = (2 * torch.rand(3, count, len(size), generator=random, dtype=torch.float64) - 1) * self.spread * size
         q, v = self.origin + a, speed * b
         slope = torch.stack([gradient_of(self.f, x) for x in q])
@@ -319,13 +325,13 @@ class _Search:
 
     def invariance(self, symmetry: Symmetry, samples: _Samples) -> tuple[Tensor, Tensor]:
         """Slopes of the loss along the generator, and what they would be at most: shape (K,) each."""
-        xi = along(generator(symmetry), samples.q)
+        xi = at_each(generator(symmetry), samples.q)
         return (samples.slope * xi).sum(dim=1), xi.norm(dim=1)
 
     def obstruction(self, symmetry: Symmetry, samples: _Samples) -> tuple[Tensor, Tensor]:
         """What keeps (17) from being a total derivative, and its natural size: shape (K, 2) each."""
         test = self._curl if self.rule.massless else self._breaking
-        return along(lambda q, v, w: test(symmetry, q, v, w), *samples[:3])
+        return at_each(lambda q, v, w: test(symmetry, q, v, w), *samples[:3])
 
     def _breaking(self, symmetry, q, v, w):
         k, t = self.rule.weight_decay, self.t
@@ -345,7 +351,7 @@ class _Search:
 
     def degree(self, symmetry: Symmetry) -> float | None:
         """The generator's degree of homogeneity by Euler's theorem, or None."""
-        xi, along_q = along(lambda q: jvp(generator(symmetry), (q,), (q,)), self.samples.q)
+        xi, along_q = at_each(lambda q: jvp(generator(symmetry), (q,), (q,)), self.samples.q)
         degrees = (xi * along_q).sum(dim=1) / (xi * xi).sum(dim=1)
         excess = (along_q - degrees[:, None] * xi).norm(dim=1)
         same = (degrees.max() - degrees.min() <= self.tolerance) & (excess <= self.tolerance * xi.norm(dim=1)).all()
@@ -390,7 +396,9 @@ class _Search:
             if blocked[1]:
                 return "a balance of rates only: weight decay mixes parts of different degree"
             form = "<q, xi>" if degree == 0 else f"<q, xi> / {degree + 1:g}" if degree not in (None, -1.0) else "phi(q)"
-            return f"conserved: exp({(degree + 1) * k:g} t) {form}" if k else f"conserved: {form}"
+            return (
+                f"conserved: exp({(degree + 1) * k:g} t) {form}" if k and degree is not None else f"conserved: {form}"
+            )
         if blocked[0]:
             return "a balance of rates only: the kinetic energy breaks it"
         if blocked[1]:

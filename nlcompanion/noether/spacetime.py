@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import jvp
 
 from nlcompanion._arguments import as_time, known
-from nlcompanion.mechanics.lagrangian import Lagrangian, _scalar, generalized_momentum, lift
-from nlcompanion.symmetries.states import along, state
+from nlcompanion.mechanics.lagrangian import Lagrangian, generalized_momentum, lift, scalar_lagrangian
+from nlcompanion.symmetries.states import at_each, state
 
 SpaceTimeMap = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -56,7 +56,7 @@ def transformed(L: Lagrangian, transformation: SpaceTimeMap) -> Callable[..., Te
         >>> round(transformed(free, dilation)(0.5, q, v, 0.3).item(), 12)
         4.5
     """
-    L = _scalar(L)
+    L = scalar_lagrangian(L)
 
     def composed(t, q, v, s):
         t, s = as_time(t), torch.as_tensor(s, dtype=torch.float64)
@@ -181,7 +181,7 @@ def rund_trautmann(
 
 
 def _of_state(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda t, q, v: along(function, *state(None, None, t, q, v))
+    return lambda t, q, v: at_each(function, *state(None, None, t, q, v))
 
 
 def _joined(pair, like: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def translation(direction) -> Symmetry:
         >>> translation([0.0, 1.0])(torch.tensor([5.0, 5.0]), 0.5).tolist()
         [5.0, 5.5]
     """
-    n_hat = _constant("direction", direction, 1)
+    n_hat = finite_tensor("direction", direction, 1)
 
     def action(q, s):
         _same_length("translation", "direction", len(n_hat), q)
@@ -262,7 +262,7 @@ def linear_action(generator) -> Symmetry:
         >>> shear(torch.tensor([1.0, 2.0]), 3.0).tolist()
         [7.0, 2.0]
     """
-    return Symmetry(_exponential("linear_action", _constant("generator", generator, 2)), "linear action")
+    return Symmetry(_exponential("linear_action", finite_tensor("generator", generator, 2)), "linear action")
 
 
 def linear_pair(first: slice, second: slice, A) -> Symmetry:
@@ -287,7 +287,7 @@ def linear_pair(first: slice, second: slice, A) -> Symmetry:
         >>> pair(torch.tensor([1.0, 2.0, 3.0, 4.0]), 1.0).tolist()   # the product stays 11
         [3.0, 2.0, 3.0, 1.0]
     """
-    A = _constant("A", A, 2)
+    A = finite_tensor("A", A, 2)
     if _overlap(first, second):
         raise ValueError(f"the two layers {first} and {second} overlap; a pair needs two different layers")
 
@@ -333,7 +333,7 @@ def input_rotation(weights: slice, P) -> Symmetry:
 # --- pieces of the actions --------------------------------------------------------------------------------------
 
 
-def _constant(name: str, value, ndim: int) -> Tensor:
+def finite_tensor(name: str, value, ndim: int) -> Tensor:
     """A finite float64 vector or square matrix, not zero."""
     x = as_tensor(name, value).detach().double()
     if x.ndim != ndim or x.numel() == 0 or (ndim == 2 and x.shape[0] != x.shape[1]):
@@ -347,7 +347,7 @@ def _constant(name: str, value, ndim: int) -> Tensor:
 
 
 def _skew(name: str, value) -> Tensor:
-    A = _constant("generator", value, 2)
+    A = finite_tensor("generator", value, 2)
     excess = (A + A.T).abs().max().item()
     if excess > 1e-12 * A.abs().max().item():
         raise ValueError(
@@ -397,7 +397,7 @@ def _indices(name: str, part: Part, n: int) -> Tensor:
         if part.stop is not None and part.stop > n:
             raise ValueError(f"{name}: {part} reaches beyond the {n} components of q")
         index = torch.arange(n)[part]
-    elif isinstance(part, Integral):
+    elif isinstance(part, int | Integral):
         index = torch.tensor([int(part)])
     elif isinstance(part, Tensor):
         index = part.nonzero().flatten() if part.dtype == torch.bool else part.flatten().long()

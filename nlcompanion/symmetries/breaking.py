@@ -14,7 +14,7 @@ from nlcompanion.dynamics.gradient import gradient_of
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.mechanics.lagrangian import lift
 from nlcompanion.symmetries.actions import Symmetry
-from nlcompanion.symmetries.states import along, state
+from nlcompanion.symmetries.states import at_each, state
 
 __all__ = ["generator", "invariance_defect", "kinetic_symmetry_breaking"]
 
@@ -148,7 +148,7 @@ def kinetic_symmetry_breaking(rule: LearningRule, symmetry: Symmetry, t, q, v) -
         one = torch.ones((), dtype=torch.float64)
         return jvp(lambda s: T(*lift(lambda t, q: symmetry(q, s))(t, q, v)), (one - 1,), (one,))[1]
 
-    return along(broken, t, q, v)
+    return at_each(broken, t, q, v)
 
 
 # --- shared with noether ----------------------------------------------------------------------------------------

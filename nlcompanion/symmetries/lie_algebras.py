@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nlcompanion._arguments import as_tensor
-from nlcompanion.symmetries.actions import Symmetry, _constant, linear_action, rotation
+from nlcompanion.symmetries.actions import Symmetry, finite_tensor, linear_action, rotation
 
 __all__ = ["LieAlgebra", "gl", "so"]
 
@@ -47,7 +47,7 @@ class LieAlgebra:
     def __post_init__(self) -> None:
         basis = self.basis
         if not isinstance(basis, Tensor):
-            basis = torch.stack([_constant("basis", A, 2) for A in basis])
+            basis = torch.stack([finite_tensor("basis", A, 2) for A in basis])
         basis = basis.double()
         if basis.ndim != 3 or basis.shape[1] != basis.shape[2] or not len(basis):
             raise ValueError(f"a basis has shape (m, d, d) with m > 0, got {tuple(basis.shape)}")

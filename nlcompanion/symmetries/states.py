@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from nlcompanion._arguments import as_tensor, known
-from nlcompanion.dynamics.learning_rules import LearningRule, _at
+from nlcompanion.dynamics.learning_rules import LearningRule, at_time
 from nlcompanion.symmetries.actions import Symmetry
 
 
@@ -35,7 +35,7 @@ def state(rule: LearningRule | None, symmetry: Symmetry | None, t, q, v) -> tupl
     return t, q, v
 
 
-def along(function: Callable, t: Tensor, *rest: Tensor):
+def at_each(function: Callable, t: Tensor, *rest: Tensor):
     """``function`` at a point (0-d ``t``), or at every row of all arguments, in one batch where it allows that."""
     if t.ndim == 0:
         return function(t, *rest)
@@ -52,7 +52,7 @@ def _check_domain(rule: LearningRule, t: Tensor, q: Tensor, v: Tensor) -> None:
     if rule.massless:
         return
     if rule.fixed_rates is None:
-        schedules = along(lambda t: _at(rule.alpha, "alpha", t) + _at(rule.beta, "beta", t), t)
+        schedules = at_each(lambda t: at_time(rule.alpha, "alpha", t) + at_time(rule.beta, "beta", t), t)
         bad = ~torch.isfinite(schedules)
         if known(bad.any()):
             raise ValueError(
@@ -63,14 +63,14 @@ def _check_domain(rule: LearningRule, t: Tensor, q: Tensor, v: Tensor) -> None:
         return
 
     def slopes(t, q, v):
-        return grad(rule.h)(q), grad(rule.h)(q + torch.exp(-_at(rule.alpha, "alpha", t)) * v)
+        return grad(rule.h)(q), grad(rule.h)(q + torch.exp(-at_time(rule.alpha, "alpha", t)) * v)
 
     places = ("q", "q + exp(-alpha) v")
     fixes = (
         "move q inside, or choose an h that lives there",
         "take a smaller v, or a rule with a smaller mass exp(-alpha)",
     )
-    for slope, place, fix in zip(along(slopes, t, q, v), places, fixes, strict=True):
+    for slope, place, fix in zip(at_each(slopes, t, q, v), places, fixes, strict=True):
         bad = ~torch.isfinite(slope)
         if known(bad.any()):
             where = bad.nonzero()[0].tolist()

@@ -1,7 +1,7 @@
 from .config import TrainConfig as TrainConfig
 from .loop import train as train
 from .run import Run as Run
-from .step import Moment as Moment
+from .step import BeforeStep as BeforeStep
 from .sweeps.records import Record as Record
 from .sweeps.records import Sweep as Sweep
 from .sweeps.records import SweepError as SweepError

@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def _precision(precision: str) -> Iterator[None]:
+def in_precision(precision: str) -> Iterator[None]:
     """TensorFloat-32 in products and convolutions where it is asked for, and nowhere else: cuDNN's default is on.
 
     torch 2.9 has a second set of switches. Once they are used, the first refuses even to be read.
@@ -50,17 +50,17 @@ def _switches() -> list[Any]:
 
 
 @contextmanager
-def _apart(device: torch.device) -> Iterator[None]:
+def apart(device: torch.device) -> Iterator[None]:
     """Whatever the caller has switched off or on around us: gradients, and no autocast but our own."""
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         yield
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def on_device(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

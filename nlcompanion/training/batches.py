@@ -76,7 +76,7 @@ class Pictures:
             yield self.inputs(images), labels
 
 
-class Feed(Pictures):
+class Batches(Pictures):
     """Batches for :mod:`nlcompanion.training.step`.
 
     Whatever is random is drawn per epoch on the CPU, from a generator whose seed is a function of the run's seed, the

@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from nlcompanion._extras import needs
 from nlcompanion._provenance import environment
 from nlcompanion.datasets.dataset import Dataset, describe
 from nlcompanion.networks.convnets import conv_bn, vgg11
 from nlcompanion.training import checkpoint as checkpoints
-from nlcompanion.training.arithmetic import _apart, _device, _on, _precision
-from nlcompanion.training.batches import Feed, Pictures, load
+from nlcompanion.training.arithmetic import apart, find_device, in_precision, on_device
+from nlcompanion.training.batches import Batches, Pictures, load
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.run import EPOCHS, LAYERWISE, RECORDS, Run
-from nlcompanion.training.step import Moment, Stepper
+from nlcompanion.training.step import BeforeStep, Stepper
+
+with needs("training"):
+    from tqdm import tqdm
 
 _CHUNK = 1024  # images at once in an evaluation
 _RECALIBRATION = 10_000  # training images that BatchNorm's statistics are measured on
@@ -38,8 +41,9 @@ def train(
     progress: bool | None = None,
     stride: int | None = None,
     evaluate_every: int | None = None,
-    watch: Callable[[Moment], object] | None = None,
+    watch: Callable[[BeforeStep], object] | None = None,
     capture: bool = True,
+    compiled: bool = False,
 ) -> Run:
     r"""Train a network by heavy ball, and record what its filters do.
 
@@ -48,8 +52,11 @@ def train(
     with all of :class:`TrainConfig`'s settings. On a CPU a run is a function of its settings to the last bit, at one
     number of threads, also when it was interrupted and resumed. On a GPU the data set lies there as bytes, is augmented
     there, and the whole step, records included, is replayed as a CUDA graph (not in float64, where the kernel that
-    reads its step size on the device would round it to float32). In float32 the losses, norms and angles of the first
-    five steps on a GPU are a CPU's to a relative 1e-3; after that rounding grows, as it does between any two machines.
+    reads its step size on the device would round it to float32). Losses and lengths of the first five steps on a GPU
+    are a CPU's to a relative 1e-3 in float32, and to 1e-12 in float64, as gradients and angles are there. In float32
+    these depend on the network: to 1e-3 in ``conv_bn``, but 10% in the first layer of VGG-11, which amplifies every
+    rounding (on a CPU alone, float32 and float64 differ by 2% there after two steps). Later, rounding grows everywhere,
+    as it does between any two machines.
 
     Args:
         config: the settings.
@@ -61,11 +68,13 @@ def train(
         stride: steps between two records; as many as make at most a thousand records when None.
         evaluate_every: epochs between two evaluations on the test set; the end is always one. When None, every epoch,
             or as many as make at most two hundred evaluations.
-        watch: called in every step with a :class:`Moment`, when the gradient is there and the weights have not moved:
+        watch: called in every step with a :class:`BeforeStep`, when the gradient is there and the weights are still:
             for an online estimate, or to attach a ``Ledger`` to the optimiser at the first call. If it has
             ``state_dict`` and ``load_state_dict``, the checkpoint carries its state: tensors, numbers, texts, and lists
             and dictionaries of them. A watched run is not captured.
         capture: False runs step by step on a GPU too.
+        compiled: let ``torch.compile`` fuse the network's small operations. On a GPU a large network is then faster,
+            after half a minute in which it is compiled; sums are rounded in another order.
 
     Returns:
         The :class:`Run`; one that diverged too, with ``status`` saying so.
@@ -91,13 +100,15 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise ValueError(f"train takes a TrainConfig, got {type(config).__name__}; TrainConfig.from_dict makes one")
-    device = _device(config.device)
+    device = find_device(config.device)
     path = None if checkpoint is None else Path(checkpoint)
-    with _precision(config.precision), _on(device), _apart(device):
-        job = _Job(config, load(config, data), device, stride, evaluate_every, watch)
+    with in_precision(config.precision), on_device(device), apart(device):
+        job = _Training(config, load(config, data), device, stride, evaluate_every, watch)
         stored = checkpoints.read(path) if path is not None and resume else None
         if stored is not None:
             job.restore(stored, path)
+        if compiled and not job.done:
+            job.stepper.compile()
         if capture and device.type == "cuda" and job.stepper.capturable and watch is None and not job.done:
             job.stepper.capture()
         with tqdm(total=job.total, initial=job.stepper.taken, unit="step", disable=_hidden(progress)) as bar:
@@ -108,7 +119,7 @@ def train(
         return job.run()
 
 
-class _Job:
+class _Training:
     """A run under way, between two epochs: all that a checkpoint holds."""
 
     def __init__(
@@ -118,13 +129,13 @@ class _Job:
         device: torch.device,
         stride: int | None,
         evaluate_every: int | None,
-        watch: Callable[[Moment], object] | None,
+        watch: Callable[[BeforeStep], object] | None,
     ):
         train_set, test_set = data
         dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.config, self.device = config, device
         self.data = {"train": describe(train_set), "test": describe(test_set)}
-        self.feed = Feed(train_set, config, device, dtype)
+        self.feed = Batches(train_set, config, device, dtype)
         self.test = Pictures(test_set, (self.feed.mean, self.feed.deviation), device, dtype)
         self.total = config.epochs * self.feed.steps
         self.stride = _positive("stride", stride, -(-self.total // _RECORDS))

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nlcompanion.training.batches import Feed
+from nlcompanion.training.batches import Batches
 from nlcompanion.training.config import TrainConfig
 
 _WARM_UP = 3  # steps of each kind before a capture: cuDNN chooses its algorithms, autograd allocates
 
 
-class Moment(NamedTuple):
+class BeforeStep(NamedTuple):
     """What ``train(watch=...)`` is called with: gradients are there, weights have not moved yet.
 
     Attributes:
@@ -39,7 +39,7 @@ class Moment(NamedTuple):
 class Stepper:
     """Model, optimiser and records of a run, on one device."""
 
-    def __init__(self, model: nn.Module, feed: Feed, config: TrainConfig, device: torch.device, stride: int):
+    def __init__(self, model: nn.Module, feed: Batches, config: TrainConfig, device: torch.device, stride: int):
         self.model, self.feed, self.config, self.device = model, feed, config, device
         convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
         self.layers = tuple(name for name, _ in convolutions)
@@ -51,7 +51,8 @@ class Stepper:
         self.losses = torch.zeros(feed.steps, dtype=feed.dtype, device=device)
         rows = -(-feed.steps // stride)
         self.rows = torch.zeros(rows, 3 * len(self.filters), dtype=feed.dtype, device=device)
-        self.watch: Callable[[Moment], object] | None = None
+        self.watch: Callable[[BeforeStep], object] | None = None
+        self.loss: Callable[[], Tensor] = self._loss
         self.taken = 0  # steps since the run began; only `watch` hears of it
         self._plain: Callable[[], object] = lambda: self._step(record=False)
         self._recording: Callable[[], object] = lambda: self._step(record=True)
@@ -76,15 +77,12 @@ class Stepper:
         self.row.zero_()
 
     def _step(self, record: bool) -> None:
-        inputs, targets = self.feed.batch(self.position)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            logits = self.model(inputs)
-        loss = cross_entropy(logits.to(self.losses.dtype), targets)
+        loss = self.loss()
         loss.backward()
         loss = loss.detach()
         if self.watch is not None:
-            self.watch(Moment(self.taken, self.model, self.optimizer, loss))
+            self.watch(BeforeStep(self.taken, self.model, self.optimizer, loss))
         with torch.no_grad():
             before = [q.clone() for q in self.filters] if record else None
             self.optimizer.step()
@@ -95,6 +93,21 @@ class Stepper:
                 self.row += 1
             self.losses.index_copy_(0, self.position, loss[None])
             self.position += 1
+
+    def _loss(self) -> Tensor:
+        """Of the batch at the present position: all that is not a gradient, a step or a record."""
+        inputs, targets = self.feed.batch(self.position)
+        with self.autocast():
+            logits = self.model(inputs)
+        return cross_entropy(logits.to(self.losses.dtype), targets)
+
+    def compile(self) -> None:
+        """Have torch.compile fuse what lies between two products: augmentation, BatchNorm, ReLU, pool and casts.
+
+        They then pass through memory once, where each for itself would read and write it. Convolutions stay cuDNN's.
+        The network of the next run in the same process is compiled already, if it has the same shapes.
+        """
+        self.loss = torch.compile(self._loss, dynamic=False)
 
     def autocast(self) -> AbstractContextManager:
         if self.config.precision != "bf16":

@@ -1,7 +1,10 @@
 """Sliders over pre-drawn frames, and the style of the figures."""
 
+import json
+
 import matplotlib.pyplot as plt
 import pytest
+from bs4 import BeautifulSoup
 
 from nlcompanion.book.explorers import explore
 from nlcompanion.book.plotting import COLORS, convergence, order_guide, panels, use_style
@@ -18,19 +21,38 @@ def words(value):
 
 
 def test_every_value_is_a_frame_and_no_figure_stays_open():
-    slider, stack = explore(draw, [0.5, 1.0, 2.0], name="η", describe=words).children
-    assert len(stack.children) == len(slider.options) == 3
-    assert slider.index == stack.selected_index == 1
-    assert [label for label, _ in slider.options] == ["0.5", "1", "2"]
-    assert "a &quot;line&quot; to 2.0 &lt;here>" in stack.children[2].value
-    assert len({frame.value for frame in stack.children}) == 3
+    explorer = explore(draw, [0.5, 1.0, 2.0], name="η", describe=words)
+    assert explorer.values == ("0.5", "1", "2")
+    assert explorer.start == 1
+    assert len(set(explorer.frames)) == 3
     assert not plt.get_fignums()
 
 
-def test_the_link_lives_in_the_browser():
-    slider, stack = explore(draw, [1, 2], name="n", describe=words, start=0).children
+def test_one_output_has_both_forms():
+    explorer = explore(draw, [1, 2, 3], name="n", describe=words)
+    bundle = explorer._repr_mimebundle_()
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.widget.model_id
+    page = BeautifulSoup(bundle["text/html"], "html.parser")
+    assert len(page.select(".nl-explorer img")) == 3
+    assert bundle["text/plain"] == "n: 1, 2, 3"
+
+
+def test_the_html_control_has_a_name_and_its_value_as_text():
+    page = BeautifulSoup(explore(draw, [0.5, 1.0], name='β "x"', describe=words, start=0).html, "html.parser")
+    slider = page.select_one('input[type="range"]')
+    assert slider["aria-label"] == 'β "x"'
+    assert slider["aria-valuetext"] == page.select_one("output").text == "0.5"
+    assert json.loads(page.select_one(".nl-explorer")["data-values"]) == ["0.5", "1"]
+    shown = [image for image in page.select("img") if not image.has_attr("hidden")]
+    assert [image["alt"] for image in shown] == [words(0.5)]
+    assert "http" not in page.select_one("script").text
+
+
+def test_the_widgets_link_lives_in_the_browser():
+    slider, stack = explore(draw, [1, 2], name="n", describe=words, start=0).widget.children
+    assert [label for label, _ in slider.options] == ["1", "2"]
     slider.index = 1
-    assert stack.selected_index == 0  # no kernel moves it: what moves it is tested on the built page
+    assert stack.selected_index == 0  # no kernel moves it
 
 
 def test_bad_arguments():

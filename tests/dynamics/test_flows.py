@@ -202,40 +202,40 @@ def test_an_integral_beside_the_state(rule, method):
         method=method,
         rtol=tight,
         atol=1e-10,
-        beside=kinetic,
+        integrand=kinetic,
     )
-    assert run.beside.shape == (401, 3)
-    assert not run.beside[0].any()
-    assert (run.beside[:, 1] - (run.t**2 - 0.25)).abs().max() < 2e-6
+    assert run.integral.shape == (401, 3)
+    assert not run.integral[0].any()
+    assert (run.integral[:, 1] - (run.t**2 - 0.25)).abs().max() < 2e-6
     integrand = torch.stack([kinetic(0.0, q, v) for q, v in zip(run.q, run.v, strict=True)])[:, [0, 2]].numpy()
     exact = scipy.integrate.simpson(integrand, x=times, axis=0)
-    assert np.abs(run.beside[-1, [0, 2]].numpy() - exact).max() < 5e-6
+    assert np.abs(run.integral[-1, [0, 2]].numpy() - exact).max() < 5e-6
     control = scipy.integrate.simpson(1.001 * integrand, x=times, axis=0)
-    assert np.abs(run.beside[-1, [0, 2]].numpy() - control).max() > 1e-4
+    assert np.abs(run.integral[-1, [0, 2]].numpy() - control).max() > 1e-4
 
 
 def test_work_of_friction_is_the_energy_lost():
     E = energy(lagrangian(newtonian(), quartic))
     run = integrate(
-        damped(1.0, 0.5), quartic, [0.9, -0.4], t_span=(0, 5), rtol=1e-12, beside=lambda t, q, v: 0.5 * v @ v
+        damped(1.0, 0.5), quartic, [0.9, -0.4], t_span=(0, 5), rtol=1e-12, integrand=lambda t, q, v: 0.5 * v @ v
     )
     lost = torch.stack([E(0.0, run.q[0], run.v[0]) - E(0.0, q, v) for q, v in zip(run.q, run.v, strict=True)])
-    assert run.beside.shape == (len(run.t),)
-    assert (lost - run.beside).abs().max() < 1e-10 < 0.1 < lost[-1]
+    assert run.integral.shape == (len(run.t),)
+    assert (lost - run.integral).abs().max() < 1e-10 < 0.1 < lost[-1]
 
 
 @pytest.mark.parametrize("rule", [newtonian(), gradient_flow(), damped(1.0, 0.3)], ids=lambda rule: rule.name)
-def test_beside_leaves_the_motion_alone_and_costs_no_gradient(rule):
+def test_an_integrand_leaves_the_motion_alone_and_costs_no_gradient(rule):
     options = {"t_span": (0, 2), "rtol": 1e-9, "t_eval": [0.5, 2.0]}
     plain = integrate(rule, quartic, [0.9, -0.4], **options)
-    run = integrate(rule, quartic, [0.9, -0.4], **options, beside=lambda t, q, v: torch.zeros(2, 3))
-    assert plain.beside is None
-    assert run.beside.shape == (2, 2, 3)
+    run = integrate(rule, quartic, [0.9, -0.4], **options, integrand=lambda t, q, v: torch.zeros(2, 3))
+    assert plain.integral is None
+    assert run.integral.shape == (2, 2, 3)
     assert (run.q - plain.q).abs().max() < 1e-8
     assert run.nfev <= 1.3 * plain.nfev  # zeros dilute the solver's error norm: steps differ a little
 
 
-def test_beside_with_a_record_and_with_an_integrand_that_torch_cannot_differentiate():
+def test_an_integrand_with_a_record_and_with_an_integrand_that_torch_cannot_differentiate():
     for method in ("DOP853", "BDF"):
         run = integrate(
             newtonian(),
@@ -245,24 +245,24 @@ def test_beside_with_a_record_and_with_an_integrand_that_torch_cannot_differenti
             method=method,
             rtol=1e-8,
             record=lambda t, q, v: {"t": t},
-            beside=lambda t, q, v: float((v @ v).detach()),
+            integrand=lambda t, q, v: float((v @ v).detach()),
         )
         exact = (0.5 * CURVATURES * START**2 * (1 - (2 * CURVATURES.sqrt()).sin() / (2 * CURVATURES.sqrt()))).sum()
         assert run.q.shape == (1, 3)
-        assert run.beside.shape == run.record["t"].shape
-        assert run.beside[-1].item() == pytest.approx(exact.item(), abs=1e-5)
+        assert run.integral.shape == run.record["t"].shape
+        assert run.integral[-1].item() == pytest.approx(exact.item(), abs=1e-5)
 
 
 def test_a_stall_keeps_what_stood_beside():
     with pytest.raises(FlowError) as caught:
-        integrate(newtonian(), quadratic, START, t_span=(0, 100), max_nfev=50, beside=lambda t, q, v: q)
-    assert caught.value.trajectory.beside.shape == caught.value.trajectory.q.shape
+        integrate(newtonian(), quadratic, START, t_span=(0, 100), max_nfev=50, integrand=lambda t, q, v: q)
+    assert caught.value.trajectory.integral.shape == caught.value.trajectory.q.shape
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # SciPy's own, on the way to the error
 def test_bad_integrands():
-    go = lambda g, **kw: integrate(newtonian(), quadratic, START, t_span=(0, 1), beside=g, **kw)  # noqa: E731
-    with pytest.raises(TypeError, match="beside must be a function"):
+    go = lambda g, **kw: integrate(newtonian(), quadratic, START, t_span=(0, 1), integrand=g, **kw)  # noqa: E731
+    with pytest.raises(TypeError, match="integrand must be a function"):
         go(3.0)
     with pytest.raises(TypeError, match=r"must return a tensor.*got dict"):
         go(lambda t, q, v: {"a": 1})
@@ -270,7 +270,7 @@ def test_bad_integrands():
         go(lambda t, q, v: q if t > 0 else q[:2])
     with pytest.raises(ValueError, match="dense Jacobian"):
         go(lambda t, q, v: torch.zeros(30_000), method="BDF")
-    with pytest.raises(FlowError, match="beside"):
+    with pytest.raises(FlowError, match="integrand"):
         go(lambda t, q, v: torch.tensor(0.5 - t).log())
 
 

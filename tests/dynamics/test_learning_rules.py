@@ -26,7 +26,7 @@ from nlcompanion.dynamics import (
     newtonian,
     sgd,
 )
-from nlcompanion.laws import data_rotation, homogeneous, linear
+from nlcompanion.laws import data_rotation_law, homogeneous_law, linear_law
 from nlcompanion.mechanics import acceleration, generalized_momentum
 from nlcompanion.monitoring import Ledger
 from nlcompanion.networks import flat_loss, mlp
@@ -143,6 +143,7 @@ RULES = EUCLIDEAN | {
     "newtonian steps": newtonian(lr=0.05),
     "full first step": newtonian(lr=0.05, half_first_step=False),
     "decayed newtonian steps": replace(newtonian(lr=0.05), weight_decay=0.1),
+    "decayed nesterov steps": replace(nesterov(lr=0.05), weight_decay=0.1),
 }
 LABELS = ("x", "Nesterov's other rule", "Newtonian", "general dynamics", "SGD")
 
@@ -151,7 +152,7 @@ LABELS = ("x", "Nesterov's other rule", "Newtonian", "general dynamics", "SGD")
 def net():
     x = torch.linspace(-1, 1, 20, dtype=torch.float64).view(5, 4).sin()
     f = flat_loss(mlp((4, 3, 3, 1), ["linear", "relu"], seed=1), x, x[:, :1], torch.nn.functional.mse_loss)
-    return f, (homogeneous(f, layer=2), linear(f, layer=1), data_rotation(f))
+    return f, (homogeneous_law(f, layer=2), linear_law(f, layer=1), data_rotation_law(f))
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

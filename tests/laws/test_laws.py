@@ -22,7 +22,7 @@ from nlcompanion.dynamics import (
     newtonian,
     sgd,
 )
-from nlcompanion.laws import data_rotation, homogeneous, homogeneous_laws, linear
+from nlcompanion.laws import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
 from nlcompanion.monitoring import residual_in_steps
 from nlcompanion.networks import Power, RePU, Swish, flat_loss, mlp
 
@@ -57,7 +57,7 @@ ACTIVATIONS = {
 
 def test_charge_is_rows_minus_columns():
     W = RELU.unflatten(RELU.q0)
-    law = homogeneous(RELU, 1)
+    law = homogeneous_law(RELU, 1)
     by_hand = W["1.weight"].square().sum(1) - W["3.weight"].square().sum(0)
     torch.testing.assert_close(law.charge(RELU.q0), by_hand, rtol=1e-14, atol=1e-15)
     torch.testing.assert_close(law.total.charge(RELU.q0), by_hand.sum(), rtol=1e-14, atol=1e-15)
@@ -76,20 +76,20 @@ def test_charge_with_bias_and_power():
     f = loss_of(mlp((3, 4, 2), RePU(3), bias=True, seed=2))
     W = f.unflatten(f.q0)
     by_hand = W["1.weight"].square().sum(1) + W["1.bias"] ** 2 - 3 * W["3.weight"].square().sum(0)
-    torch.testing.assert_close(homogeneous(f, 1).charge(f.q0), by_hand, rtol=1e-14, atol=1e-15)
-    assert homogeneous(f, 1)[2].statement == "|1.weight[2, :]|² + |1.bias[2]|² - 3 |3.weight[:, 2]|² = const"
+    torch.testing.assert_close(homogeneous_law(f, 1).charge(f.q0), by_hand, rtol=1e-14, atol=1e-15)
+    assert homogeneous_law(f, 1)[2].statement == "|1.weight[2, :]|² + |1.bias[2]|² - 3 |3.weight[:, 2]|² = const"
 
 
 def test_charge_of_a_model_is_that_of_its_flat_vector():
     model = mlp((6, 5, 4, 3), "relu", seed=1)
-    law = homogeneous(RELU, 2)
+    law = homogeneous_law(RELU, 2)
     assert torch.equal(law.charge(model), law.charge(RELU.q0))
     with pytest.raises(ValueError, match=r"needs a parameter 3\.weight of shape \(4, 5\)"):
         law.charge(mlp((6, 5, 3), "relu"))
 
 
 def test_generator_is_half_the_gradient_of_the_charge():
-    law, q = homogeneous(RELU, 1), RELU.q0.clone().requires_grad_()
+    law, q = homogeneous_law(RELU, 1), RELU.q0.clone().requires_grad_()
     for one in (law[2], law.total):
         (slope,) = torch.autograd.grad(one.charge(q), q)
         torch.testing.assert_close(one.generator(RELU.q0), slope / 2, rtol=0, atol=1e-15)
@@ -99,7 +99,7 @@ def test_generator_is_half_the_gradient_of_the_charge():
 
 
 def test_act_is_a_group():
-    law, s = homogeneous(RELU, 1), torch.linspace(-1, 1, 5).double()
+    law, s = homogeneous_law(RELU, 1), torch.linspace(-1, 1, 5).double()
     twice = law.act(law.act(RELU.q0, s), 2 * s)
     torch.testing.assert_close(twice, law.act(RELU.q0, 3 * s), rtol=1e-14, atol=0)
     torch.testing.assert_close(law.act(law.act(RELU.q0, s), -s), RELU.q0, rtol=1e-14, atol=0)
@@ -155,14 +155,14 @@ def test_control_wrong_power(kind):
     activation, p = ACTIVATIONS[kind]
     f = loss_of(mlp((6, 5, 3), activation, seed=3, init="kaiming"))
     g = gradient(f, f.q0)
-    right, wrong = homogeneous(f, 1), homogeneous(f, 1, p=p + 0.01, verify=False)
+    right, wrong = homogeneous_law(f, 1), homogeneous_law(f, 1, p=p + 0.01, verify=False)
     assert defect(f, right) < 1e-13 < 1e-5 < defect(f, wrong)
     assert right.cosine(g, f.q0).abs().max() < 1e-14 < 1e-4 < wrong.cosine(g, f.q0).abs().max()
 
 
 def test_control_tanh():
     f = loss_of(mlp((6, 5, 3), "tanh", seed=3))
-    law = homogeneous(f, 1, p=1.0, verify=False)
+    law = homogeneous_law(f, 1, p=1.0, verify=False)
     assert defect(f, law) > 1e-3
     assert law.cosine(gradient(f, f.q0), f.q0).abs().max() > 1e-3
 
@@ -173,7 +173,7 @@ def test_a_dead_neuron_has_cosine_zero():
         model[1].weight[1] = 0.0
         model[3].weight[:, 1] = 0.0
     f = loss_of(model)
-    cosine = homogeneous(f, 1).cosine(gradient(f, f.q0), f.q0)
+    cosine = homogeneous_law(f, 1).cosine(gradient(f, f.q0), f.q0)
     assert cosine[1] == 0
     assert torch.isfinite(cosine).all()
 
@@ -181,7 +181,7 @@ def test_a_dead_neuron_has_cosine_zero():
 def test_gradient_flow_conserves_every_neuron():
     f = loss_of(mlp((4, 5, 3), RePU(2), seed=2, init="kaiming"))
     flow = integrate(gradient_flow(), f, f.q0, t_span=(0.0, 1.0), rtol=1e-9, t_eval=[0.0, 0.5, 1.0])
-    law, wrong = homogeneous(f, 1), homogeneous(f, 1, p=1.0, verify=False)
+    law, wrong = homogeneous_law(f, 1), homogeneous_law(f, 1, p=1.0, verify=False)
     start, end = flow.q[0], flow.q[-1]
     assert (law.sides(end)[0] - law.sides(start)[0]).abs().max() > 0.1  # something moves
     assert law.change(start, end).abs().max() < 1e-8
@@ -193,7 +193,7 @@ def test_gradient_flow_conserves_every_neuron():
 
 def test_swish_takes_its_beta_along():
     f = loss_of(mlp((6, 5, 4, 3), "swish", bias=True, seed=2))
-    W, law = f.unflatten(f.q0), homogeneous(f, 1)
+    W, law = f.unflatten(f.q0), homogeneous_law(f, 1)
     by_hand = W["1.weight"].square().sum(1) + W["1.bias"] ** 2 - W["2.beta"] ** 2 - W["3.weight"].square().sum(0)
     torch.testing.assert_close(law.charge(f.q0), by_hand, rtol=1e-14, atol=1e-15)
     assert law.kind == "swish"
@@ -201,7 +201,7 @@ def test_swish_takes_its_beta_along():
     g = gradient(f, f.q0)
     assert defect(f, law) < 1e-13
     assert law.cosine(g, f.q0).abs().max() < 1e-14
-    without = homogeneous(f, 1, p=1.0, verify=False)  # the control: beta left out
+    without = homogeneous_law(f, 1, p=1.0, verify=False)  # the control: beta left out
     assert without.parameters == ("1.weight", "1.bias", "3.weight")
     assert defect(f, without) > 1e-4
     assert without.cosine(g, f.q0).abs().max() > 1e-3
@@ -210,7 +210,7 @@ def test_swish_takes_its_beta_along():
 def test_swish_after_a_power_scales_its_beta_by_the_degree_reached():
     model = nn.Sequential(nn.Linear(6, 5), RePU(2), Swish(5, beta=0.7), RePU(1.5), nn.Linear(5, 3)).double()
     f = loss_of(model)
-    law = homogeneous(f, 1)
+    law = homogeneous_law(f, 1)
     assert law.total.statement == "|0.weight|² + |0.bias|² - 2 |2.beta|² - 3 |4.weight|² = const"
     assert defect(f, law) < 1e-13
     assert law.cosine(gradient(f, f.q0), f.q0).abs().max() < 1e-13
@@ -226,7 +226,7 @@ def test_swish_after_a_power_scales_its_beta_by_the_degree_reached():
 def test_across_layers_degrees_multiply_and_biases_join(kinds, across, bias, seed):
     activations = [ACTIVATIONS[kind][0] if kind in ACTIVATIONS else kind for kind in kinds]
     f = loss_of(mlp((4, 3, 5, 4, 3), activations, bias=bias, seed=seed), seed=seed)
-    law, g = homogeneous(f, 1, across=across), gradient(f, f.q0)
+    law, g = homogeneous_law(f, 1, across=across), gradient(f, f.q0)
     degree = 1.0
     for kind in kinds[:across]:
         degree *= ACTIVATIONS[kind][1] if kind in ACTIVATIONS else 1.0
@@ -235,13 +235,13 @@ def test_across_layers_degrees_multiply_and_biases_join(kinds, across, bias, see
     assert ("bias" in law.statement) == bias
     assert defect(f, law) < 1e-11
     assert abs(law.cosine(g, f.q0)) < 1e-12
-    wrong = homogeneous(f, 1, across=across, p=degree + 0.05, verify=False)
+    wrong = homogeneous_law(f, 1, across=across, p=degree + 0.05, verify=False)
     if g.abs().max() > 1e-6 and not bias and "swish" not in kinds:
         assert abs(wrong.cosine(g, f.q0)) > 1e-9
     # layer by layer, weighted by the degrees, the same charge
     total, weight = torch.zeros(()).double(), 1.0
     for h in range(across):
-        total = total + weight * homogeneous(f, h + 1).total.charge(f.q0)
+        total = total + weight * homogeneous_law(f, h + 1).total.charge(f.q0)
         weight *= ACTIVATIONS[kinds[h]][1] if kinds[h] in ACTIVATIONS else 1.0
     torch.testing.assert_close(law.charge(f.q0), total, rtol=1e-12, atol=1e-13)
 
@@ -249,7 +249,7 @@ def test_across_layers_degrees_multiply_and_biases_join(kinds, across, bias, see
 @pytest.mark.parametrize(("layer", "across"), [(1, 0), (1, 3), (2, 2), (1, True), (1, 1.0)])
 def test_no_such_distance(layer, across):
     with pytest.raises(ValueError, match="across is between 1 and"):
-        homogeneous(RELU, layer, across=across)
+        homogeneous_law(RELU, layer, across=across)
 
 
 # --- linear layers --------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_no_such_distance(layer, across):
 @settings(deadline=None, max_examples=12)
 def test_a_linear_pair_has_every_matrix_as_symmetry(d, bias, seed, strength):
     f = loss_of(mlp((4, d, 3, 2), ["linear", "tanh"], bias=bias, seed=seed), seed=seed)
-    law, g = linear(f, 1), gradient(f, f.q0)
+    law, g = linear_law(f, 1), gradient(f, f.q0)
     A = strength * torch.randn(d, d, generator=torch.Generator().manual_seed(seed)).double()
     assert abs(f(law.act(f.q0, A)) - f(f.q0)) < 1e-11 * f(f.q0)
     assert law.cosine(g, f.q0).abs().max() < 1e-13
@@ -271,10 +271,10 @@ def test_a_linear_pair_has_every_matrix_as_symmetry(d, bias, seed, strength):
 
 def test_linear_charge_by_hand_and_its_trace():
     f = loss_of(mlp((4, 3, 2), "linear", bias=True, seed=1))
-    W, law = f.unflatten(f.q0), linear(f, 1)
+    W, law = f.unflatten(f.q0), linear_law(f, 1)
     by_hand = W["1.weight"] @ W["1.weight"].T + torch.outer(W["1.bias"], W["1.bias"]) - W["3.weight"].T @ W["3.weight"]
     torch.testing.assert_close(law.charge(f.q0), by_hand, rtol=1e-13, atol=1e-15)
-    neurons = homogeneous(f, 1)
+    neurons = homogeneous_law(f, 1)
     torch.testing.assert_close(law.charge(f.q0).diagonal(), neurons.charge(f.q0), rtol=1e-13, atol=1e-15)
     torch.testing.assert_close(law.total.charge(f.q0), neurons.total.charge(f.q0), rtol=1e-13, atol=1e-15)
     reads, writes = law.sides(f.q0)
@@ -286,26 +286,26 @@ def test_linear_charge_by_hand_and_its_trace():
 
 def test_control_an_activation_between_keeps_the_diagonal_only():
     f = loss_of(mlp((4, 3, 2), "relu", seed=1))
-    with pytest.raises(ValueError, match=r"ReLU \(2\) stands between.*homogeneous\(f, 1\)"):
-        linear(f, 1)
+    with pytest.raises(ValueError, match=r"ReLU \(2\) stands between.*homogeneous_law\(f, 1\)"):
+        linear_law(f, 1)
     with pytest.raises(ValueError, match=r"Tanh .* nothing or Identity"):
-        linear(loss_of(mlp((4, 3, 2), "tanh")), 1)
-    sham = linear(loss_of(mlp((4, 3, 2), "linear", seed=1)), 1)  # the same names and shapes, another network
+        linear_law(loss_of(mlp((4, 3, 2), "tanh")), 1)
+    sham = linear_law(loss_of(mlp((4, 3, 2), "linear", seed=1)), 1)  # the same names and shapes, another network
     cosine = sham.cosine(gradient(f, f.q0), f.q0)
     assert cosine.diagonal().abs().max() < 1e-14
     assert (cosine - cosine.diagonal().diag()).abs().max() > 1e-3
 
 
 def test_a_matrix_law_is_no_stack_of_neurons():
-    law = linear(loss_of(mlp((4, 3, 2), "linear")), 1)
-    with pytest.raises(TypeError, match=r"homogeneous\(f, layer\)\[i\]"):
+    law = linear_law(loss_of(mlp((4, 3, 2), "linear")), 1)
+    with pytest.raises(TypeError, match=r"homogeneous_law\(f, layer\)\[i\]"):
         law[0]
     with pytest.raises(ValueError, match="law's shape"):
         law.act(law.generator(torch.zeros(18).double()), torch.ones(3))
     with pytest.raises(ValueError, match="gives 3 numbers and 1 takes 4"):
-        linear(loss_of(nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 2)).double()), 1)
+        linear_law(loss_of(nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 2)).double()), 1)
     with pytest.raises(ValueError, match="1 hidden layers"):
-        linear(loss_of(mlp((4, 3, 2), "linear")), 2)
+        linear_law(loss_of(mlp((4, 3, 2), "linear")), 2)
 
 
 # --- rotated data ---------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def population(module):
 @settings(deadline=None, max_examples=10)
 def test_rotations_of_the_data(hidden, d0, seed):
     f = population(Population(hidden, d0, seed))
-    law, g = data_rotation(f, weight="first"), gradient(f, f.q0)
+    law, g = data_rotation_law(f, weight="first"), gradient(f, f.q0)
     generator = torch.Generator().manual_seed(seed + 1)
     S = torch.randn(d0, d0, generator=generator).double()
     assert abs(f(law.act(f.q0, S)) - f(f.q0)) < 1e-11 * (1 + f(f.q0))
@@ -347,21 +347,21 @@ def test_rotations_of_the_data(hidden, d0, seed):
 
 
 def test_control_real_data_have_a_direction():
-    law = data_rotation(RELU)
+    law = data_rotation_law(RELU)
     assert law.parameters == ("1.weight",)
     assert law.cosine(gradient(RELU, RELU.q0), RELU.q0).abs().max() > 0.01
     with pytest.raises(ValueError, match="act on layer 1"):
-        data_rotation(RELU, 2)
+        data_rotation_law(RELU, 2)
     with pytest.raises(ValueError, match="no parameter 'w'"):
-        data_rotation(RELU, weight="w")
+        data_rotation_law(RELU, weight="w")
     with pytest.raises(ValueError, match="needs a matrix s"):
         law.act(RELU.q0, 0.3)
     with pytest.raises(TypeError, match="trace is 0"):
         law.total  # noqa: B018
     with pytest.raises(TypeError, match="Sequential"):
-        data_rotation(population(Population()))
+        data_rotation_law(population(Population()))
     with pytest.raises(TypeError, match="flat_loss"):
-        data_rotation(Population(), weight="first")
+        data_rotation_law(Population(), weight="first")
 
 
 # --- under a learning rule ------------------------------------------------------------------------------------------
@@ -376,11 +376,11 @@ FLOWS = {
     "bregman": bregman(lambda t: -0.1 * t, lambda t: 0.3 * t, lambda t: 0.5 * t),
 }
 TABLE = {  # smooth activations: the kinks of RePU cost an eighth-order solver a second a run
-    "power": (mlp((3, 3, 2), Power(2), init="kaiming", seed=1), lambda f: homogeneous(f, 1)),
-    "across": (mlp((3, 3, 3, 2), ["swish", Power(2)], bias=True, seed=1), lambda f: homogeneous(f, 1, across=2)),
-    "swish": (mlp((3, 3, 2), "swish", bias=True, seed=1), lambda f: homogeneous(f, 1)[2]),
-    "linear": (mlp((3, 3, 2), "linear", bias=True, seed=1), lambda f: linear(f, 1)),
-    "data": (Population(), lambda f: data_rotation(f, weight="first")),
+    "power": (mlp((3, 3, 2), Power(2), init="kaiming", seed=1), lambda f: homogeneous_law(f, 1)),
+    "across": (mlp((3, 3, 3, 2), ["swish", Power(2)], bias=True, seed=1), lambda f: homogeneous_law(f, 1, across=2)),
+    "swish": (mlp((3, 3, 2), "swish", bias=True, seed=1), lambda f: homogeneous_law(f, 1)[2]),
+    "linear": (mlp((3, 3, 2), "linear", bias=True, seed=1), lambda f: linear_law(f, 1)),
+    "data": (Population(), lambda f: data_rotation_law(f, weight="first")),
 }
 CELLS = [(row, rule) for row in TABLE for rule in FLOWS if row == "linear" or rule in ("gf", "nagf", "general")]
 
@@ -407,7 +407,7 @@ def test_tables_2_to_5(row, rule):
 def test_momentum_is_half_the_rate_of_a_charge():
     f = loss_of(TABLE["linear"][0])
     v = kick(f)
-    for law in (homogeneous(f, 1), homogeneous(f, 1)[2], linear(f, 1)):
+    for law in (homogeneous_law(f, 1), homogeneous_law(f, 1)[2], linear_law(f, 1)):
         rate = torch.autograd.functional.jvp(law.charge, f.q0, v)[1]
         M = law.momentum(f.q0, v)
         torch.testing.assert_close(M + M.T if M.ndim == 2 else 2 * M, rate, rtol=1e-12, atol=1e-13)
@@ -428,16 +428,16 @@ STATEMENTS = {
 def test_statements_of_flows(rule):
     f = loss_of(TABLE["linear"][0])
     of_charge, of_rest = STATEMENTS[rule]
-    assert homogeneous(f, 1).under(FLOWS[rule]).flow == of_charge
-    assert linear(f, 1).under(FLOWS[rule]).flow == f"{of_charge}, {of_rest}"
-    data = data_rotation(f).under(FLOWS[rule])
+    assert homogeneous_law(f, 1).under(FLOWS[rule]).flow == of_charge
+    assert linear_law(f, 1).under(FLOWS[rule]).flow == f"{of_charge}, {of_rest}"
+    data = data_rotation_law(f).under(FLOWS[rule])
     assert data.flow == of_rest.replace("(M - Mᵀ)", "M").replace("M - Mᵀ", "M")
     assert "with M = vᵀ 1.weight - 1.weightᵀ v" in data.statement
 
 
 def test_statements_of_steps():
     f = loss_of(mlp((4, 3, 2), "relu"))
-    law, data = homogeneous(f, 1).total, data_rotation(f)
+    law, data = homogeneous_law(f, 1).total, data_rotation_law(f)
     assert law.under(damped(1.0, 0.0)).flow == "C'' = 2 Q(v)"
     assert law.under(gradient_flow()).steps is None
     for rule, of_charge, of_data in (
@@ -460,7 +460,7 @@ def test_statements_of_steps():
 
 
 def test_what_cannot_be_put_together():
-    law, f = homogeneous(RELU, 1), RELU
+    law, f = homogeneous_law(RELU, 1), RELU
     with pytest.raises(TypeError, match="LearningRule"):
         law.under("sgd")
     with pytest.raises(ValueError, match="noether_learning_dynamics"):
@@ -509,7 +509,7 @@ def test_gd_identity_on_every_mini_batch(network):
 
 
 def test_control_one_gradient_tensor_scaled_is_flagged(network):
-    lr, law = 0.02, homogeneous(network, 1)
+    lr, law = 0.02, homogeneous_law(network, 1)
     g = gradient(network, network.q0)
     planted = g.clone()
     planted[network.slices["3.weight"]] *= 1.001
@@ -519,7 +519,7 @@ def test_control_one_gradient_tensor_scaled_is_flagged(network):
 
 
 def test_control_a_gradient_scaled_as_a_whole_is_flagged(network):
-    lr, law = 0.02, homogeneous(network, 1)
+    lr, law = 0.02, homogeneous_law(network, 1)
     g = gradient(network, network.q0)
     change = law.change(network.q0, network.q0 - lr * 1.001 * g)
     assert (change - law.gd_change(g, lr=lr)).abs().max() > 1e-9
@@ -553,7 +553,7 @@ def test_any_optimiser_bookkeeping(seed, lr):
 
 
 def test_drift_over_fixed_time_is_first_order(network):
-    law, drifts = homogeneous(network, 1).total, []
+    law, drifts = homogeneous_law(network, 1).total, []
     for steps in (50, 100, 200):
         run = descend(sgd(lr=0.5 / steps), network, network.q0, steps=steps, every=steps)
         drifts.append(float(law.change(run.q[0], run.q[-1])))
@@ -567,69 +567,69 @@ def test_drift_over_fixed_time_is_first_order(network):
 @pytest.mark.parametrize("layer", [0, 3, -1, True, 1.0, "1"])
 def test_no_such_layer(layer):
     with pytest.raises(ValueError, match="2 hidden layers"):
-        homogeneous(RELU, layer)
+        homogeneous_law(RELU, layer)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "gelu", "softplus", nn.SiLU()], ids=str)
 def test_activation_without_known_degree(activation):
     f = loss_of(mlp((4, 3, 2), activation))
     with pytest.raises(ValueError, match="not known to be homogeneous"):
-        homogeneous(f, 1)
-    assert homogeneous(f, 1, p=1.0, verify=False).shape == (3,)
+        homogeneous_law(f, 1)
+    assert homogeneous_law(f, 1, p=1.0, verify=False).shape == (3,)
     with pytest.raises(ValueError, match="give it as p"):
-        homogeneous(f, 1, verify=False)
+        homogeneous_law(f, 1, verify=False)
 
 
 @given(claimed=st.floats(0.1, 5), true=st.sampled_from([1.0, 1.5, 2.0, 3.0]))
 @settings(deadline=None, max_examples=30)
 def test_claimed_degree_is_compared(claimed, true):
     f = loss_of(mlp((4, 3, 2), RePU(true)))
-    assert homogeneous(f, 1, p=true).statement == homogeneous(f, 1).statement
+    assert homogeneous_law(f, 1, p=true).statement == homogeneous_law(f, 1).statement
     if not math.isclose(claimed, true, rel_tol=1e-12):
         with pytest.raises(ValueError, match=f"homogeneous of degree {true:g}"):
-            homogeneous(f, 1, p=claimed)
+            homogeneous_law(f, 1, p=claimed)
 
 
 def test_a_claimed_product_of_degrees_is_compared_to_rounding():
     model = nn.Sequential(nn.Linear(3, 4), RePU(1.1), RePU(1.1), nn.Linear(4, 2)).double()
     assert 1.1 * 1.1 != 1.21
-    assert "1.21 |3.weight|²" in homogeneous(loss_of(model), 1, p=1.21).total.statement
+    assert "1.21 |3.weight|²" in homogeneous_law(loss_of(model), 1, p=1.21).total.statement
     for p in ("2", True):
         with pytest.raises(TypeError, match="p is the degree of homogeneity, a number"):
-            homogeneous(loss_of(model), 1, p=p, verify=False)
+            homogeneous_law(loss_of(model), 1, p=p, verify=False)
 
 
 def test_degrees_multiply():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), RePU(2), RePU(1.5), nn.Linear(4, 2)).double()
-    assert homogeneous(loss_of(model), 1).total.statement == "|0.weight|² + |0.bias|² - 3 |4.weight|² = const"
+    assert homogeneous_law(loss_of(model), 1).total.statement == "|0.weight|² + |0.bias|² - 3 |4.weight|² = const"
 
 
 @pytest.mark.parametrize("p", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_degree(p):
     with pytest.raises(ValueError, match="must be > 0"):
-        homogeneous(RELU, 1, p=p, verify=False)
+        homogeneous_law(RELU, 1, p=p, verify=False)
 
 
 def test_layers_that_do_not_chain():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(5, 2)).double()
     with pytest.raises(ValueError, match="gives 4 numbers and 2 takes 5"):
-        homogeneous(loss_of(model), 1)
+        homogeneous_law(loss_of(model), 1)
 
 
 def test_frozen_weight():
     model = mlp((4, 3, 2), "relu")
     model[1].weight.requires_grad_(False)
     with pytest.raises(ValueError, match=r"1\.weight is frozen"):
-        homogeneous(loss_of(model), 1)
+        homogeneous_law(loss_of(model), 1)
 
 
 def test_weight_used_twice():
     shared = nn.Linear(3, 3, bias=False)
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), shared, nn.ReLU(), shared).double()
     with pytest.raises(ValueError, match="more than one place"):
-        homogeneous(loss_of(model), 1)
+        homogeneous_law(loss_of(model), 1)
     with pytest.raises(ValueError, match="more than one place"):
-        homogeneous(loss_of(model), 2)
+        homogeneous_law(loss_of(model), 2)
 
 
 class Skip(nn.Sequential):
@@ -647,30 +647,30 @@ def test_layers_with_a_forward_of_their_own():
     plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 5), nn.ReLU()), nn.Linear(5, 3))
     skip = nn.Sequential(plain[0], nn.ReLU(), Skip(*plain[2]), plain[3])
     cosine = nn.Sequential(Cosine(6, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 5), nn.ReLU()), plain[3])
-    law = homogeneous(loss_of(plain.double()), 1)
+    law = homogeneous_law(loss_of(plain.double()), 1)
     for model, name in ((skip, r"Skip \(2\)"), (cosine, r"Cosine \(0\)")):
         f = loss_of(model.double())
         assert law.cosine(gradient(f, f.q0), f.q0).abs().max() > 0.05
-        for make in (homogeneous_laws, lambda f: homogeneous(f, 1), lambda f: linear(f, 1), data_rotation):
+        for make in (homogeneous_laws, lambda f: homogeneous_law(f, 1), lambda f: linear_law(f, 1), data_rotation_law):
             with pytest.raises(TypeError, match=f"{name} has a forward of its own"):
                 make(f)
     scaled = loss_of(mlp((6, 5, 3), "relu", bias=True, init="ntk"))  # the package's own is known
-    assert homogeneous(scaled, 1).cosine(gradient(scaled, scaled.q0), scaled.q0).abs().max() < 1e-14
+    assert homogeneous_law(scaled, 1).cosine(gradient(scaled, scaled.q0), scaled.q0).abs().max() < 1e-14
 
 
 def test_a_weight_computed_from_others():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 3)).double()
     with pytest.raises(ValueError, match=r"no parameter '0\.weight'.*weight_norm"):
-        homogeneous(loss_of(model), 1)
+        homogeneous_law(loss_of(model), 1)
 
 
 def test_data_rotation_needs_the_layer_that_meets_the_data():
     model = nn.Sequential(nn.Identity(), nn.Tanh(), nn.Linear(6, 3)).double()
     with pytest.raises(ValueError, match=r"Tanh \(1\) stands before 2.*weight="):
-        data_rotation(loss_of(model))
-    assert data_rotation(loss_of(model), weight="2.weight").shape == (6, 6)
+        data_rotation_law(loss_of(model))
+    assert data_rotation_law(loss_of(model), weight="2.weight").shape == (6, 6)
     flat = nn.Sequential(nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Flatten()), nn.Linear(6, 3)).double()
-    assert data_rotation(loss_of(flat)).parameters == ("1.weight",)
+    assert data_rotation_law(loss_of(flat)).parameters == ("1.weight",)
 
 
 def test_models_of_unknown_order():
@@ -683,19 +683,19 @@ def test_models_of_unknown_order():
             return self.a(torch.relu(self.b(x)))
 
     with pytest.raises(TypeError, match=r"needs? an\s+nn\.Sequential"):
-        homogeneous(loss_of(Custom()), 1)
+        homogeneous_law(loss_of(Custom()), 1)
     with pytest.raises(TypeError, match="flat_loss"):
-        homogeneous(mlp((3, 3, 3)), 1)
+        homogeneous_law(mlp((3, 3, 3)), 1)
 
 
 @pytest.mark.parametrize("neuron", [5, -6, 100])
 def test_no_such_neuron(neuron):
     with pytest.raises(IndexError, match="layer of 5; they are numbered from 0 to 4"):
-        homogeneous(RELU, 1)[neuron]
+        homogeneous_law(RELU, 1)[neuron]
 
 
 def test_a_single_law_is_no_stack():
-    law = homogeneous(RELU, 1)
+    law = homogeneous_law(RELU, 1)
     assert len(law) == 5
     for single in (law[0], law.total):
         with pytest.raises(TypeError, match="single law"):
@@ -708,14 +708,14 @@ def test_a_single_law_is_no_stack():
 @given(length=st.integers(0, 200))
 @settings(deadline=None, max_examples=20)
 def test_wrong_length_of_q(length):
-    law = homogeneous(RELU, 1)
+    law = homogeneous_law(RELU, 1)
     if length != len(RELU):
         with pytest.raises(ValueError, match="flatten the parameters"):
             law.charge(torch.zeros(length).double())
 
 
 def test_wrong_arguments():
-    law = homogeneous(RELU, 1)
+    law = homogeneous_law(RELU, 1)
     with pytest.raises(ValueError, match="flatten the parameters"):
         law.charge(RELU.q0[None])
     with pytest.raises(TypeError, match="flat tensor or a model"):

@@ -12,7 +12,7 @@ from torch import nn
 
 from nlcompanion.datasets import digits
 from nlcompanion.dynamics import damped, descend, nesterov, newtonian, sgd
-from nlcompanion.laws import data_rotation, homogeneous, homogeneous_laws, linear
+from nlcompanion.laws import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
 from nlcompanion.monitoring import Ledger, LedgerError, residual_in_steps
 from nlcompanion.networks import RePU, flat_loss, mlp
 
@@ -158,9 +158,9 @@ def test_float32(data):
 
 
 MATRICES = {
-    "linear": lambda f: [linear(f, 1), linear(f, 2)],
-    "linear traces": lambda f: [linear(f, 1).total, homogeneous(f, 2)[3]],
-    "across": lambda f: [homogeneous(f, 1, across=2), homogeneous(f, 1)],
+    "linear": lambda f: [linear_law(f, 1), linear_law(f, 2)],
+    "linear traces": lambda f: [linear_law(f, 1).total, homogeneous_law(f, 2)[3]],
+    "across": lambda f: [homogeneous_law(f, 1, across=2), homogeneous_law(f, 1)],
 }
 
 
@@ -187,7 +187,7 @@ def test_matrix_and_layer_laws(data, kind):
 def test_a_finite_data_set_is_not_rotation_invariant(data):
     model = network(widths=(64, 5, 10))
     optimizer = SGD(model.parameters(), lr=0.1)
-    ledger = Ledger(laws_of(model, data, data_rotation), model, optimizer)
+    ledger = Ledger(laws_of(model, data, data_rotation_law), model, optimizer)
     train(model, optimizer, data, steps=3)
     with pytest.raises(LedgerError, match="not the same after a rotation"):
         ledger.check()
@@ -462,7 +462,7 @@ def test_table_and_context(data):
     assert names.split() == ["start", "change", "finite", "step", "momentum", "decay", "residual", "relative"]
     assert rows[0].startswith("|1.weight|² + |1.bias|² - |3.weight|² (sum of 12)")
     start, change = rows[0].split(")")[1].split()[:2]
-    fresh = homogeneous(flat_loss(network(), data[0][:4], data[1][:4], F.cross_entropy), 1).total
+    fresh = homogeneous_law(flat_loss(network(), data[0][:4], data[1][:4], F.cross_entropy), 1).total
     assert float(start) == pytest.approx(fresh.charge(network()).item(), rel=1e-5)
     assert float(change) == pytest.approx(ledger[0].change.sum().item(), rel=1e-5)
     assert re.fullmatch(r"Account\(\|1.weight\|² .* \(sum of 12\): 3 entries, worst \S+e-1\d\)", repr(ledger[0]))
@@ -502,7 +502,7 @@ def test_diverged_runs_do_not_pass(data):
 def test_a_wrong_law_does_not_pass(data):
     model = network("tanh")
     optimizer = SGD(model.parameters(), lr=0.1)
-    law = laws_of(model, data, lambda f: homogeneous(f, 1, p=1.0, verify=False))
+    law = laws_of(model, data, lambda f: homogeneous_law(f, 1, p=1.0, verify=False))
     ledger = Ledger(law, model, optimizer)
     train(model, optimizer, data, steps=1)
     with pytest.raises(LedgerError):
@@ -526,7 +526,7 @@ STEPS = (
 def test_along_descend_on_mini_batches(data, rule, kind):
     x, y = data
     f = flat_loss(mlp((64, 6, 6, 10), kind, bias=True, init="kaiming", seed=3), x, y, F.cross_entropy)
-    laws = [homogeneous(f, 1), homogeneous(f, 1, across=2)] + ([linear(f, 1)] if kind == "linear" else [])
+    laws = [homogeneous_law(f, 1), homogeneous_law(f, 1, across=2)] + ([linear_law(f, 1)] if kind == "linear" else [])
 
     def batches(n):
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(n))[:40]
@@ -543,7 +543,7 @@ def test_along_descend_on_mini_batches(data, rule, kind):
         assert account.finite_step.abs().max() > 1e-8
     form = laws[0].under(rule)
     assert residual_in_steps(form, f, steps=15, batches=batches).max() < 1e-12
-    wrong = homogeneous(f, 1, p=1.5, verify=False).under(rule)
+    wrong = homogeneous_law(f, 1, p=1.5, verify=False).under(rule)
     assert residual_in_steps(wrong, f, steps=15, batches=batches).max() > 1e-6
 
 
@@ -559,7 +559,7 @@ def test_the_angular_momentum_of_steps():
             return ((self.w @ self.w.T).det() - 1) ** 2
 
     f = flat_loss(Ring(), torch.zeros(1), torch.zeros(1), lambda value, _: value)
-    law = data_rotation(f, weight="w")
+    law = data_rotation_law(f, weight="w")
     for rule in (sgd(0.05), sgd(0.05, 0.9), newtonian(0.01), nesterov(0.01)):
         assert residual_in_steps(law.under(rule), f, steps=20).max() < 1e-12
     # a sudden force that breaks the symmetry gives some, which then decays
@@ -652,7 +652,7 @@ def test_the_finite_step_is_what_discretisation_does(data):
     """The first cause is the discretisation's: over a fixed time it halves with the step."""
     x, y = data
     f = flat_loss(mlp((64, 4, 10), RePU(2), init="kaiming", seed=1), x[:40], y[:40], F.cross_entropy)
-    law, totals = homogeneous(f, 1).total, []
+    law, totals = homogeneous_law(f, 1).total, []
     for steps in (20, 40, 80):
         rule = sgd(0.05 / steps)
         ledger = Ledger(law, rule=rule, every=None)

@@ -24,7 +24,7 @@ from nlcompanion.dynamics import (
     newtonian,
     sgd,
 )
-from nlcompanion.networks import RePU, ensemble, flat_loss, mlp, ntk, output_motion
+from nlcompanion.networks import RePU, ensemble, flat_loss, mlp, ntk, output_motion, tangent_kernel
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(6, 4, generator=G, dtype=torch.float64)
@@ -93,6 +93,35 @@ def test_chunks_do_not_show(chunk, output, symmetric):
     assert torch.allclose(whole, pieces, rtol=1e-13, atol=1e-14)
     if symmetric:
         assert torch.equal(pieces, pieces.transpose(0, 1).transpose(-2, -1) if output == "full" else pieces.T)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, None])
+def test_outputs_change_places_with_their_samples(chunk):
+    """Entry (i, j, c, d) is entry (j, i, d, c): in mirrored blocks and in those on the diagonal."""
+    net = mlp(
+        (4, 7, 5, 2), "tanh", init="ntk", seed=1
+    )  # of one hidden layer only, each block is symmetric in its outputs
+    H, want = ntk(net, X, chunk=chunk), by_hand(net, X, X)
+    assert torch.allclose(H, want, rtol=1e-12, atol=1e-12)
+    assert torch.equal(H, H.transpose(0, 1).transpose(2, 3))
+    lopsided = (want - want.transpose(2, 3)).abs()  # the control: the order of outputs matters off the diagonal
+    assert lopsided.max() > 0.01
+
+
+def test_symmetry_is_made(monkeypatch):
+    """Products A A^T come out with different last bits on either side of the diagonal on some processors."""
+    exact = tangent_kernel._product
+
+    def careless(left, right, output):
+        block = exact(left, right, output)
+        upper = torch.ones(block.shape[:2]).triu(1).view(*block.shape[:2], *(1,) * (block.ndim - 2))
+        return block * (1 + 1e-16 * upper * 4)
+
+    monkeypatch.setattr(tangent_kernel, "_product", careless)
+    for output in ("full", "trace", 0):
+        for chunk in (None, 4):
+            H = ntk(NETWORKS["mlp"], X, output=output, chunk=chunk)
+            assert torch.equal(H, H.transpose(0, 1).transpose(2, 3) if output == "full" else H.T)
 
 
 def test_a_flat_loss_at_another_point():

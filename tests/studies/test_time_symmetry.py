@@ -13,7 +13,11 @@ from nlcompanion.networks import ensemble, flat_loss, mlp
 from studies.time_symmetry import (
     Ride,
     bound_weights,
+    epoch_lots,
+    fresh_lots,
     half_sum,
+    heat_of_epochs,
+    heat_of_step,
     heat_study,
     kicks,
     noise_trace,
@@ -123,10 +127,53 @@ def test_a_small_study_of_heat():
         assert apart < 4 * curve["work_error"][-1] < curve["foreseen"][-1]  # and the work is not nothing
 
 
+def test_batches_of_an_epoch_share_out_the_images():
+    steps = torch.stack([epoch_lots(n, 3, 0) for n in range(8)])  # (steps, copies, images)
+    assert (steps.sum(2) == 4).all()
+    assert (steps[:4].sum(0) == 1).all()
+    assert (steps[4:].sum(0) == 1).all()
+    assert not torch.equal(steps[:4], steps[4:])
+    fresh = torch.stack([fresh_lots(n, 3, 0) for n in range(4)])
+    assert (fresh.view(4, 3, 4, 16).sum(2) == 1).all()  # the four copies of a group share them out
+    assert (fresh.sum(0) != 1).any()  # the control: no copy sees every image once
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("lots", [2, 4, 10])
+def test_the_heat_of_epochs_by_all_their_products(momentum, lots):
+    """The mean over positions of -<xi_n, (1 + b) d_(n-1) - lr xi_n> / 2 for noises that add up to zero."""
+    product = torch.full((lots, lots), -1 / (lots - 1), dtype=torch.float64)
+    product.fill_diagonal_(1.0)
+    shares = []
+    for n in range(lots):
+        carried = sum(momentum ** (n - 1 - past) * product[n, past] for past in range(n))
+        shares.append(1 + (1 + momentum) * carried)
+        assert heat_of_step(n, momentum, lots) == pytest.approx(float(shares[-1]))
+    assert heat_of_epochs(momentum, lots) == pytest.approx(float(sum(shares)) / lots)
+    if momentum == 0.0:
+        assert heat_of_epochs(momentum, lots) == pytest.approx(1 - 1 / lots)
+    if momentum == 1.0:
+        assert heat_of_epochs(momentum, lots) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_small_study_of_epochs():
+    got = heat_study({"descent": sgd(lr=0.0025)}, groups=64, time=0.15, draws="epochs")["numbers"]
+    ratio, error = got["descent, epochs ratio"], got["descent, epochs ratio_error"]
+    assert abs(ratio - got["descent, epochs foreseen"]) < 4 * error < 0.2
+    assert 1 - ratio > 4 * error  # the control: as if batches did not remember
+
+
 def test_the_stored_heat():
     numbers = read("gu_time_heat")["numbers"]
     ratios = {name: value for name, value in numbers.items() if name.endswith(" ratio")}
-    assert len(ratios) == 5
+    assert len(ratios) == 9
     for name, ratio in ratios.items():
         error = numbers[f"{name}_error"]
-        assert abs(ratio - 1) < 3 * error < 0.3  # half as much, without the noise in the coming step, is far off
+        if "epochs" in name:
+            momentum = {"newtonian": 1.0, "momentum": 0.5, "descent": 0.0}[name.split()[0]]
+            assert abs(ratio - heat_of_epochs(momentum)) < 0.15
+            assert 1 - ratio > 10 * error
+        else:
+            assert abs(ratio - 1) < 3 * error < 0.3  # half as much, without the noise in the coming step, is far off
+    fine, coarse = (numbers[f"newtonian {dt}, epochs ratio"] for dt in ("0.025", "0.05"))
+    assert fine < coarse / 2  # on the way to nothing

@@ -146,14 +146,14 @@ def test_a_failure_that_passes_is_made_good_from_its_checkpoint(tmp_path, undist
 
 def counted_epochs(monkeypatch) -> list:
     """An entry for every epoch that is trained from now on."""
-    seen, epoch = [], _train_loop._Job.epoch
-    monkeypatch.setattr(_train_loop._Job, "epoch", lambda job, bar: (seen.append(1), epoch(job, bar))[1])
+    seen, epoch = [], _train_loop._Training.epoch
+    monkeypatch.setattr(_train_loop._Training, "epoch", lambda job, bar: (seen.append(1), epoch(job, bar))[1])
     return seen
 
 
 def broken_after(monkeypatch, count: int, error: BaseException) -> list:
     """Training that breaks off when so many epochs are done and stored."""
-    seen, epoch = [], _train_loop._Job.epoch
+    seen, epoch = [], _train_loop._Training.epoch
 
     def limited(job, bar):
         if len(seen) == count:
@@ -161,7 +161,7 @@ def broken_after(monkeypatch, count: int, error: BaseException) -> list:
         seen.append(1)
         return epoch(job, bar)
 
-    monkeypatch.setattr(_train_loop._Job, "epoch", limited)
+    monkeypatch.setattr(_train_loop._Training, "epoch", limited)
     return seen
 
 
@@ -610,17 +610,17 @@ def test_a_killed_process_holds_no_lock(tmp_path):
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        with _sweep_files.claimed(tmp_path, "key", patiently=False):
+        with _sweep_files.run_lock(tmp_path, "key", wait=False):
             os.write(write, b"x")
             time.sleep(600)
     os.read(read, 1)
-    with _sweep_files.claimed(tmp_path, "key", patiently=False) as mine:
+    with _sweep_files.run_lock(tmp_path, "key", wait=False) as mine:
         assert not mine
-    with _sweep_files.claimed(tmp_path, "another", patiently=False) as mine:
+    with _sweep_files.run_lock(tmp_path, "another", wait=False) as mine:
         assert mine
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    with _sweep_files.claimed(tmp_path, "key", patiently=False) as mine:
+    with _sweep_files.run_lock(tmp_path, "key", wait=False) as mine:
         assert mine
 
 

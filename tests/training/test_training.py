@@ -22,8 +22,8 @@ from tqdm import tqdm
 from nlcompanion.datasets import Dataset, digits
 from nlcompanion.networks import conv_bn
 from nlcompanion.training import Run, TrainConfig, train
-from nlcompanion.training.batches import Feed, load
-from nlcompanion.training.loop import _Job
+from nlcompanion.training.batches import Batches, load
+from nlcompanion.training.loop import _Training
 from nlcompanion.training.step import _sgd
 
 SMALL = TrainConfig(subset=96, batch_size=32, epochs=4, lr_drops=(), lr=0.05)
@@ -165,7 +165,7 @@ def by_hand(config: TrainConfig) -> tuple[nn.Module, list[float]]:
     """The same run with torch's plain SGD, a Python float as its rate, and inputs made beforehand."""
     train_set, _ = load(config, None)
     inputs, labels = train_set.tensors(torch.float32)
-    feed = Feed(train_set, config, CPU, torch.float32)
+    feed = Batches(train_set, config, CPU, torch.float32)
     model = conv_bn(seed=config.seed, eps=config.eps).to(memory_format=torch.channels_last).train()
     initial = [q.detach().flatten(1).norm(dim=1).clone() for q in filters(model)]
     sgd = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
@@ -601,8 +601,8 @@ def test_a_checkpoint_is_replaced_in_one_move(tmp_path, monkeypatch):
 # --- what is drawn ------------------------------------------------------------------------------------------------
 
 
-def feed(config: TrainConfig) -> Feed:
-    return Feed(load(config, None)[0], config, CPU, torch.float32)
+def feed(config: TrainConfig) -> Batches:
+    return Batches(load(config, None)[0], config, CPU, torch.float32)
 
 
 def test_runs_of_one_seed_share_their_batches():
@@ -643,7 +643,7 @@ def test_label_noise_draws_labels_anew_each_epoch():
 
 def test_augmented_images_are_mirrored_and_shifted():
     data = photographs(24)
-    f = Feed(data, TrainConfig(dataset="custom", augment=True, batch_size=24), CPU, torch.float32)
+    f = Batches(data, TrainConfig(dataset="custom", augment=True, batch_size=24), CPU, torch.float32)
     f.draw(0)
     images, labels = f.batch(torch.zeros(1, dtype=torch.int64))
     padded = pad(data.tensors(torch.float32)[0], (2, 2, 2, 2), mode="reflect")
@@ -784,7 +784,7 @@ class Operations(TorchDispatchMode):
 def test_a_step_can_be_captured(config, record):
     """The same operations in every step, none of which waits for a number, on tensors that keep their places."""
     data = (photographs(24), photographs(8, seed=1)) if config.dataset == "custom" else None
-    job = _Job(config, load(config, data), CPU, 1, 1, None)
+    job = _Training(config, load(config, data), CPU, 1, 1, None)
     stepper = job.stepper
     fixed = [*stepper.model.state_dict().values(), *stepper.buffers(), stepper.rows, stepper.losses, job.feed.order]
     places, runs = [x.data_ptr() for x in fixed], []
@@ -813,7 +813,7 @@ def test_a_step_can_be_captured(config, record):
 def test_a_step_stays_on_its_device(changes, record):
     """torch's meta device has no numbers to give, and what is computed from its tensors lies there too."""
     config = TrainConfig(dataset="custom", batch_size=8, epochs=2, model="vgg11", width=0.05, **changes)
-    job = _Job(config, (photographs(24), photographs(8, seed=1)), torch.device("meta"), 1, 1, None)
+    job = _Training(config, (photographs(24), photographs(8, seed=1)), torch.device("meta"), 1, 1, None)
     stepper = job.stepper
     stepper.start_epoch(0)
     stepper(record)
@@ -887,7 +887,7 @@ def test_a_capture_leaves_no_trace(monkeypatch, taken):
     """Warming up and capturing take eight steps; weights, statistics, momentum and places are as before."""
     runs = []
     for captured in (False, True):
-        job = _Job(EVERYTHING, load(EVERYTHING, None), CPU, 2, 1, None)
+        job = _Training(EVERYTHING, load(EVERYTHING, None), CPU, 2, 1, None)
         with tqdm(disable=True) as bar:
             for _ in range(taken):
                 job.epoch(bar)
@@ -900,6 +900,25 @@ def test_a_capture_leaves_no_trace(monkeypatch, taken):
                 job.epoch(bar)
         runs.append(job.run())
     assert_same(*runs)
+
+
+def test_a_compiled_run_compiles_the_loss_and_nothing_else(monkeypatch):
+    """A compiler that changes nothing changes no bit; one that doubles the loss is seen."""
+    plain, given = train(SMALL), []
+
+    def compiler(factor):
+        def compile_(function, **options):
+            given.append(function.__name__)
+            return lambda: factor * function()
+
+        return compile_
+
+    monkeypatch.setattr(torch, "compile", compiler(1))
+    assert_same(train(SMALL, compiled=True), plain)
+    assert_same(train(SMALL), plain)
+    assert given == ["_loss"]
+    monkeypatch.setattr(torch, "compile", compiler(2))  # the control
+    assert not torch.equal(train(SMALL, compiled=True).model.head.weight, plain.model.head.weight)
 
 
 # --- on a GPU -----------------------------------------------------------------------------------------------------
@@ -930,12 +949,28 @@ def test_cpu_and_gpu_agree_in_double_precision():
 
 @needs_cuda
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_a_captured_run_is_the_eager_one(precision):
+def test_a_captured_run_is_the_eager_one(monkeypatch, precision):
+    """To the last bit, where cuDNN takes only algorithms that always sum in the same order."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     config = replace(EVERYTHING, device="cuda", precision=precision, momentum=0.9)
     graph, eager = train(config, stride=2), train(config, stride=2, capture=False)
-    for name in ("loss", "filter_norm", "gradient_norm"):
-        assert torch.allclose(graph.records[name], eager.records[name], rtol=1e-2), name
-    assert graph.records["step"].tolist() == eager.records["step"].tolist()
+    assert_same(graph, eager)
+    other = train(replace(config, lr=config.lr * (1 + 1e-6)), stride=2)  # the control
+    assert not torch.equal(other.model.head.weight, eager.model.head.weight)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bf16", 1e-2)])
+def test_a_compiled_run_begins_like_the_plain_one(precision, tolerance):
+    """Its first step, sums in another order; a bfloat16 activation has two to three digits. Then rounding grows."""
+    config = replace(EVERYTHING, device="cuda", precision=precision, momentum=0.9)
+    compiled, plain = train(config, stride=1, compiled=True), train(config, stride=1)
+    other = train(replace(config, seed=1), stride=1)  # the control
+    for name in ("loss", "filter_norm", "gradient_norm", "angular_update"):
+        assert torch.allclose(compiled.records[name][0], plain.records[name][0], rtol=tolerance), name
+    for name in ("loss", "gradient_norm"):
+        assert not torch.allclose(other.records[name][0], plain.records[name][0], rtol=tolerance), name
+    assert compiled.steps == plain.steps
 
 
 @needs_cuda

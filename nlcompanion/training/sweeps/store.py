@@ -101,14 +101,14 @@ def tidy(folder: Path, key: str, *, checkpoint: bool) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, key: str, *, patiently: bool) -> Iterator[bool]:
+def run_lock(folder: Path, key: str, *, wait: bool) -> Iterator[bool]:
     """Hold a run's lock, so that one process at a time works on it; gives False if another has it.
 
     The lock is the operating system's and ends with the process that holds it, killed or not: the file that stays
     locks nothing.
 
     Args:
-        patiently: whether to wait for the other.
+        wait: whether to wait for the other.
     """
     from filelock import FileLock, Timeout
 
@@ -116,7 +116,7 @@ def claimed(folder: Path, key: str, *, patiently: bool) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)  # a new object: threads exclude each other, too
     try:
-        lock.acquire(timeout=-1 if patiently else 0, poll_interval=0.2)
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
     except Timeout:
         yield False
         return

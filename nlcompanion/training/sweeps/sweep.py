@@ -85,7 +85,7 @@ def sweep(
     folder = Path(folder).absolute()
     ended: dict[str, Record] = {}
     if run:
-        job = _Job(_made(folder), retry_failed, shown=progress is True and executor is None)
+        job = _Task(_made(folder), retry_failed, shown=progress is True and executor is None)
         with _reporter(progress, len(wanted)) as report, closing(job.bring_to_end(wanted, executor)) as endings:
             for record, new in endings:
                 ended[record.key] = record
@@ -159,7 +159,7 @@ def _pool(executor: Executor | int | None) -> Iterator[Executor | None]:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Task:
     """What every run of a sweep has in common; it travels to the workers."""
 
     folder: Path
@@ -181,8 +181,8 @@ class _Job:
         if not todo:
             return
         with _pool(executor) as pool:
-            for patiently in (False, True):  # first what nobody works on, then wait for what others had in hand
-                with closing(_answers(pool, self, todo, patiently)) as answers:
+            for wait in (False, True):  # first what nobody works on, then wait for what others had in hand
+                with closing(_answers(pool, self, todo, wait)) as answers:
                     todo = []
                     for config, answer in answers:
                         if isinstance(answer, Exception):
@@ -202,7 +202,7 @@ class _Job:
                 "make room or mend the permissions there, then call sweep again to go on"
             ) from error
         text = "".join(traceback.format_exception(error))
-        with files.claimed(self.folder, config.key, patiently=True):
+        with files.run_lock(self.folder, config.key, wait=True):
             if (record := records.read(config, self.folder)).run:  # another sweep has done it meanwhile
                 return {"status": record.status, "new": False, "notes": []}
             files.store(self.folder, records.content_of_failure(config, text, 0.0))
@@ -222,13 +222,13 @@ class _Job:
 
 
 def _answers(
-    pool: Executor | None, job: _Job, configs: Sequence[TrainConfig], patiently: bool
+    pool: Executor | None, job: _Task, configs: Sequence[TrainConfig], wait: bool
 ) -> Iterator[tuple[TrainConfig, dict | Exception]]:
     """What became of each run, as they end."""
     if pool is None:
         for config in configs:
             try:
-                answer = _work(job, config, patiently)
+                answer = _work(job, config, wait)
             except Exception as error:
                 answer = error
             yield config, answer
@@ -237,7 +237,7 @@ def _answers(
     try:
         for config in configs:
             # the ticket: Dask takes calls with equal arguments for one
-            futures[pool.submit(_work, job, config, patiently, uuid.uuid4().hex)] = config
+            futures[pool.submit(_work, job, config, wait, uuid.uuid4().hex)] = config
         for future in as_completed(futures):
             error = future.exception()
             if isinstance(error, BrokenExecutor):
@@ -258,10 +258,10 @@ def _answers(
 # --- the process that trains ----------------------------------------------------------------------------------------
 
 
-def _work(job: _Job, config: TrainConfig, patiently: bool, ticket: str = "") -> dict:
+def _work(job: _Task, config: TrainConfig, wait: bool, ticket: str = "") -> dict:
     """Bring one run to its end, in whatever process or thread this is."""
     folder, key = job.folder, config.key
-    with _TURN, files.claimed(folder, key, patiently=patiently) as mine:
+    with _TURN, files.run_lock(folder, key, wait=wait) as mine:
         if not mine:
             return {"status": "busy", "new": False, "notes": []}
         with warnings.catch_warnings(record=True) as caught:
