@@ -150,13 +150,13 @@ def _polished(inside: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 def simple(vector: np.ndarray) -> np.ndarray:
-    """The vector with its smallest entry at 1 and fractions where it has some."""
+    """The vector with its smallest entry at 1, and fractions where it has some."""
     entries = np.abs(vector[vector != 0])
     scaled = vector / entries.min()
     if vector[np.flatnonzero(vector)[0]] < 0:
         scaled = -scaled
     for k, value in enumerate(scaled):
         near = Fraction(float(value)).limit_denominator(24)
-        if abs(float(near) - value) < 1e-7 * max(1.0, abs(value)):
+        if abs(float(near) - value) < 1e-9 * max(1.0, abs(value)):
             scaled[k] = float(near)
     return scaled

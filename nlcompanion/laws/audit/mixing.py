@@ -84,34 +84,32 @@ def find_rotations(search: Search) -> list[Family]:
         _, gradient = search.room.gradient(search.room.draw(number), seed=number)
         for question in still_open:
             _ask(search, question, gradient)
+    answers = [family for question in questions if not question.is_open for family in _answers(question)]
     found: list[Family] = []
-    for question in questions:
-        if not question.is_open:
-            for family in _answers(question):
-                whole = _every_pair(search, family)
-                if len(whole.pairs) and not _known(search.families + found, whole):
-                    found.append(whole)
+    for family, turned in zip(answers, _turned(search, answers), strict=True):
+        turned &= ~_implied(search.families + found, family)
+        if turned.any():
+            found.append(replace(family, pairs=np.argwhere(np.triu(turned, 1))))
     return found
 
 
-def _every_pair(search: Search, family: Family) -> Family:
-    """All pairs of neurons that the family's atoms turn, those in mixing blocks left out."""
-    turned = None
-    for number in _NUMBERS:
+def _turned(search: Search, families: list[Family]) -> list[np.ndarray]:
+    """For each family which pairs of neurons it turns, a matrix of truth values."""
+    turned = [np.triu(np.ones((family.n, family.n), dtype=bool), 1) for family in families]
+    for number in _NUMBERS if families else ():
         _, gradient = search.room.gradient(search.room.draw(number), seed=number)
-        slope, size = 0.0, 0.0
-        for atom, c in family.atoms:
-            axis = search.layout.axes[atom.axis]
-            g = rows_of(axis, atom.index, gradient[axis.name])
-            theta = rows_of(axis, atom.index, search.room.parameters[axis.name].detach())
-            product = g @ theta.T
-            slope = slope + c * (product - product.T)
-            bound = g.norm(dim=1)[:, None] * theta.norm(dim=1)
-            size = size + abs(c) * (bound + bound.T)
-        here = slope.abs() < _JOINED * size
-        turned = here if turned is None else turned & here
-    pairs = torch.triu(turned, 1).nonzero().cpu().numpy()
-    return replace(family, pairs=pairs)
+        for here, family in zip(turned, families, strict=True):
+            slope, size = 0.0, 0.0
+            for atom, c in family.atoms:
+                axis = search.layout.axes[atom.axis]
+                g = rows_of(axis, atom.index, gradient[axis.name])
+                theta = rows_of(axis, atom.index, search.room.parameters[axis.name].detach())
+                product = g @ theta.T
+                slope = slope + c * (product - product.T)
+                bound = g.norm(dim=1)[:, None] * theta.norm(dim=1)
+                size = size + abs(c) * (bound + bound.T)
+            here &= (slope.abs() < _JOINED * size).cpu().numpy()
+    return turned
 
 
 def _questions(search: Search):
@@ -176,18 +174,31 @@ def _answers(question: _Question) -> list[Family]:
     return families
 
 
-def _known(families: list[Family], new: Family) -> bool:
-    """Whether a rotation belongs to a block that mixes anyway, or was found with more pairs before."""
-    index = {(atom.kind, atom.axis): atom.index for atom, _ in new.atoms}
+def _implied(families: list[Family], new: Family) -> np.ndarray:
+    """Which pairs of a rotation's neurons are mixed by a block or turned by a rotation that is known."""
+    implied = np.zeros((new.n, new.n), dtype=bool)
     for family in families:
         if family.is_rotation:
-            mine = {(atom.kind, atom.axis): atom.index for atom, _ in family.atoms}
-            same = mine.keys() == index.keys() and all(np.array_equal(mine[k], index[k]) for k in mine)
-            if same and {tuple(pair) for pair in new.pairs.tolist()} <= {tuple(pair) for pair in family.pairs.tolist()}:
-                return True
+            place = _places(family, new, np.arange(family.n))
+            i, j = place[family.pairs].T
+            both = (i >= 0) & (j >= 0)
+            implied[i[both], j[both]] = implied[j[both], i[both]] = True
         for block in family.blocks:
-            axes = {(atom.kind, atom.axis): set(atom.index[block].reshape(-1).tolist()) for atom, _ in family.atoms}
-            used = new.pairs.reshape(-1)
-            if index.keys() == axes.keys() and all(set(index[k][used].reshape(-1).tolist()) <= axes[k] for k in axes):
-                return True
-    return False
+            place = _places(family, new, block)
+            place = place[place >= 0]
+            implied[np.ix_(place, place)] = True
+    return implied
+
+
+def _places(family: Family, new: Family, neurons: np.ndarray) -> np.ndarray:
+    """Which neuron of ``new`` is which of a family's: the one whose slices are the same, in all tensors; else -1."""
+    if len(family.atoms) != len(new.atoms):
+        return np.full(len(neurons), -1)
+    where: dict[frozenset, int] = {}
+    for i in range(new.n):
+        where[_slices_of(new, i)] = i
+    return np.array([where.get(_slices_of(family, int(i)), -1) for i in neurons])
+
+
+def _slices_of(family: Family, neuron: int) -> frozenset:
+    return frozenset((atom.kind, atom.axis, *sorted(atom.index[neuron].tolist())) for atom, _ in family.atoms)

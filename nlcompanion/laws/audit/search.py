@@ -336,7 +336,13 @@ class Search:
                 continue
             if (Family(tuple(law), found.gap).residual(self.equations) < 1e-9).all():
                 self._accept(law, found.gap)
-        return True
+                extra -= 1
+        if extra > 0:
+            self.limits.append(
+                f"{extra} more directions of single slices leave the loss alone than the laws named here: no readable "
+                "law was made of them"
+            )
+        return extra <= 0
 
 
 def _merged(atoms) -> list[tuple[Atom, float]]:
