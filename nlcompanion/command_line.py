@@ -12,7 +12,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from difflib import get_close_matches
@@ -218,12 +218,14 @@ def _option(setting: Field) -> str:
 
 
 def _metavar(setting: Field) -> str:
-    return {"bool": "BOOL", "str": "NAME"}.get(setting.type) or ("E,E,..." if "tuple" in setting.type else "X")
+    return {"bool": "BOOL", "str": "NAME"}.get(str(setting.type)) or (
+        "E,E,..." if "tuple" in str(setting.type) else "X"
+    )
 
 
 def _reader(setting: Field):
     """What turns a word of the command line into a setting's value, by the setting's type."""
-    kinds = [kind.strip() for kind in setting.type.split("|")]
+    kinds = [kind.strip() for kind in str(setting.type).split("|")]
 
     def read(word: str) -> Any:
         if word.lower() == "none" and "None" in kinds:
@@ -239,7 +241,7 @@ def _reader(setting: Field):
     return read
 
 
-_READ = {
+_READ: dict[str, Callable[[str], Any]] = {
     "bool": lambda word: {"true": True, "false": False, "yes": True, "no": False}[word.lower()],
     "int": int,
     "float": float,
@@ -370,9 +372,10 @@ def _code(result: Sweep) -> int:
 
 
 def _reason(record: Record) -> str:
+    error = record.error or ""
     if record.status == "failed":
-        return f"failed: {record.error.strip().splitlines()[-1]} (traceback in {record.path})"
-    return record.error
+        return f"failed: {error.strip().splitlines()[-1]} (traceback in {record.path})"
+    return error
 
 
 class _Lines:

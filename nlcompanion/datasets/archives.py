@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from nlcompanion.datasets.download import DataError, unreadable
 
@@ -68,7 +68,7 @@ def safe_name(name: str, archive: Path) -> str:
     return clean
 
 
-def read_limited(file: BinaryIO, name: str, archive: Path) -> bytes:
+def read_limited(file: IO[bytes], name: str, archive: Path) -> bytes:
     """The rest of a file, however large it says it is, up to LARGEST_MEMBER."""
     data = file.read(LARGEST_MEMBER + 1)
     if len(data) > LARGEST_MEMBER:
@@ -117,7 +117,7 @@ def read_tar(path: Path, wanted: Callable[[str], bool]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     with _damage_of(path), _open_tar(path) as (source, archive):
         for count, member in enumerate(archive, start=1):
-            archive.members.clear()  # one pass: tarfile's own list would only grow
+            archive.members.clear()  # type: ignore[attr-defined]  # one pass: tarfile's own list would only grow
             _check_totals(path, count, source.position)
             name = safe_name(member.name, path)
             if member.size > LARGEST_MEMBER:
@@ -175,8 +175,8 @@ def _open_tar(path: Path) -> Iterator[tuple["_Forward", tarfile.TarFile]]:
     with open(path, "rb") as plain:
         zipped = plain.read(2) == b"\x1f\x8b"
         plain.seek(0)
-        source = _Forward(gzip.GzipFile(fileobj=plain) if zipped else plain, path)
-        with tarfile.open(fileobj=source, mode="r:") as archive:
+        source = _Forward(cast(BinaryIO, gzip.GzipFile(fileobj=plain) if zipped else plain), path)
+        with tarfile.open(fileobj=cast(Any, source), mode="r:") as archive:
             yield source, archive
 
 

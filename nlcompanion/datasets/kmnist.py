@@ -77,10 +77,11 @@ def find(official: Official, folder: Path) -> tuple[Path, Path] | None:
         images, labels = (_gzipped_or_plain(place / name) for name in (official.images, official.labels))
         if images and labels:
             return images, labels
-        if images or labels:
+        found = images or labels
+        if found:
             missing = official.labels if images else official.images
             raise DataError(
-                f"{place} holds {(images or labels).name}, but neither {missing}.gz nor {missing}; images and "
+                f"{place} holds {found.name}, but neither {missing}.gz nor {missing}; images and "
                 "labels are needed together; put the missing file there"
             )
     return None

@@ -134,7 +134,7 @@ def _consecutive(sizes: Iterable[int]) -> list[slice]:
 class _Scratch:
     """Room for a product, kept from step to step: to ask for it anew costs more than the product itself."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.room: Tensor | None = None
 
     def like(self, x: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ class TrainConfig:
             raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, got {value!r}{hint}")
 
     def _drops(self) -> None:
-        drops = self.lr_drops
+        drops: Any = self.lr_drops
         if drops is None:
             drops = sorted({math.floor(part * self.epochs + 0.5) for part in _DROPS} - {0, self.epochs})
         try:
@@ -248,12 +248,12 @@ class TrainConfig:
                     "train on 2 samples or more"
                 )
             return 1
-        if self.batch_size > samples:
+        batch = int(self.batch_size)
+        if batch > samples:
             raise ValueError(
-                f"{samples} training samples hold no batch of {self.batch_size}; take batch_size={samples} or less, "
-                'or "full"'
+                f'{samples} training samples hold no batch of {batch}; take batch_size={samples} or less, or "full"'
             )
-        return samples // self.batch_size
+        return samples // batch
 
     def lr_at(self, epoch: int) -> float:
         """The step size in an epoch, counted from 0.
@@ -263,12 +263,16 @@ class TrainConfig:
             >>> [config.lr_at(epoch) for epoch in (29, 30, 60, 99)]
             [1.0, 0.1, 0.01, 0.001]
         """
-        return self.lr / 10 ** sum(epoch >= drop for drop in self.lr_drops)
+        return self.lr / 10 ** sum(epoch >= drop for drop in self._epochs_of_drops)
 
     def filter_lr_at(self, epoch: int) -> float:
         """The filters' step size in an epoch, counted from 0."""
         rate = self.lr if self.filter_lr is None else self.filter_lr
-        return rate / 10 ** sum(epoch >= drop for drop in self.lr_drops)
+        return rate / 10 ** sum(epoch >= drop for drop in self._epochs_of_drops)
+
+    @property
+    def _epochs_of_drops(self) -> tuple[int, ...]:
+        return self.lr_drops or ()  # a number of epochs each, since the settings were checked
 
     @property
     def key(self) -> str:
@@ -289,7 +293,7 @@ class TrainConfig:
             [2]
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "lr_drops": list(self.lr_drops)}
+        return {**values, "lr_drops": list(self._epochs_of_drops)}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainConfig:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,7 @@ def train(
     path = None if checkpoint is None else Path(checkpoint)
     with in_precision(config.precision), on_device(device), apart(device):
         job = _Training(config, load(config, data), device, stride, evaluate_every, watch)
-        stored = checkpoints.read(path) if path is not None and resume else None
-        if stored is not None:
+        if path is not None and resume and (stored := checkpoints.read(path)) is not None:
             job.restore(stored, path)
         if compiled and not job.done:
             job.stepper.compile()
@@ -140,10 +139,12 @@ class _Training:
         self.total = config.epochs * self.feed.steps
         self.stride = _positive("stride", stride, -(-self.total // _RECORDS))
         self.every = _positive("evaluate_every", evaluate_every, -(-config.epochs // _EVALUATIONS))
-        model = _network(config, train_set, dtype).to(device, memory_format=torch.channels_last)
+        model = _network(config, train_set, dtype).to(device)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stepper = Stepper(model, self.feed, config, device, self.stride)
         self.stepper.watch = self.watch = watch
-        self.done_epochs, self.status, self.duration = 0, "running", 0.0
+        self.done_epochs, self.duration = 0, 0.0
+        self.status: Any = "running"
         self.records: list[dict[str, Tensor]] = []
         self.epochs: list[list[float]] = []
 
@@ -281,8 +282,8 @@ class _Training:
 
 
 def _network(config: TrainConfig, data: Dataset, dtype: torch.dtype) -> nn.Sequential:
-    shape = {"in_channels": data.images.shape[1], "size": data.images.shape[-1]}
-    rest = {"eps": config.eps, "seed": config.seed, "dtype": dtype}
+    shape: dict[str, Any] = {"in_channels": data.images.shape[1], "size": data.images.shape[-1]}
+    rest: dict[str, Any] = {"eps": config.eps, "seed": config.seed, "dtype": dtype}
     if config.model == "vgg11":
         model = vgg11(len(data.classes), width=config.width, **shape, **rest)
     else:
@@ -324,7 +325,12 @@ def _recalibrated(model: nn.Module, pictures: Pictures) -> Iterator[None]:
                 x.copy_(value)
 
 
-def _has_state(watch: object) -> bool:
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> object: ...
+
+
+def _has_state(watch: object) -> TypeGuard[_Stateful]:
     return hasattr(watch, "state_dict") and hasattr(watch, "load_state_dict")
 
 

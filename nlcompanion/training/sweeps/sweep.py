@@ -8,7 +8,7 @@ import traceback
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ def _made(folder: Path) -> Path:
 
 
 @contextmanager
-def _reporter(progress: bool | Callable[[Record], object], total: int) -> Iterator[Callable[[Record, bool], None]]:
+def _reporter(progress: bool | Callable[[Record], object], total: int) -> Iterator[Callable[[Record, bool], object]]:
     """A function that is told of every run's end, and whether it was this call that ended it."""
     if callable(progress):
         yield lambda record, new: progress(record) if new else None
@@ -168,7 +168,7 @@ class _Task:
 
     def bring_to_end(
         self, configs: Sequence[TrainConfig], executor: Executor | int | None
-    ) -> Iterator[tuple[Record, bool]]:
+    ) -> Generator[tuple[Record, bool], None, None]:
         """The record of each run as it ends, and whether it was this call that ended it."""
         todo = []
         for config in configs:
@@ -223,10 +223,11 @@ class _Task:
 
 def _answers(
     pool: Executor | None, job: _Task, configs: Sequence[TrainConfig], wait: bool
-) -> Iterator[tuple[TrainConfig, dict | Exception]]:
+) -> Generator[tuple[TrainConfig, dict | Exception], None, None]:
     """What became of each run, as they end."""
     if pool is None:
         for config in configs:
+            answer: dict | Exception
             try:
                 answer = _work(job, config, wait)
             except Exception as error:
@@ -239,10 +240,13 @@ def _answers(
             # the ticket: Dask takes calls with equal arguments for one
             futures[pool.submit(_work, job, config, wait, uuid.uuid4().hex)] = config
         for future in as_completed(futures):
-            error = future.exception()
-            if isinstance(error, BrokenExecutor):
-                raise error
-            yield futures[future], future.result() if error is None else error
+            failure = future.exception()
+            if failure is None:
+                yield futures[future], future.result()
+            elif isinstance(failure, BrokenExecutor) or not isinstance(failure, Exception):
+                raise failure
+            else:
+                yield futures[future], failure
     except (BrokenExecutor, CancelledError) as error:
         there = sum(files.result_path(job.folder, config.key).exists() for config in configs)
         raise SweepError(

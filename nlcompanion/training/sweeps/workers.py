@@ -209,7 +209,9 @@ def _serve(pipe: Connection) -> None:
 
 
 def _die_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
     os._exit(1)  # a run in hand has its checkpoint
 
 
