@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 
 import pytest
+from attrs import fields
 
 from nlcompanion import TrainConfig, command_line, sweep
 from nlcompanion.command_line import main
+from nlcompanion.training import command as training_command
 
 SMALL = ["--epochs", "2", "--subset", "64", "--batch-size", "32", "--width", "0.5"]
 CONFIG = {"epochs": 2, "subset": 64, "batch_size": 32, "width": 0.5}
@@ -34,7 +35,7 @@ def call(tmp_path, monkeypatch, capsys):
 
 def planned(command: str) -> list[TrainConfig]:
     """The configurations of a command, which is not run."""
-    return command_line._configs(command_line._parsed(command.split()))
+    return training_command.configs(command_line._parsed(command.split()))
 
 
 # --- help -----------------------------------------------------------------------------------------------------------
@@ -80,12 +81,12 @@ def test_the_module_is_a_program(tmp_path):
 def test_every_setting_is_an_option_with_its_meaning_and_default(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
-    explained = command_line._explanations()
+    explained = training_command.explanations()
     text = " ".join(out.split())
     for setting in fields(TrainConfig):
         assert f"--{setting.name.replace('_', '-')} " in text
         assert explained[setting.name]
-        meaning = f"{explained[setting.name]} (default: {command_line._shown(setting.default)})"
+        meaning = f"{explained[setting.name]} (default: {training_command.shown(setting.default)})"
         assert " ".join(meaning.split()) in text
         assert ":math:" not in meaning
         assert "`" not in meaning
@@ -168,7 +169,7 @@ def test_a_file_of_settings(tmp_path):
 def test_mistakes_are_said_in_one_line(call, tmp_path, monkeypatch, words, said):
     if "--dask tcp" in words:
         pytest.importorskip("dask.distributed")
-    monkeypatch.setattr(command_line, "PATIENCE", "0.2s")
+    monkeypatch.setattr(training_command, "PATIENCE", "0.2s")
     for name, text in (
         ("broken", '{"lr": 0.1'), ("word", '"lr"'), ("typo", '{"momentun": 0.1}'), ("two", '{"lr": [0.1, 0.2]}'),
         ("none", "[]"), ("brackets", "[" * 100_000),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
+
+import attrs
 
 from nlcompanion._provenance import provenance
 from nlcompanion._storage import Damaged
@@ -18,7 +20,7 @@ from nlcompanion.training.sweeps.store import SweepError
 if TYPE_CHECKING:
     from nlcompanion.training.run import Run
 
-_SETTINGS = tuple(setting.name for setting in fields(TrainConfig))
+_SETTINGS = tuple(setting.name for setting in attrs.fields(TrainConfig))
 _ENVIRONMENT = ("nlcompanion", "torch", "python", "platform", "device", "threads")  # a Run's, within the provenance
 
 
