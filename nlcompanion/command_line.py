@@ -11,11 +11,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from nlcompanion._terminal import Mistake, say
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -107,10 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     unfinished = next((_COMMANDS[word].unfinished for word in argv if word in _COMMANDS), FAILED)
     with _plain_warnings():
         try:
-            code = _run(_parsed(argv))
-            if sys.stdout is not None:
-                sys.stdout.flush()  # a full disk is found here and not while the interpreter ends
-            return code
+            try:
+                return _run(_parsed(argv))
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # a full disk is found here and not while the interpreter ends
         except Mistake as error:
             say(f"error: {error}")
             return USAGE
@@ -122,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return unfinished
         except OSError as error:
             _silence()
-            say(f"error: what it prints could not be written, or a file not used ({error}); what was finished is kept")
+            what = "a file could not be used" if error.filename else "what it prints could not be written"
+            say(f"error: {what} ({error}); what was finished is kept; mend that, and give the same command again")
             return unfinished
         except Exception as error:
             if sys.flags.dev_mode:
@@ -149,7 +154,13 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    return _version() if options.version else _COMMANDS[options.command].run(options)
+    if options.version:
+        return _version()
+    try:
+        os.getcwd()
+    except OSError:  # torch's own libraries end the process in such a place
+        raise Mistake("the present folder was removed; change to another one") from None
+    return _COMMANDS[options.command].run(options)
 
 
 def _version() -> int:
@@ -167,6 +178,10 @@ class _Parser(argparse.ArgumentParser):
         """One line, where argparse would print all options first."""
         say(f"error: {message}; see `{self.prog} --help`")
         self.exit(USAGE)
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """As argparse does, but a full disk is an error."""
+        print(self.format_help(), end="", file=file)
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -192,7 +207,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     if unknown:
         raise Mistake(_unknown(unknown[0], options.command))
     if not options.command and not options.version:
-        parser.print_help(sys.stderr)
+        with suppress(OSError):
+            parser.print_help(sys.stderr)
         raise SystemExit(USAGE)
     return options
 

@@ -45,7 +45,7 @@ _BATCH = ', or "full" for the full batch, got {value}; BatchNorm cannot normalis
 
 def _setting(default: Any, convert: Callable[[Any, str], Any]) -> Any:
     """A field of TrainConfig whose values ``convert(value, name)`` checks."""
-    converter = attrs.Converter(lambda value, field: convert(value, field.name), takes_field=True)
+    converter: Any = attrs.Converter(lambda value, field: convert(value, field.name), takes_field=True)
     return attrs.field(default=default, converter=converter)
 
 
