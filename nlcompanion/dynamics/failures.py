@@ -25,7 +25,7 @@ def why_failed(message: str, solver: Any, system: System | WithIntegral, motion:
     finite = bool(np.isfinite(point).all())
     gradient = getattr(motion, "gradient", None)
     if finite and shrunk and gradient is not None and _size(point) < _GROWTH:
-        jump = largest_jump(gradient, torch.from_numpy(point.copy()))
+        jump = largest_jump(gradient, torch.from_numpy(point.copy()), _scale(solver, motion))
         value = float(gradient.f(torch.from_numpy(point.copy())).detach())
         if jump > _JUMP and math.isfinite(value):
             return (
@@ -46,12 +46,15 @@ def why_failed(message: str, solver: Any, system: System | WithIntegral, motion:
     return f"{method} gave up at t = {t:.6g}: {message}"
 
 
-def largest_jump(gradient: Any, q: Tensor) -> float:
-    """By how much a gradient differs on opposite sides of a point, relative to its size; 0 where it is not finite."""
+def largest_jump(gradient: Any, q: Tensor, size: float) -> float:
+    """By how much a gradient differs on opposite sides of a point, relative to its size; 0 where it is not finite.
+
+    The sides lie up to a millionth of ``size`` apart.
+    """
     here = gradient(q)
     random = torch.Generator().manual_seed(0)
     directions = [here, *torch.randn(8, len(q), generator=random, dtype=torch.float64)]
-    size, worst = float(q.norm()), 0.0
+    worst = 0.0
     for along in directions:
         length = float(along.norm())
         if not (math.isfinite(length) and length > 0):
@@ -68,10 +71,20 @@ def largest_jump(gradient: Any, q: Tensor) -> float:
 
 def _domain_ends_ahead(solver: Any, motion: System, gradient: Any) -> bool:
     """Whether the gradient is not finite a millionth of the span further on, where a solver cannot step any more."""
-    state = solver.y[: motion.state_size]
-    point, velocity = torch.from_numpy(state[: motion.n].copy()), torch.from_numpy(motion.velocity(solver.t, state))
+    point, ahead = torch.from_numpy(solver.y[: motion.n].copy()), _way_of_a_span(solver, motion)
+    return not all(bool(torch.isfinite(gradient(point + near * ahead)).all()) for near in _NEAR)
+
+
+def _way_of_a_span(solver: Any, motion: System) -> Tensor:
+    """How far the motion would go at its present velocity in a time as long as the whole run."""
     span = abs(float(solver.t_bound)) + abs(float(solver.t))
-    return not all(bool(torch.isfinite(gradient(point + near * span * velocity)).all()) for near in _NEAR)
+    return span * torch.from_numpy(np.array(motion.velocity(solver.t, solver.y[: motion.state_size])))
+
+
+def _scale(solver: Any, motion: System) -> float:
+    """The size of the point, or of its way where the point is 0."""
+    way = float(_way_of_a_span(solver, motion).norm())
+    return max(float(np.linalg.norm(solver.y[: motion.n])), min(way, 1.0))
 
 
 def _size(point: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import torch
 from nlcompanion.dynamics.equations import Descent
 
 _STABLE = {"RK23": (2.5, 3), "RK45": (3.3, 6), "DOP853": (6.1, 12)}  # largest step times curvature; calls of a step
-_LOOK_AFTER = (500, 2_000, 8_000, 32_000)  # calls of the right-hand side
+_LOOK_AFTER = (500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000)  # calls of the right-hand side
 _MANY = 10_000
 _DENSE = 3_000  # parameters for which an implicit solver's dense algebra is still quick
 
