@@ -96,11 +96,10 @@ def described(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and {value.dtype}"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
     if isinstance(value, str | int | float | complex | np.generic | type(None)):
-        text = (
-            repr(value) if isinstance(value, int) and value.bit_length() < 200 or not isinstance(value, int) else "..."
-        )
-        return f"{text[:60]} ({type(value).__name__})"
+        return f"{repr(value)[:60]} ({type(value).__name__})"
     return type(value).__name__
 
 

@@ -40,8 +40,8 @@ class StiffnessWatch:
         self.looks.clear()
         warnings.warn(
             f"this gradient flow is stiff: its largest curvature is {curvature:.3g}, so {self.method} cannot step "
-            f"further than about {limit / curvature:.2g} at a time and needs some {ahead:.2g} calls from t = {t:.4g} to "
-            f"{self.t1:g}. {self._way_out()}, or end where nothing moves any more: stop=steady(1e-6)",
+            f"further than about {limit / curvature:.2g} at a time and needs some {ahead:.2g} calls from t = {t:.4g} "
+            f"to {self.t1:g}. {self._way_out()}, or end where nothing moves any more: stop=steady(1e-6)",
             stacklevel=4,
         )
 

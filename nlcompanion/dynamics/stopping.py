@@ -30,8 +30,8 @@ class Steady:
 def steady(speed: float = 1e-6) -> Steady:
     r"""The steady state, as ``stop=`` of :func:`integrate`: nothing changes faster than ``speed``.
 
-    What must be slow is all that the equation moves: :math:`|\dot q|` for gradient flow, :math:`|(\dot q, \ddot q)|` for
-    rules with a mass, so that a start from rest or a turning point is no steady state.
+    What must be slow is all that the equation moves: :math:`|\dot q|` for gradient flow, :math:`|(\dot q, \ddot q)|`
+    for rules with a mass, so that a start from rest or a turning point is no steady state.
 
     Args:
         speed: the largest rate of change, in the units of a parameter over time (and over time squared).

@@ -128,7 +128,7 @@ def stretched(q):
 
 
 def test_a_stiff_flow_is_said_early():
-    """The whole span needs some 2e7 calls: the warning comes within a thousandth of them, once the fast part is gone."""
+    """The whole span needs some 2e7 calls: the warning comes within a thousandth of them."""
     with pytest.warns(UserWarning, match="stiff.*BDF"), pytest.raises(FlowError):
         integrate(gradient_flow(), stretched, [1.0, 1.0], t_span=(0, 100), max_nfev=10_000, method="RK45")
 
