@@ -10,6 +10,7 @@ symmetry of the loss is a law of training. Each folder is a noun, each function 
 ``noether``     charges, what moves them, and what a group conserves
 ``networks``    the papers' models; a loss as a function of one flat vector; its kernel
 ``laws``        what a network conserves, exactly, step by step
+``testing``     gradients and optimisers held against their own laws
 ``adaptivity``  normalisation as an adaptive optimiser
 ``monitoring``  the ledger of a training run, and the radius that a rule foresees
 ``datasets``    digits (embedded), KMNIST, Tiny ImageNet

@@ -8,6 +8,7 @@ from . import monitoring as monitoring
 from . import networks as networks
 from . import noether as noether
 from . import symmetries as symmetries
+from . import testing as testing
 from . import training as training
 from .adaptivity import Equilibrium as Equilibrium
 from .adaptivity import Persistence as Persistence
@@ -112,6 +113,14 @@ from .symmetries import rotation as rotation
 from .symmetries import scale as scale
 from .symmetries import so as so
 from .symmetries import translation as translation
+from .testing import GainIntoLinear as GainIntoLinear
+from .testing import LawError as LawError
+from .testing import OptimizerLaws as OptimizerLaws
+from .testing import assert_gradients_lawful as assert_gradients_lawful
+from .testing import assert_optimizer_lawful as assert_optimizer_lawful
+from .testing import check_gradients as check_gradients
+from .testing import check_optimizer as check_optimizer
+from .testing import check_recorded as check_recorded
 from .training import BeforeStep as BeforeStep
 from .training import Run as Run
 from .training import Sweep as Sweep

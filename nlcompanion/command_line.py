@@ -46,6 +46,7 @@ Train networks and sweep over their settings, and keep every run in a file.
 commands:
   train    one run
   sweep    every combination of the settings that are given as lists
+  check    the laws of a model's gradients, or of an optimiser
 
 `python -m nlcompanion COMMAND --help` tells more.
 """
@@ -73,6 +74,24 @@ A configuration file holds settings by name, those with several values as lists,
 _TRAIN_EXAMPLES = """\
 example:
   python -m nlcompanion train --lr 0.1 --momentum 0.9 --epochs 20 --folder runs
+"""
+
+
+_CHECK = """\
+Hold gradients or an optimiser against their own laws. A factory that takes parameters is one of optimisers; one that
+takes nothing returns (model, *inputs), or a dict with "function", "inputs" and the options of check_gradients.
+"""
+
+_CHECK_EXAMPLES = """\
+example, with a file mine.py beside you:
+  def adamw(params): return torch.optim.AdamW(params, lr=1e-3)
+  python -m nlcompanion check mine:adamw
+
+exit status:
+    0  every law holds
+    1  a law is broken
+    2  nothing was checked: wrong usage, or the factory failed
+    3  it cannot be told: rounding would hide a fault, or something has no law
 """
 
 
@@ -137,6 +156,20 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
             usage="%(prog)s [options] [settings]",
         )
         _add_options(command, several=name == "sweep")
+    check = commands.add_parser(
+        "check",
+        prog="python -m nlcompanion check",
+        description=_CHECK,
+        epilog=_CHECK_EXAMPLES,
+        formatter_class=shape,
+        allow_abbrev=False,
+        usage="%(prog)s [options] PACKAGE.MODULE:FACTORY",
+    )
+    check.add_argument("target", metavar="PACKAGE.MODULE:FACTORY", help="what makes the model or the optimiser")
+    check.add_argument(
+        "--resolution", type=float, default=0.5, metavar="SHARE", help="the fault that must not hide (default: 0.5)"
+    )
+    check.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         raise _Wrong(_unknown(unknown[0], options.command))
@@ -301,6 +334,10 @@ def _values(name: str, value: Any) -> list:
 def _run(options: argparse.Namespace) -> int:
     if options.version:
         return _version()
+    if options.command == "check":
+        from nlcompanion.testing.command import run
+
+        return run(options.target, resolution=options.resolution, seed=options.seed)
     configs = _configs(options)
     from nlcompanion.training.sweeps.records import SweepError
     from nlcompanion.training.sweeps.sweep import sweep

@@ -62,7 +62,8 @@ def discrete_entries(rule: nl.LearningRule, symmetry: nl.Symmetry, run: nl.Traje
         The charges :math:`C_n`, shape ``(T,)``, and the three entries of each change, shape ``(3, T - 1)``: damping,
         asymmetry, potential.
     """
-    lr, beta, mass = rule.lr, rule.momentum, rule.lr * (1 + rule.momentum) / 2
+    lr, beta = rule.lr, rule.steps.memory_of(1)
+    mass = lr * (1 + beta) / 2
     terms = nl.noether_learning_dynamics(rule, symmetry, run.t, run.q, run.v)
     charge = lr * terms.charge / mass
     damping = (beta - 1) * charge[:-1]

@@ -249,7 +249,7 @@ def noise_work(
         return lambda q: LOTS / 2 * (lots * (f.outputs(q)[..., 0] - y[:, 0]).square()).sum()
 
     q = descend(rule, None, f.q0, steps=round(time / rule.time_step), batches=batch).q
-    memory = 1.0 if rule.equation(1.0)[0] == 0 else rule.momentum  # of the steps; without friction all of it
+    memory = 1.0 if rule.equation(1.0)[0] == 0 else rule.steps.memory_of(1)  # of the steps; without friction all of it
     work, foreseen, independent = [], [], []
     for n in range(1, len(q) - 1):
         full = grad(f)(q[n])

@@ -1,0 +1,168 @@
+"""``check_gradients``: does a backward pass obey the laws of its own forward pass?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlcompanion.testing import attention, linear_maps, normalization, pointwise  # noqa: F401 (they register kinds)
+from nlcompanion.testing.parameters import parameter_balances
+from nlcompanion.testing.record import Record, kind_of
+from nlcompanion.testing.recording import Recorder, cotangent, run_kernel
+from nlcompanion.testing.report import Report
+
+RESOLUTION = 0.5
+
+
+def check_gradients(
+    function: Callable | nn.Module,
+    *inputs: Any,
+    kind: str | None = None,
+    kinds: Mapping[Any, Any] | None = None,
+    laws: Any = None,
+    grad_output: Tensor | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
+    precision: torch.dtype | None = None,
+    resolution: float = RESOLUTION,
+    seed: int = 0,
+    raise_error: bool = False,
+    **options: Any,
+) -> Report:
+    r"""Hold a backward pass against the laws of its layers; no reference implementation is needed.
+
+    Three uses:
+
+    - **a kernel**: ``check_gradients(f, q, k, v, kind="attention")``. The inputs are, in order, the roles of the kind:
+      attention ``q, k, v`` of shape ``(batch, heads, n, d)``; linear and convolution ``x, weight, bias``; norm and
+      rms_norm ``x, weight, bias``; homogeneous, softmax, cross_entropy and rotary ``x``; gated ``gate, up``.
+    - **a module**: ``check_gradients(model, x)`` checks every layer in it whose kind is known.
+    - **a model's gradient as it lies in** ``.grad``: ``check_gradients(model, laws=...)`` after your own
+      ``backward()``. Laws there are linear in the gradient, so they survive accumulation, unscaling, clipping by the
+      norm and an all-reduce of *all* tensors; clipping number by number, or by tensor, and a tensor left out of the
+      all-reduce break them.
+
+    A law is blind to what all its terms share: gradients that are too large by one factor pass the laws that are
+    linear in them. And a fault smaller than ``visible`` times one side of the law passes, whatever it is.
+
+    Args:
+        function: what is checked.
+        inputs: real ones, as in training; laws are exact for any.
+        kind: of a kernel; ``options`` belong to it: attention ``scale``, ``sinks``, ``soft_cap``; norms ``eps``,
+            ``over`` (``"last"``, ``"batch"``, ``"groups"``) and ``groups``; homogeneous and gated ``degree``; softmax
+            ``dim``; cross_entropy ``weight``, the largest of a sample in the loss; rotary ``interleaved``;
+            convolution ``groups``, ``transposed``.
+        kinds: for layers of your own in a module: their name or type, and their kind or ``(kind, options)``.
+        laws: laws of parameters, such as ``homogeneous_laws(f)``, :class:`GainIntoLinear`, or an audit.
+        grad_output: the real gradient at the output, or None for random numbers.
+        loss: makes a number of the output, in place of ``grad_output``.
+        precision: the dtype of the arithmetic, where it is coarser than that of the tensors (autocast).
+        resolution: the verdict is "cannot tell" if a fault of this share of one side could hide (dimensionless).
+        seed: of the random gradient.
+        raise_error: raise for a broken law.
+
+    Returns:
+        A :class:`Report`; ``print`` shows it.
+
+    Raises:
+        LawError: with ``raise_error``, if a law is broken.
+        ValueError: shapes that do not fit, values that are not finite, gradients that are missing.
+        TypeError: tensors that have no gradient.
+
+    Source: this book's; GU Section 5 for linear and homogeneous layers, TK Section 3 for normalised ones.
+
+    Example:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 2, 4, 16, 8, generator=torch.Generator().manual_seed(0))
+        >>> attention = torch.nn.functional.scaled_dot_product_attention
+        >>> check_gradients(attention, q, k, v, kind="attention").verdict
+        'lawful'
+        >>> def without_scale(q, k, v):  # a backward pass that forgets the scale in dQ
+        ...     q = q * 2 - q.detach()
+        ...     return attention(q, k, v)
+        >>> check_gradients(without_scale, q, k, v, kind="attention").broken[0].law
+        'sum of Qᵀ dQ = dKᵀ K'
+    """
+    if laws is not None and not inputs:
+        checks = [c for b in parameter_balances(function, laws, precision) for c in b.judge(resolution)]
+        report = Report(tuple(checks))
+    elif kind is not None:
+        record = run_kernel(function, inputs, kind, options, grad_output, loss, seed, precision)
+        report = Report(tuple(_judge(kind, record, resolution)))
+    else:
+        if options:
+            raise TypeError(f"{', '.join(options)}: options belong to a kind; name it with kind=")
+        report = _check_module(function, inputs, kinds or {}, grad_output, loss, seed, precision, resolution)
+    if raise_error:
+        report.raise_if_broken()
+    return report
+
+
+def check_recorded(
+    kind: str,
+    values: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    *,
+    precision: torch.dtype | None = None,
+    resolution: float = RESOLUTION,
+    raise_error: bool = False,
+    **options: Any,
+) -> Report:
+    """The laws of one layer, on tensors and gradients that were recorded elsewhere, by role; the output is ``y``.
+
+    Args and errors as :func:`check_gradients` has them.
+
+    Example:
+        >>> import torch
+        >>> x, w, dy = torch.ones(3, 2).double(), torch.eye(2).double(), torch.ones(3, 2).double()
+        >>> values = {"x": x, "weight": w, "y": x @ w.T}
+        >>> check_recorded("linear", values, {"x": dy @ w, "weight": dy.T @ x, "y": dy}).verdict
+        'lawful'
+    """
+    record = Record(dict(values), dict(gradients), options, precision)
+    report = Report(tuple(_judge(kind, record, resolution)))
+    if raise_error:
+        report.raise_if_broken()
+    return report
+
+
+def _judge(kind: str, record: Record, resolution: float, prefix: str = "") -> list:
+    record.check()
+    return [check for found in kind_of(kind).laws(record) for check in found.judge(resolution, prefix)]
+
+
+def _check_module(model, inputs, kinds, grad_output, loss, seed, precision, resolution) -> Report:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{type(model).__name__} is no module, so its layers are not known; name its kind with kind=")
+    if not inputs:
+        raise ValueError("a module is checked on real inputs: check_gradients(model, x), or pass laws= to check .grad")
+    recorder = Recorder(model, kinds, precision)
+    try:
+        output = model(*inputs)
+    finally:
+        recorder.close()
+    scalar = loss(output) if loss is not None else None
+    output, dy = (output, cotangent(output, grad_output, seed)) if scalar is None else (scalar, None)
+    checks = []
+    for name, kind, record in recorder.records(output, dy):
+        checks += _judge(kind, record, resolution, f"{name}: " if name else "")
+    return Report(tuple(checks), tuple(recorder.limits))
+
+
+def assert_gradients_lawful(function: Callable | nn.Module, *inputs: Any, **settings: Any) -> Report:
+    """:func:`check_gradients` for a test: raises :class:`LawError` unless every law was seen to hold.
+
+    "cannot tell" fails too, since a test that cannot fail is none; pass a larger ``resolution=`` to allow it.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)).double()
+        >>> x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> assert_gradients_lawful(model, x).verdict
+        'lawful'
+    """
+    report = check_gradients(function, *inputs, **settings, raise_error=True)
+    report.raise_unless_lawful()
+    return report

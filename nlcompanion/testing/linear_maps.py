@@ -1,0 +1,128 @@
+r"""Linear maps and convolutions: :math:`x^T dx = dW^T W`, and :math:`db = \sum dy`.
+
+The output :math:`y = xW^T + b` does not see :math:`(xA, WA^{-T})`. Between channels the same holds for a convolution,
+whose window plays no part. Beyond 32 channels the second index is folded: each channel is added, with a random sign, to
+one of 32 buckets, so that every channel still counts and the check costs less than the pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nlcompanion.testing.record import Record, register_kind, register_module
+from nlcompanion.testing.rounding import Balance, Product, balance, blocks, copies, square
+
+BUCKETS = 32
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Columns in a random order, with random signs, added up by buckets."""
+
+    order: Tensor
+    signs: Tensor
+
+    @staticmethod
+    def of(width: int, device) -> Fold | None:
+        if width <= BUCKETS:
+            return None
+        generator = torch.Generator().manual_seed(width)
+        order = torch.randperm(width, generator=generator).to(device)
+        return Fold(order, (torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1).double().to(device))
+
+    def matrix(self) -> Tensor:
+        width = len(self.order)
+        matrix = torch.zeros(width, BUCKETS, dtype=torch.float64, device=self.order.device)
+        matrix[self.order, torch.arange(width, device=self.order.device) % BUCKETS] = self.signs
+        return matrix
+
+
+def _channel_law(x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor, precision) -> Balance:
+    """``x``, ``dx`` of shape ``(n, channels)``, ``w``, ``dw`` ``(rows, channels)``, ``dy`` ``(positions, outputs)``."""
+    stored, sums = precision.stored, precision.sums
+    window = w.shape[0] != dy.shape[1]  # a convolution's reaches several rows
+    fold = Fold.of(x.shape[1], x.device)
+    matrix = fold.matrix() if fold is not None else None
+    bucket = (lambda t: t) if matrix is None else (lambda t: t @ matrix)
+    bucket_squares = (lambda t: t) if matrix is None else (lambda t: (t.float() @ matrix.float().abs()).double())
+    w, dw = w.double(), dw.double()
+    of_rows = torch.cat([square(dy[block].double()).sum(1) for block in blocks(*dy.shape)])
+    of_outputs = sum(square(dy[block].double()).sum(0) for block in blocks(*dy.shape))
+    reach = of_rows.sum()
+    channel, of_inputs = bucket_squares(square(w).sum(0)[None])[0], 0.0
+    left = None
+    for block in blocks(*x.shape):
+        a, b = x[block].double(), dx[block].double()
+        at_row = reach if window else of_rows[block, None]
+        error = stored**2 * bucket_squares(square(b)) + sums**2 * at_row * channel
+        part = Product.of(a, bucket(b), b_error=error)
+        left = part if left is None else left + part
+        of_inputs = of_inputs + square(a).sum(0)
+    at_output = reach if window else of_outputs[:, None]
+    dw_error = square(stored * dw) + sums**2 * at_output * of_inputs
+    right = Product.of(dw, bucket(w), a_error=dw_error)
+    found = balance("xᵀ dx = dWᵀ W", "x, weight", left, right, copies=copies(dx))
+    parts = (found.difference, found.size, found.noise, found.side)
+    return Balance(found.law, found.tensors, *(part[None] for part in parts))
+
+
+def _bias_law(dy: Tensor, db: Tensor, precision) -> Balance:
+    total = absolute = squares = 0.0
+    for block in blocks(*dy.shape):
+        part = dy[block].double()
+        total, absolute, squares = total + part.sum(0), absolute + part.abs().sum(0), squares + square(part).sum(0)
+    error = square(precision.stored * db) + precision.sums**2 * len(dy) * squares
+    parts = (db - total, db.abs() + absolute, (copies(dy) * error).sqrt(), squares.sqrt())
+    return Balance("db = sum of dy", "bias", *(part[None] for part in parts))
+
+
+def _linear(record: Record) -> list[Balance]:
+    x, dx, dy = (
+        t.reshape(-1, t.shape[-1]) for t in (record.raw_value("x"), record.raw_gradient("x"), record.raw_gradient("y"))
+    )
+    w, dw = record.value("weight"), record.gradient("weight")
+    if w.ndim != 2 or w.shape != (dy.shape[1], x.shape[1]) or len(x) != len(dy):
+        raise ValueError(
+            f"x {tuple(record.raw_value('x').shape)}, weight {tuple(w.shape)} and "
+            f"y {tuple(record.raw_value('y').shape)} do not fit y = x Wᵀ: x (..., in), weight (out, in), y (..., out)"
+        )
+    laws = [_channel_law(x, dx, w, dw, dy, record.precision)]
+    if record.has("bias"):
+        laws.append(_bias_law(dy, record.gradient("bias"), record.precision))
+    return laws
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.movedim(1, -1).reshape(-1, t.shape[1])
+
+
+def _convolution(record: Record) -> list[Balance]:
+    groups, transposed = record.options.get("groups", 1), record.options.get("transposed", False)
+    x, dx, dy = (_channels_last(t) for t in (record.raw_value("x"), record.raw_gradient("x"), record.raw_gradient("y")))
+    laws = []
+    for group in range(groups):
+        w, dw = (t.chunk(groups)[group] for t in (record.value("weight"), record.gradient("weight")))
+        if transposed:
+            w, dw = w.transpose(0, 1), dw.transpose(0, 1)
+        w, dw = (_channels_last(t) for t in (w, dw))
+        xs, dxs, dys = (t.chunk(groups, 1)[group].contiguous() for t in (x, dx, dy))
+        if w.shape[1] != xs.shape[1]:
+            raise ValueError(
+                f"weight {tuple(record.raw_value('weight').shape)} does not fit {x.shape[1]} input channels"
+            )
+        laws.append(_channel_law(xs, dxs, w, dw, dys, record.precision))
+    if record.has("bias"):
+        laws.append(_bias_law(dy, record.gradient("bias"), record.precision))
+    return laws
+
+
+register_kind("linear", ("x", "weight", "bias"), _linear)
+register_kind("convolution", ("x", "weight", "bias"), _convolution)
+register_module(nn.Linear, lambda module: ("linear", {}))
+for _module in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    register_module(_module, lambda module: ("convolution", {"groups": module.groups}))
+for _module in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+    register_module(_module, lambda module: ("convolution", {"groups": module.groups, "transposed": True}))

@@ -1,0 +1,151 @@
+r"""What each family of optimisers promises: a table of data, one row a family.
+
+A rule of one's own is declared in the same words: ``check_optimizer(factory, laws=OptimizerLaws(...))``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OptimizerLaws:
+    r"""The laws of an update rule; None or an empty field says that the rule promises nothing there.
+
+    Attributes:
+        decay: ``"decoupled"``: weights shrink by :math:`1 - \eta\lambda` a step, whatever the gradient; ``"coupled"``:
+            :math:`\lambda\theta` joins the gradient (L2); ``"none"``.
+        degree: what gradients times c do to step n (counted from 1): 0 nothing, 1 everything times c.
+        first_step: the first step from zero weights for a gradient of entries near ``g``, number by number, as
+            ``first_step(group, g)``; in units of a parameter.
+        first_values: the band of the singular values of the first step of a matrix, ``first_values(group, shape)``.
+        equivariance: among ``"signs"``, ``"permutations"``, ``"rotations"`` (of all entries of a tensor) and
+            ``"orthogonal"`` (from both sides of a matrix).
+        white_rms: root mean square of the update under white gradients of size 1, ``white_rms(group)``.
+        elementwise: the same numbers in another shape take the same steps.
+        ndim: which tensors the rule takes, None for any.
+        stops: a learning rate of 0 moves nothing.
+        tolerance: relative accuracy of the rule's own arithmetic, where coarser than the parameters'.
+    """
+
+    decay: str = "none"
+    degree: float | Callable[[int], float] | None = None
+    first_step: Callable[[Group, torch.Tensor], torch.Tensor] | None = None
+    first_values: Callable[[Group, tuple[int, ...]], tuple[float, float]] | None = None
+    equivariance: tuple[str, ...] = ()
+    white_rms: Callable[[Group], float] | None = None
+    elementwise: bool = True
+    ndim: int | None = None
+    tolerance: float = 0.0
+    stops: bool = True
+
+
+def _sign_step(group: Group, g: torch.Tensor) -> torch.Tensor:
+    return group["lr"] * g.sign()
+
+
+def _sgd_step(group: Group, g: torch.Tensor) -> torch.Tensor:
+    ahead = 1 + group["momentum"] if group["nesterov"] else 1.0
+    return group["lr"] * ahead * g
+
+
+def _sgd_rms(group: Group) -> float:
+    beta, share = group["momentum"], 1 - group["dampening"] if group["momentum"] else 1.0
+    if not group["nesterov"]:
+        return group["lr"] * share / math.sqrt(1 - beta**2)
+    return group["lr"] * math.sqrt((1 + beta) ** 2 + beta**4 / (1 - beta**2))
+
+
+def _adam_rms(group: Group) -> float:
+    beta = group["betas"][0]
+    return group["lr"] * math.sqrt((1 - beta) / (1 + beta))
+
+
+def _nadam_step(group: Group, g: torch.Tensor) -> torch.Tensor:
+    beta, psi = group["betas"][0], group["momentum_decay"]
+    now, then = (beta * (1 - 0.5 * 0.96 ** (n * psi)) for n in (1, 2))
+    return group["lr"] * (1 + then * (1 - beta) / (1 - now * then)) * g.sign()
+
+
+def _rms_step(group: Group, g: torch.Tensor) -> torch.Tensor:
+    raw = (1 - group["alpha"]) ** 0.5
+    spread = raw * (group["alpha"] ** 0.5 if group["centered"] else 1.0)
+    return group["lr"] / spread * g.sign()
+
+
+def _adagrad_step(group: Group, g: torch.Tensor) -> torch.Tensor:
+    return group["lr"] * g / (group["initial_accumulator_value"] + g.square()).sqrt()
+
+
+def _adadelta_step(group: Group, g: torch.Tensor) -> torch.Tensor:
+    eps, kept = group["eps"], 1 - group["rho"]
+    return group["lr"] * (eps / (kept * g.square() + eps)) ** 0.5 * g
+
+
+def _muon_scale(group: Group, shape: tuple[int, ...]) -> float:
+    rows, columns = shape
+    if group["adjust_lr_fn"] == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1.0, rows / columns))
+
+
+def _muon_values(group: Group, shape: tuple[int, ...]) -> tuple[float, float]:
+    scale = group["lr"] * _muon_scale(group, shape)
+    return 0.3 * scale, 1.3 * scale  # the band of five Newton-Schulz steps, small singular values included
+
+
+_ENTRYWISE = ("signs", "permutations")
+_FLOAT32 = torch.finfo(torch.float32).eps  # NAdam keeps a product in float32 until it is loaded
+# Muon: six times the random walk of five Newton-Schulz steps, three rounded products each
+_BFLOAT16 = 6 * math.sqrt(15) * torch.finfo(torch.bfloat16).eps / 2
+
+
+def _decay_of(group: Group) -> str:
+    return "decoupled" if group.get("decoupled_weight_decay") else "coupled"
+
+
+def known_laws(optimizer: torch.optim.Optimizer) -> OptimizerLaws | None:
+    """The row of this optimiser's own class, or None if the table has none."""
+    name, group = type(optimizer).__name__, optimizer.param_groups[0]
+    if type(optimizer).__module__.split(".")[0] != "torch":
+        return None
+    decay = _decay_of(group)
+    if name == "SGD":
+        return OptimizerLaws(decay, 1, _sgd_step, None, (*_ENTRYWISE, "rotations"), _sgd_rms)
+    if name == "Adam":
+        rms = None if group["amsgrad"] else _adam_rms
+        return OptimizerLaws(decay, 0, _sign_step, None, _ENTRYWISE, rms)
+    if name == "AdamW":
+        rms = None if group["amsgrad"] else _adam_rms
+        return OptimizerLaws("decoupled", 0, _sign_step, None, _ENTRYWISE, rms)
+    if name == "RAdam":  # no variance yet in the first steps, where it is SGD with momentum
+        beta = group["betas"][1]
+        limit = 2 / (1 - beta) - 1
+        rectified = [n for n in range(1, 50) if limit - 2 * n * beta**n / (1 - beta**n) > 5]
+        start = min(rectified, default=50)
+        return OptimizerLaws(
+            decay, lambda n: 1.0 if n < start else 0.0, lambda group, g: group["lr"] * g, None, _ENTRYWISE
+        )
+    rows = {
+        "NAdam": OptimizerLaws(decay, 0, _nadam_step, None, _ENTRYWISE, tolerance=_FLOAT32),
+        "Adamax": OptimizerLaws("coupled", 0, _sign_step, None, _ENTRYWISE),
+        "RMSprop": OptimizerLaws("coupled", 0, _rms_step, None, _ENTRYWISE),
+        "Adagrad": OptimizerLaws(
+            "coupled", None if group.get("initial_accumulator_value") else 0, _adagrad_step, None, _ENTRYWISE
+        ),
+        "Adadelta": OptimizerLaws("coupled", None, _adadelta_step, None, _ENTRYWISE),
+        "Rprop": OptimizerLaws("none", 0, _sign_step, None, _ENTRYWISE, stops=False),
+        "ASGD": OptimizerLaws("unknown", 1, lambda group, g: group["lr"] * g, None, (*_ENTRYWISE, "rotations")),
+        "Adafactor": OptimizerLaws("unknown", 0, None, None, _ENTRYWISE[:1], None, elementwise=False),
+        "Muon": OptimizerLaws(
+            "decoupled", 0, None, _muon_values, ("orthogonal",), None, elementwise=False, ndim=2, tolerance=_BFLOAT16
+        ),
+    }
+    return rows.get(name)

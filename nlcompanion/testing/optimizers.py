@@ -1,0 +1,115 @@
+"""``check_optimizer``: does an update rule obey its own laws?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlcompanion.testing import optimizer_trials as trials
+from nlcompanion.testing.optimizer_families import OptimizerLaws, known_laws
+from nlcompanion.testing.report import LawError, Report
+
+SHAPES = ((8, 6), (6, 8), (5,), (4, 4))
+
+
+def check_optimizer(
+    factory: Callable[[Sequence[Tensor]], torch.optim.Optimizer],
+    parameters: Sequence[Tensor] | None = None,
+    *,
+    laws: OptimizerLaws | None = None,
+    steps: int = 6,
+    seed: int = 0,
+    raise_error: bool = False,
+) -> Report:
+    r"""Hold an update rule against its own laws, on gradients that are made up; it needs no reference.
+
+    1. Weights shifted with the gradients fixed: the shift shrinks by :math:`(1-\eta\lambda)^n` and nothing else
+       (decoupled decay), or decay is a gradient :math:`\lambda\theta` (L2), or the shift stays.
+    2. From zero weights the first step does not know :math:`\lambda`.
+    3. The first step has the family's size (Adam's is :math:`\eta`).
+    4. Gradients times c change nothing, or everything by c.
+    5. Flipped, permuted, rotated parameters and gradients take the flipped, permuted, rotated path.
+    6. White gradients give the family's root mean square of the update.
+    7. Another order, shape or group, a state saved and loaded, and None gradients change nothing; a learning rate
+       of 0 moves nothing.
+
+    Args:
+        factory: makes the optimiser of a list of parameters (fused, foreach or your own).
+        parameters: whose shapes, dtype and device are used; None takes four small float64 tensors.
+        laws: what the rule promises; None looks up its class in the table, and for a class that is not there checks
+            the seventh item alone, and says so.
+        steps: of each trial.
+        seed: of weights and gradients.
+        raise_error: raise for a broken law.
+
+    Returns:
+        A :class:`Report`.
+
+    Raises:
+        LawError: with ``raise_error``, if a law is broken.
+        TypeError: an optimiser that needs a closure (LBFGS), sparse gradients (SparseAdam), or is none; parameters
+            without gradients.
+
+    Source: this book's; the equilibrium of decoupled decay in Kosson et al. (arXiv:2305.17212) rests on the first law.
+
+    Example:
+        >>> import torch
+        >>> from nlcompanion import OptimizerLaws
+        >>> check_optimizer(lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1)).verdict
+        'lawful'
+        >>> class L2(torch.optim.Adam):  # takes decay for L2 and calls itself decoupled
+        ...     pass
+        >>> promised = OptimizerLaws(decay="decoupled")
+        >>> report = check_optimizer(lambda p: L2(p, lr=0.01, weight_decay=0.1), laws=promised)
+        >>> report.broken[0].law
+        'a shift shrinks by (1 - lr*decay)^n'
+    """
+    start = _start(parameters, laws, factory, seed)
+    trial = trials.Trial(factory, start, steps, seed)
+    optimizer = trial.fresh()
+    limits = []
+    if laws is None and (laws := known_laws(optimizer)) is None:
+        laws = OptimizerLaws(decay="unknown", elementwise=False)
+        limits.append(f"{type(optimizer).__name__} is in no table: declare its laws=OptimizerLaws(...)")
+    checks = trials.all_checks(trial, laws, limits)
+    report = Report(tuple(checks), tuple(limits))
+    if raise_error:
+        report.raise_if_broken()
+    return report
+
+
+def _start(parameters, laws, factory, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    if parameters is not None:
+        start = [p.detach().clone() for p in parameters]
+        if not start or not all(p.is_floating_point() and torch.isfinite(p).all() for p in start):
+            raise TypeError("parameters must be floating-point tensors with finite values, one at least")
+        return start
+    draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    start = [draw(shape) for shape in SHAPES]
+    matrices = [p for p in start if p.ndim == 2]
+    if laws is not None and laws.ndim == 2:
+        return matrices
+    try:
+        factory([torch.nn.Parameter(p) for p in start])
+    except ValueError:  # Muon and its kin take matrices only
+        return matrices
+    return start
+
+
+def assert_optimizer_lawful(factory: Callable, *args: Any, **settings: Any) -> Report:
+    """:func:`check_optimizer` for a test: raises :class:`LawError` unless every law was seen to hold.
+
+    Example:
+        >>> import torch
+        >>> assert_optimizer_lawful(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)).verdict
+        'lawful'
+    """
+    report = check_optimizer(factory, *args, **settings, raise_error=True)
+    report.raise_unless_lawful()
+    if report.limits:
+        raise LawError("not every law was checked: " + "; ".join(report.limits))
+    return report

@@ -1,0 +1,106 @@
+"""What a layer was given and gave back, with the gradients of both; and the kinds of layer that have laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlcompanion.testing.rounding import Balance, Precision
+
+
+@dataclass
+class Record:
+    """Tensors by role (``x``, ``weight``, ``y``, ...), the loss's gradients by the same roles, and options."""
+
+    values: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
+
+    def value(self, role: str) -> Tensor:
+        """In float64, detached."""
+        return self.raw_value(role).double()
+
+    def gradient(self, role: str) -> Tensor:
+        """In float64, detached."""
+        return self.raw_gradient(role).double()
+
+    def raw_value(self, role: str) -> Tensor:
+        """As it was given, detached."""
+        if role not in self.values:
+            raise ValueError(f"the law needs {role!r}, and only {', '.join(self.values)} were given; pass it too")
+        return self.values[role].detach()
+
+    def raw_gradient(self, role: str) -> Tensor:
+        """As it was given, detached."""
+        gradient = self.gradients.get(role)
+        if gradient is None:
+            raise ValueError(
+                f"there is no gradient of {role!r}, so no law can be held against it; the backward pass must reach "
+                f"{role!r} (requires_grad=True, and no detach on the way)"
+            )
+        return gradient.detach()
+
+    def has(self, *roles: str) -> bool:
+        return all(self.gradients.get(role) is not None for role in roles)
+
+    @property
+    def precision(self) -> Precision:
+        return Precision.of(*self.values.values(), *self.gradients.values(), dtype=self.dtype)
+
+    def check(self) -> None:
+        """Errors for what no verdict can be given on: integers, shapes that do not fit, values that are not finite."""
+        for role, value in self.values.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"{role} is {what}, which has no gradient; laws are for floating-point tensors")
+            gradient = self.gradients.get(role)
+            if gradient is not None and gradient.shape != value.shape:
+                raise ValueError(
+                    f"the gradient of {role} has shape {tuple(gradient.shape)} and {role} itself {tuple(value.shape)}; "
+                    "they must be the same"
+                )
+            for name, tensor in ((role, value), (f"the gradient of {role}", gradient)):
+                if tensor is not None and not _finite(tensor):
+                    raise ValueError(
+                        f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite; no law says "
+                        "anything about them, look for the overflow first"
+                    )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """A finite sum has finite terms; only a sum that is not needs a closer look."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer: its roles in the order in which a function takes them, and its laws."""
+
+    name: str
+    roles: tuple[str, ...]
+    laws: Callable[[Record], list[Balance]]
+
+
+KINDS: dict[str, Kind] = {}
+MODULES: dict[type, Callable[[Any], tuple[str, Mapping[str, Any]] | None]] = {}
+
+
+def register_kind(name: str, roles: tuple[str, ...], laws: Callable[[Record], list[Balance]]) -> None:
+    """Make a kind known: ``laws(record)`` returns the balances of one call."""
+    KINDS[name] = Kind(name, roles, laws)
+
+
+def register_module(module: type, read: Callable[[Any], tuple[str, Mapping[str, Any]] | None]) -> None:
+    """Say which kind a module is, and with which options; None where its settings leave no law."""
+    MODULES[module] = read
+
+
+def kind_of(name: str) -> Kind:
+    if name not in KINDS:
+        raise ValueError(f"there is no kind {name!r}; the kinds are {', '.join(sorted(KINDS))}")
+    return KINDS[name]

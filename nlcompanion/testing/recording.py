@@ -1,0 +1,169 @@
+"""Run a function or a module once, backwards too, and keep what each layer was given and gave back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlcompanion.testing.record import MODULES, Record, kind_of
+
+
+def _leaf(value: Any, role: str) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{role} is {what}, which has no gradient; laws are for floating-point tensors")
+    return value.detach().clone().requires_grad_()
+
+
+def cotangent(output: Tensor, given: Tensor | None, seed: int) -> Tensor:
+    """The gradient at the output: the one given, or random numbers of its dtype."""
+    if not isinstance(output, Tensor):
+        raise TypeError(f"the output is {type(output).__name__}, not a tensor; pass loss=, which makes a number of it")
+    if given is not None:
+        if given.shape != output.shape:
+            raise ValueError(f"grad_output has shape {tuple(given.shape)}, the output {tuple(output.shape)}")
+        return given.to(output.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+
+
+def run_kernel(function: Callable, inputs: tuple, kind: str, options: Mapping, given, loss, seed, dtype) -> Record:
+    """One call of a kernel whose inputs are, in order, the roles of its kind; a module brings its parameters along."""
+    roles = kind_of(kind).roles
+    if not inputs or len(inputs) > len(roles):
+        raise ValueError(f"{kind} takes {', '.join(roles)}, got {len(inputs)} inputs")
+    values = {role: _leaf(value, role) for role, value in zip(roles, inputs, strict=False) if value is not None}
+    arguments = [values.get(role) for role in roles[: len(inputs)]]
+    output = function(*arguments)
+    if isinstance(function, nn.Module):
+        for role, parameter in function.named_parameters(recurse=False):
+            if role in roles:
+                values.setdefault(role, parameter)
+    scalar = loss(output) if loss is not None else None
+    if kind == "cross_entropy" and scalar is None:
+        scalar = output.sum()
+    if scalar is None:
+        values["y"], dy = output, cotangent(output, given, seed)
+        found = _differentiate(output, [values[role] for role in values if role != "y"], dy)
+        gradients = dict(zip([role for role in values if role != "y"], found, strict=True)) | {"y": dy}
+    else:
+        if kind != "cross_entropy":
+            values["y"] = output
+        gradients = dict(zip(values, _differentiate(scalar, list(values.values()), None), strict=True))
+    return Record(values, gradients, dict(options), dtype)
+
+
+def _differentiate(output: Tensor, tensors: list[Tensor], dy: Tensor | None) -> list[Tensor | None]:
+    if not output.requires_grad:
+        raise ValueError(
+            "the output does not depend on its inputs through autograd: a detach(), a no_grad() or a kernel without a "
+            "backward pass stands in between, so there is no gradient to check"
+        )
+    return list(torch.autograd.grad(output, tensors, dy, allow_unused=True))
+
+
+class Recorder:
+    """Hooks on every layer whose kind is known; ``records`` after the backward pass."""
+
+    def __init__(self, model: nn.Module, kinds: Mapping[Any, Any], dtype: torch.dtype | None):
+        self.calls: dict[str, list[tuple[Tensor, Tensor, int]]] = {}
+        self.known: dict[str, tuple[nn.Module, str, dict]] = {}
+        self.limits: list[str] = []
+        self.dtype = dtype
+        names = model.named_parameters(remove_duplicate=False)
+        self.uses = Counter(id(parameter) for _, parameter in names)
+        self.handles = []
+        for name, module in model.named_modules():
+            if (found := self._kind(name, module, kinds)) is not None:
+                self.known[name] = (module, *found)
+                self.calls[name] = []
+                self.handles.append(module.register_forward_pre_hook(self._before))
+                self.handles.append(module.register_forward_hook(self._after(name)))
+            elif not list(module.children()) and list(module.parameters(recurse=False)):
+                self.limits.append(f"{name or 'the module'} ({type(module).__name__}): no law is known of it as it is")
+
+    def _kind(self, name: str, module: nn.Module, kinds: Mapping):
+        declared = kinds.get(name, kinds.get(type(module)))
+        if declared is not None:
+            kind, options = declared if isinstance(declared, tuple) else (declared, {})
+            kind_of(kind)
+            return kind, dict(options)
+        read = MODULES.get(type(module))
+        found = read(module) if read is not None else None
+        return None if found is None else (found[0], dict(found[1]))
+
+    @staticmethod
+    def _before(module: nn.Module, inputs: tuple):
+        """An alias of the input, whose gradient is this layer's share alone."""
+        first = inputs[0]
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return None
+        alias = first.view_as(first) if first.requires_grad else first.detach().requires_grad_()
+        module._law_input = alias
+        return (alias, *inputs[1:])
+
+    def _after(self, name: str) -> Callable:
+        def keep(module: nn.Module, inputs: tuple, output):
+            alias = module.__dict__.pop("_law_input", None)
+            if alias is not None and isinstance(output, Tensor) and output.requires_grad:
+                self.calls[name].append((alias, output, output._version))
+
+        return keep
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def records(self, output: Tensor, dy: Tensor | None) -> list[tuple[str, str, Record]]:
+        """Name, kind and record of every layer that was called."""
+        tensors = [t for calls in self.calls.values() for x, y, _ in calls for t in (x, y)]
+        trained = {}
+        for name, (module, _, _) in self.known.items():
+            for role, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    trained[name, role] = parameter
+        found = _differentiate(output, [*tensors, *trained.values()], dy) if tensors else []
+        at = iter(found[: len(tensors)])
+        of_parameters = dict(zip(trained, found[len(tensors) :], strict=True))
+        records = []
+        for name, (module, kind, options) in self.known.items():
+            calls = [(x, y, next(at), next(at), version) for x, y, version in self.calls[name]]
+            record = self._of_layer(name, module, kind, options, calls, of_parameters)
+            if record is not None:
+                records.append((name, kind, record))
+        return records
+
+    def _of_layer(self, name, module, kind, options, calls, of_parameters) -> Record | None:
+        if not calls:
+            self.limits.append(f"{name}: it was not called, or no gradient reaches its output")
+            return None
+        parameters = dict(module.named_parameters(recurse=False))
+        for role, parameter in parameters.items():
+            if self.uses[id(parameter)] > 1:
+                self.limits.append(f"{name}: its {role} is used elsewhere too, and .grad is the sum of both uses")
+                return None
+            if not parameter.requires_grad and role == "weight" and kind in ("linear", "convolution"):
+                self.limits.append(f"{name}: its {role} is frozen, and the law binds its gradient")
+                return None
+        if len(calls) > 1 and kind != "linear":
+            self.limits.append(f"{name}: it was called {len(calls)} times; only linear layers are checked then")
+            return None
+        if any(y._version != version for _, y, _, _, version in calls):
+            self.limits.append(f"{name}: what it returned was changed in place afterwards; set inplace=False there")
+            return None
+        if any(dx is None or dy is None for _, _, dx, dy, _ in calls):
+            self.limits.append(f"{name}: no gradient reaches it")
+            return None
+        columns = [[call[k] for call in calls] for k in range(4)]
+        if len(calls) > 1:
+            columns = [[torch.cat([t.reshape(-1, t.shape[-1]) for t in column])] for column in columns]
+        x, y, dx, dy = (column[0] for column in columns)
+        values, gradients = {"x": x, "y": y}, {"x": dx, "y": dy}
+        for role, parameter in parameters.items():
+            values[role] = parameter
+            gradients[role] = of_parameters.get((name, role))
+        return Record(values, gradients, options, self.dtype)

@@ -1,0 +1,132 @@
+r"""How much rounding may leave of a law that holds: the floors.
+
+A law is a difference of sums of products, such as :math:`\sum_n x_{ni}\,dx_{nj} - \sum_o dW_{oi} W_{oj}`. Every stored
+number carries a relative error of at most the unit roundoff :math:`u` (half of ``torch.finfo(dtype).eps``), and each
+room of this folder adds what its layer rounds on the way. Errors of different numbers are taken as independent, so
+their squares add up (a random walk), and
+
+.. math:: \text{floor} = 6\,\sqrt{m}\,\Bigl(\sum_k (\delta_k)^2\Bigr)^{1/2}
+
+with :math:`\delta_k` the bound of the error of the k-th product, which is three to four times its standard deviation,
+and :math:`m` the number of equal rows, which round alike. A sum of :math:`n` numbers, accumulated in float32 at
+least, adds :math:`\sqrt n\,u_{acc}` of the root of its sum of squares. The check's own sums are taken in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nlcompanion.testing.report import BROKEN, CANNOT_TELL, LAWFUL, LawCheck
+
+SIGMAS = 6.0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Unit roundoff of what is stored, and of the sums that lead to it."""
+
+    stored: float
+    sums: float
+
+    @staticmethod
+    def of(*tensors: Tensor, dtype: torch.dtype | None = None) -> Precision:
+        """The coarsest among the tensors' own, or that of ``dtype``: sums are in float32 at least."""
+        dtypes = [dtype] if dtype is not None else [t.dtype for t in tensors]
+        stored = max(torch.finfo(d).eps / 2 for d in dtypes)
+        return Precision(stored, min(stored, torch.finfo(torch.float32).eps / 2))
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A law in numbers: entries of one shape, the first axis over the heads (or one).
+
+    ``difference`` should vanish, ``size`` is the sum of its absolute terms, ``noise`` the root of the sum of squared
+    rounding errors, ``side`` what stands on one side of the law.
+    """
+
+    law: str
+    tensors: str
+    difference: Tensor
+    size: Tensor
+    noise: Tensor
+    side: Tensor
+    head: str = ""
+
+    def judge(self, resolution: float, prefix: str = "") -> list[LawCheck]:
+        """One verdict for each head."""
+        own = torch.finfo(torch.float64).eps
+        floors = SIGMAS * self.noise + 8 * own * self.size
+        checks = []
+        for k in range(len(self.difference)):
+            difference, floor, size = self.difference[k].abs(), floors[k], self.size[k]
+            excess = torch.where(difference > 0, difference / floor.clamp_min(1e-300), 0.0).flatten()
+            worst = int(excess.argmax())
+            scale = max(float(size.flatten()[worst]), 1e-300)
+            side = float(square(self.side[k]).mean().sqrt())
+            visible = float(square(floor).mean().sqrt()) / max(side, 1e-300)
+            broken = float(excess[worst]) > 1
+            verdict = BROKEN if broken else CANNOT_TELL if visible > resolution else LAWFUL
+            defect, relative = (float(x.flatten()[worst]) / scale for x in (difference, floor))
+            head = f"{self.head} {k}" if self.head else ""
+            checks.append(LawCheck(self.law, prefix + self.tensors, head, defect, relative, visible, verdict))
+        return checks
+
+
+@dataclass(frozen=True)
+class Product:
+    """``a^T b`` over the last axis but one, with its absolute sum and the variance of its rounding."""
+
+    value: Tensor
+    size: Tensor
+    variance: Tensor
+
+    @staticmethod
+    def of(a: Tensor, b: Tensor, a_error: Tensor | None = None, b_error: Tensor | None = None) -> Product:
+        """Shapes ``(..., n, p)`` and ``(..., n, r)``; ``a_error`` holds squared errors, None is exact."""
+        value = a.mT @ b
+        a_scale, b_scale = (t.abs().amax().clamp_min(1e-300) for t in (a, b))
+        a_single, b_single = (a / a_scale).float(), (b / b_scale).float()
+        size = (a_single.abs().mT @ b_single.abs()).double() * (a_scale * b_scale)
+        variance = torch.zeros_like(value)
+        if a_error is not None:
+            variance += ((a_error / a_scale**2).float().mT @ square(b_single)).double() * (a_scale * b_scale) ** 2
+        if b_error is not None:
+            variance += (square(a_single).mT @ (b_error / b_scale**2).float()).double() * (a_scale * b_scale) ** 2
+        return Product(value, size, variance)
+
+    def __add__(self, other: Product) -> Product:
+        return Product(self.value + other.value, self.size + other.size, self.variance + other.variance)
+
+
+def balance(law: str, tensors: str, left: Product, right: Product, *, copies: float = 1.0, head: str = "") -> Balance:
+    """``left = right``, with independent errors on both sides."""
+    noise = math.sqrt(copies) * (left.variance + right.variance).sqrt()
+    side = 0.5 * (left.value + right.value).abs()
+    return Balance(law, tensors, left.value - right.value, left.size + right.size, noise, side, head)
+
+
+def square(t: Tensor) -> Tensor:
+    """A product, which is several times faster than a power."""
+    return t * t
+
+
+def blocks(rows: int, width: int) -> list[slice]:
+    """Rows in blocks whose copies in float64 stay in a processor's cache, which makes the sums several times faster."""
+    step = max(1, (1 << 16) // max(width, 1))
+    return [slice(first, first + step) for first in range(0, rows, step)]
+
+
+def copies(*rows: Tensor) -> float:
+    """How many rows are alike on average, zero rows aside: they round alike, and their errors add up."""
+    keys = []
+    for k, table in enumerate(rows):
+        generator = torch.Generator().manual_seed(k)
+        weights = torch.rand(table.shape[1], dtype=torch.float64, generator=generator).to(table.device)
+        keys.append(torch.cat([table[block].double() @ weights for block in blocks(*table.shape)]))
+    key = sum(keys)
+    counts = torch.unique(key[key != 0], return_counts=True)[1].double()
+    return float((square(counts).sum() / counts.sum().clamp_min(1)).clamp_min(1))

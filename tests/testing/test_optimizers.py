@@ -1,0 +1,163 @@
+"""Every law of an update rule: PyTorch's optimisers hold theirs, planted faults break them."""
+
+import functools
+
+import pytest
+import torch
+from kernels_with_faults import ByHand, Shampoo
+from torch import optim
+
+from nlcompanion import LawError, OptimizerLaws, assert_optimizer_lawful, check_optimizer
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+ADAMW = OptimizerLaws(
+    "decoupled", 0, lambda group, g: group["lr"] * g.sign(), None, ("signs", "permutations"),
+    lambda group: group["lr"] * (0.1 / 1.9) ** 0.5,
+)  # fmt: skip
+LION = OptimizerLaws("decoupled", 0, lambda group, g: group["lr"] * g.sign(), None, ("signs", "permutations"))
+SHAMPOO = OptimizerLaws("decoupled", 0.0, equivariance=("orthogonal",), elementwise=False, ndim=2)
+
+FAMILIES = {
+    "SGD": (optim.SGD, {}, "fused"),
+    "momentum": (optim.SGD, {"momentum": 0.9}, "fused"),
+    "Nesterov": (optim.SGD, {"momentum": 0.9, "nesterov": True}, "fused"),
+    "dampening": (optim.SGD, {"momentum": 0.9, "dampening": 0.3}, "fused"),
+    "maximize": (optim.SGD, {"maximize": True}, "fused"),
+    "Adam": (optim.Adam, {}, "fused"),
+    "AMSGrad": (optim.Adam, {"amsgrad": True}, "fused"),
+    "AdamW": (optim.AdamW, {}, "fused"),
+    "Adagrad": (optim.Adagrad, {}, "fused"),
+    "NAdam": (optim.NAdam, {}, "foreach"),
+    "NAdam, decoupled": (optim.NAdam, {"decoupled_weight_decay": True}, "foreach"),
+    "RAdam": (optim.RAdam, {}, "foreach"),
+    "RMSprop": (optim.RMSprop, {}, "foreach"),
+    "centered": (optim.RMSprop, {"centered": True}, "foreach"),
+    "Adamax": (optim.Adamax, {}, "foreach"),
+    "Adadelta": (optim.Adadelta, {}, "foreach"),
+    "Rprop": (optim.Rprop, {}, "foreach"),
+    "ASGD": (optim.ASGD, {}, "foreach"),
+    "Adafactor": (optim.Adafactor, {}, "foreach"),
+    "Muon": (optim.Muon, {}, ""),
+    "Muon, RMS": (optim.Muon, {"adjust_lr_fn": "match_rms_adamw"}, ""),
+}
+
+
+def ways(name: str) -> list[dict]:
+    """One by one, foreach, and fused where the CPU has it; with weight decay and without."""
+    _, settings, most = FAMILIES[name]
+    how = [{}] if not most else [{"foreach": False}, {"foreach": True}]
+    how += [{"fused": True}] if most == "fused" else []
+    decays = [{}] if name == "Rprop" else [{"weight_decay": 0.0}, {"weight_decay": 0.1}]
+    return [{"lr": 0.01, **settings, **way, **decay} for way in how for decay in decays]
+
+
+def parameters(seed: int, dtype, matrices: bool):
+    generator = torch.Generator().manual_seed(seed)
+    sides = torch.randint(1, 9, (5,), generator=generator).tolist()
+    shapes = [sides[:2], sides[2:4]] if matrices else [sides[:2], sides[2:3], sides[3:5]]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def fused_sgd_moves(dtype) -> bool:
+    """PyTorch 2.13's fused SGD leaves half-precision weights where they are, sixteen at a time, on some CPUs."""
+    p = torch.nn.Parameter(torch.zeros(64, dtype=dtype))
+    p.grad = torch.ones_like(p)
+    optim.SGD([p], lr=0.5, fused=True).step()
+    return bool((p == -0.5).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_false_alarm_in_pytorchs_optimizers(name, dtype):
+    kind = FAMILIES[name][0]
+    for seed, settings in enumerate(ways(name)):
+        if kind is optim.SGD and settings.get("fused") and not fused_sgd_moves(dtype):
+            continue
+        factory = functools.partial(kind, **settings)
+        check_optimizer(factory, parameters(seed, dtype, kind is optim.Muon), seed=seed, raise_error=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_false_alarm_over_two_hundred_shapes(dtype):
+    for seed in range(200):
+        name = list(FAMILIES)[seed % len(FAMILIES)]
+        test = [way for way in ways(name) if not (way.get("fused") and FAMILIES[name][0] is optim.SGD)]
+        factory = functools.partial(FAMILIES[name][0], **test[seed % len(test)])
+        shapes = parameters(seed, dtype, FAMILIES[name][0] is optim.Muon)
+        check_optimizer(factory, shapes, seed=seed, raise_error=True)
+
+
+def test_an_update_that_is_not_made_is_found():
+    dtype = torch.bfloat16
+    report = check_optimizer(lambda p: optim.SGD(p, lr=0.01, fused=True), [torch.zeros(64, dtype=dtype)])
+    assert (report.verdict == "broken") == (not fused_sgd_moves(dtype))
+
+
+FAULTS = {
+    "L2 for decay": "a shift shrinks",
+    "decay without lr": "a shift shrinks",
+    "decay after the update": "from zero weights",
+    "45 times too small": "the first step has",
+    "no bias correction": "the first step has",
+    "absolute value": "signs commute",
+    "shared state": "the shape of a parameter",
+    "step not saved": "a state saved",
+    "none is zero": "a step without gradients",
+    "floor of lr": "a learning rate of 0",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_adamw_is_found(fault):
+    def factory(p, fault=""):
+        return ByHand(p, weight_decay=0.1, fault=fault)
+
+    assert check_optimizer(factory, laws=ADAMW).verdict == "lawful"
+    report = check_optimizer(functools.partial(factory, fault=fault), laws=ADAMW)
+    assert any(check.law.startswith(FAULTS[fault]) for check in report.broken)
+
+
+def test_an_adam_that_decays_like_adamw_is_found():
+    """The other way round: L2 promised, decoupled given."""
+    laws = OptimizerLaws("coupled", 0)
+    report = check_optimizer(lambda p: ByHand(p, weight_decay=0.1), laws=laws)
+    assert [check.law for check in report.broken] == ["decay is a gradient decay*weight (L2)"]
+    report = check_optimizer(lambda p: ByHand(p, weight_decay=0.1, fault="L2 for decay"), laws=laws)
+    assert report.verdict == "lawful"
+
+
+def test_rules_of_ones_own_are_declared():
+    assert_optimizer_lawful(lambda p: ByHand(p, rule="lion", weight_decay=0.1), laws=LION)
+    assert_optimizer_lawful(lambda p: Shampoo(p, weight_decay=0.1), laws=SHAMPOO, steps=3)
+    report = check_optimizer(lambda p: Shampoo(p, fault="diagonal"), laws=SHAMPOO, steps=3)
+    assert [check.law for check in report.broken] == ["orthogonal commute with the step"]
+
+
+def test_a_rule_that_is_in_no_table_is_said_to_be():
+    report = check_optimizer(lambda p: ByHand(p))
+    assert "declare its laws" in report.limits[0]
+    with pytest.raises(LawError, match="not every law was checked"):
+        assert_optimizer_lawful(lambda p: ByHand(p))
+    with pytest.raises(LawError, match="the first step has"):
+        assert_optimizer_lawful(lambda p: ByHand(p, fault="45 times too small"), laws=ADAMW)
+
+
+def test_bad_input_gives_an_error_that_names_the_cause():
+    with pytest.raises(TypeError, match="closure"):
+        check_optimizer(optim.LBFGS)
+    with pytest.raises(TypeError, match="sparse gradients"):
+        check_optimizer(optim.SparseAdam)
+    with pytest.raises(TypeError, match=r"not a torch\.optim\.Optimizer"):
+        check_optimizer(list)
+    with pytest.raises(TypeError, match="floating-point"):
+        check_optimizer(optim.SGD, [torch.arange(3)])
+
+    class Closing(optim.SGD):
+        def step(self, closure):
+            return super().step(closure)
+
+    with pytest.raises(TypeError, match="closure"):
+        check_optimizer(Closing)
+    with pytest.raises(ValueError, match="not finite"):
+        check_optimizer(lambda p: optim.SGD(p, lr=1e308), laws=OptimizerLaws())
