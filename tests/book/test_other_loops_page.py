@@ -40,7 +40,7 @@ def test_every_snippet_of_the_page_runs(capsys, tmp_path, monkeypatch):
         assert shown in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     if missing:
-        pytest.skip(f"all but the blocks of {', '.join(missing)} ran; pip install 'nlcompanion[frameworks]'")
+        pytest.skip(f"all but the blocks of {', '.join(missing)} ran; pip install 'nlcompanion[test]'")
 
 
 def test_the_page_speaks_of_each_framework():
