@@ -1,10 +1,10 @@
 """Plant bugs in the package's formulas, one at a time, and see which tests notice.
 
 ``python -m tools.planted_bugs [NAME ...] [--workers 2] [--list]``. ``tests/planted_bugs.toml`` holds the bugs: a file,
-a piece of its text, what stands there instead, and why somebody might have written it. Each is planted in a copy of the
-project. The tests that the bug names, in its own folder, run until one fails; if none does, the chapter runs that it
-names. A bug that nobody notices survives, and the command fails: a test is missing. Tests that fail without any bug
-prove nothing, so they run on the sound copy first.
+a piece of its text, what stands there instead, why somebody might have written it, and the tests of its own folder that
+have to notice. Each is planted in a copy of the project; its tests run until one fails. A bug that nobody notices
+survives, and the command fails: a test is missing. Tests that fail without any bug prove nothing, so they run on the
+sound copy first.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Queue
@@ -36,8 +37,7 @@ COPIED = ("nlcompanion", "studies", "tests", "tools", "book", "pyproject.toml", 
 TIMEOUT = 300  # seconds; a bug that makes a test run for ever is noticed too
 SURVIVES = "SURVIVES"
 # no option beyond what is asked for here, and the same draws each time
-_PYTEST = ("-q", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "--tb=no")
-_TESTS = ("--hypothesis-seed=0", "-m", "not slow")
+_PYTEST = ("-q", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "--tb=no", "--hypothesis-seed=0", "-m", "not slow")
 # a process for each run, that begins with what takes seconds to import
 _PROCESSES = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 _IMPORTED = ("torch", "torch._dynamo", "scipy.integrate", "scipy.optimize", "matplotlib.pyplot", "sklearn.datasets")
@@ -52,8 +52,7 @@ class Bug:
         file: where it is planted, from the project's root.
         old, new: the text that stands there once, and what replaces it.
         why: what somebody might have believed who wrote it.
-        tests: what has to notice, files or folders from the project's root; the folder that mirrors it if empty.
-        chapter: the notebook that runs where the tests do not notice; none if empty.
+        tests: what has to notice, files or single tests, in the folder that mirrors the bug's.
     """
 
     name: str
@@ -61,8 +60,7 @@ class Bug:
     old: str
     new: str
     why: str
-    tests: tuple[str, ...] = ()
-    chapter: str = ""
+    tests: tuple[str, ...]
 
     def planted(self, root: Path) -> str:
         """The file's text with the bug in it.
@@ -77,28 +75,23 @@ class Bug:
             )
         changed = text.replace(self.old, self.new)
         try:
-            same = ast.dump(ast.parse(changed)) == ast.dump(ast.parse(text))
+            same = _program(changed) == _program(text)
         except SyntaxError as error:
             raise ValueError(f"{self.name}: with the bug {self.file} is no Python: {error}") from error
         if same:
             raise ValueError(f"{self.name}: {self.new!r} is the same program as {self.old!r}")
         return changed
 
-    @property
-    def folder(self) -> str:
-        """The tests that mirror the bug's folder."""
-        return (Path("tests") / Path(self.file).parent.relative_to("nlcompanion")).as_posix()
 
-    @property
-    def where(self) -> tuple[str, ...]:
-        """The tests that have to notice."""
-        return self.tests or (self.folder,)
+@lru_cache(maxsize=8)  # many bugs stand in one file
+def _program(text: str) -> str:
+    return ast.dump(ast.parse(text))
 
 
 def bugs(table: Path = TABLE) -> list[Bug]:
     """All bugs of the table."""
     entries = tomllib.loads(table.read_text(encoding="utf-8"))
-    return [Bug(name, **entry | {"tests": tuple(entry.get("tests", ()))}) for name, entry in entries.items()]
+    return [Bug(name, **entry | {"tests": tuple(entry["tests"])}) for name, entry in entries.items()]
 
 
 def hunt(bug: Bug, copy: Path) -> list[str]:
@@ -108,18 +101,16 @@ def hunt(bug: Bug, copy: Path) -> list[str]:
     began = time.perf_counter()
     try:
         file.write_text(bug.planted(copy), encoding="utf-8")
-        caught = first_failure(copy, [*_TESTS, *bug.where])
-        if not caught and bug.chapter:
-            caught = first_failure(copy, ["--nbval", "--nbval-current-env", f"book/{bug.chapter}.ipynb"])
+        caught = first_failure(copy, bug.tests)
     finally:
         file.write_text(sound, encoding="utf-8")
     return [bug.name, bug.file.removeprefix("nlcompanion/"), caught or SURVIVES, f"{time.perf_counter() - began:.0f}"]
 
 
-def first_failure(copy: Path, arguments: Sequence[str]) -> str:
+def first_failure(copy: Path, tests: Sequence[str]) -> str:
     """The test that failed first, what else stopped pytest, or nothing where all is green."""
     receiver, sender = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=_run_pytest, args=(copy, list(arguments), sender))
+    process = _PROCESSES.Process(target=_run_pytest, args=(copy, list(tests), sender))
     process.start()
     sender.close()
     try:
@@ -134,7 +125,7 @@ def first_failure(copy: Path, arguments: Sequence[str]) -> str:
         process.join()
 
 
-def _run_pytest(copy: Path, arguments: list[str], sender: Connection) -> None:
+def _run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
     """In a process of its own: pytest in a copy, silent but for the first failure."""
     os.chdir(copy)
     os.environ["PYTHONPATH"] = str(copy)
@@ -156,7 +147,7 @@ def _run_pytest(copy: Path, arguments: list[str], sender: Connection) -> None:
                 failures.append(f"{report.nodeid} (collecting it)")
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        status = pytest.main([*_PYTEST, *arguments], plugins=[Watch()])
+        status = pytest.main([*_PYTEST, *tests], plugins=[Watch()])
     sender.send("" if status == 0 else failures[0] if failures else f"pytest's status {int(status)}")
 
 
@@ -195,14 +186,14 @@ def _hunt_all(chosen: Sequence[Bug], workers: int) -> list[list[str]]:
                 ready.put(copy)
 
         def sound(tests: str) -> str:
-            return in_a_copy(lambda tests, copy: first_failure(copy, [*_TESTS, tests]), tests)
+            return in_a_copy(lambda tests, copy: first_failure(copy, [tests]), tests)
 
         def one(bug: Bug) -> list[str]:
             row = in_a_copy(hunt, bug)
             print(f"{row[0]}: {row[2]} ({row[3]} s)", flush=True)
             return row
 
-        needed = sorted({tests for bug in chosen for tests in bug.where})
+        needed = sorted({tests for bug in chosen for tests in bug.tests})
         for tests, failed in zip(needed, pool.map(sound, needed), strict=True):
             if failed:
                 raise ValueError(f"{tests} fails without any bug, at {failed}; mend that first")
