@@ -92,6 +92,7 @@ def figure(path: Path, name: str) -> bytes:
 def main(arguments: list[str]) -> int:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    os.environ["NLCOMPANION_CLAIMS"] = "raise"  # what is stored holds
     os.environ.pop("MPLBACKEND", None)  # a kernel that inherits one shows no figures
     failed = []
     for path in [Path(name) for name in arguments] or sorted(BOOK.glob("*.ipynb")):

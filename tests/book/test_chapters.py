@@ -37,8 +37,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from nlcompanion.book.claims import register
-from tools.what_holds import main, verdicts
+from nlcompanion.book.register import register
+from tools.what_holds import main, shown_text, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -95,12 +95,8 @@ def draws(cell: Notebook) -> bool:
     return any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
 
 
-def stdout(cell: Notebook) -> str:
-    return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
-
-
 def verdict_ids(cell: Notebook) -> list[str]:
-    found = re.findall(r"^(\S+) · .+$", stdout(cell), flags=re.MULTILINE)
+    found = re.findall(r"^(\S+) · .+$", shown_text(cell), flags=re.MULTILINE)
     return [id for id in found if id in ROWS]
 
 
