@@ -1,4 +1,4 @@
-"""What the book needs of Sphinx beyond its settings: MathJax from a Python package, no widget library, a chapter's line.
+"""What the book needs of Sphinx beyond its settings: MathJax from a package, no widget library, a chapter's line.
 
 MathJax lies in the package ``django-static-mathjax`` (used for its files alone). One file of it is copied among the
 static ones, so that formulas need no network. The controls of the chapters are plain HTML in a page, so the state that

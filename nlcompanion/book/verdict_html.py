@@ -30,9 +30,11 @@ def formulas(text: str) -> str:
 
 def verdict_html(row: Row, measured: Found, control: Found | None) -> str:
     """A passed check: the verdict with its claim, then the numbers, then the way to the register."""
-    numbers = f"Measured {_number(measured)}; allowed: {escape(row.allowed)}."
+    furthest = f" (the furthest of {measured.count} numbers)" if measured.count > 1 else ""
+    numbers = f"Measured {_number(measured)}{furthest}; allowed: {_allowed(row)}."
     if control is not None:
-        numbers += f" The control gives {_number(control)} and fails, as it must."
+        closest = f" (the closest of {control.count} numbers)" if control.count > 1 else ""
+        numbers += f" The control gives {_number(control)}{closest} and fails, as it must."
     style = "holds" if row.verdict.startswith("holds") else "differs"
     return _box(row, style, row.verdict.capitalize(), numbers)
 
@@ -55,11 +57,14 @@ def _box(row: Row, style: str, verdict: str, numbers: str) -> str:
 
 
 def _number(found: Found) -> str:
-    among = f", the closest of {found.count} to what is not allowed" if found.name.startswith("measured") else ""
-    if found.name.startswith("control"):
-        among = f", the closest of {found.count} to what is allowed"
-    among = among if found.count > 1 else ""
-    return f'<span class="nl-number">{_digits(found.value)}</span>{among}'
+    """A measured number, marked: it differs between processors in its rounding."""
+    return f'<span class="nl-number">{_digits(found.value)}</span>'
+
+
+def _allowed(row: Row) -> str:
+    if row.kind == "bound":
+        return f"at most {_digits(row.target)}, plus {_digits(row.tolerance)} for rounding"
+    return f"{_digits(row.target)} ± {_digits(row.tolerance)}"
 
 
 def _digits(value: float) -> str:
@@ -68,4 +73,5 @@ def _digits(value: float) -> str:
     if "e" not in text:
         return text.replace("-", "−")
     mantissa, exponent = text.split("e")
-    return f"{mantissa} · 10<sup>{int(exponent)}</sup>".replace("-", "−")
+    factor = "" if mantissa == "1" else f"{mantissa} · "
+    return f"{factor}10<sup>{int(exponent)}</sup>".replace("-", "−")

@@ -298,7 +298,7 @@ def test_a_notebook_shows_the_sentence_and_the_numbers(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "IPython", kernel)
     claim("tk-3", {"beta=0": 2.01, "beta=0.9": 1.9321}, control=1.02)
     html = kernel.shown._repr_html_()
-    for part in ("<strong>Holds</strong>", "1.93<", "the closest of 2", "2 ± 0.1", "1.02<", "what_holds.html#tk-3"):
+    for part in ("<strong>Holds</strong>", "1.93<", "the furthest of 2", "2 ± 0.1", "1.02<", "what_holds.html#tk-3"):
         assert part in html
     assert formulas(ROWS["tk-3"].statement) in html
     assert repr(kernel.shown) == "tk-3 · holds (order 2) · control fails as it must"
@@ -311,7 +311,7 @@ def test_a_notebook_shows_the_sentence_and_the_numbers(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0<"), (3.21e-14, "3.21 · 10<sup>−14</sup>"), (-0.05, "−0.05<"), (9e-5, "9 · 10<sup>−5</sup>")],
+    [(0.0, "0<"), (3.21e-14, "3.21 · 10<sup>−14</sup>"), (-0.05, "−0.05<"), (1e-5, ">10<sup>−5</sup>")],
 )
 def test_a_measured_number_has_three_digits(value, text):
     row = ROWS["tk-3"]
@@ -430,8 +430,13 @@ def test_the_page_links_to_the_chapter_and_to_the_cell(book):
     page = what_holds(book)
     linked = "**holds** (order 2; control fails as it must) | {doc}`Euler-Lagrange <euler_lagrange>`, "
     assert linked + "{ref}`cell 7 <check-euler-lagrange>` |" in page
-    assert "**misprint** (holds as corrected, fails as printed) | {doc}`Euler-Lagrange <euler_lagrange>`, {ref}`cell 9 " in page
-    assert "**false** (what we find holds, the paper's statement fails) | {doc}`Homogeneity <homogeneity>` |" in page  # no target above: the page alone
+    assert (
+        "**misprint** (holds as corrected, fails as printed) | {doc}`Euler-Lagrange <euler_lagrange>`, {ref}`cell 9 "
+        in page
+    )
+    assert (
+        "**false** (what we find holds, the paper's statement fails) | {doc}`Homogeneity <homogeneity>` |" in page
+    )  # no target above: the page alone
     assert "| **open** | Lie groups |" in page  # no such chapter yet: its name, no link
 
 
