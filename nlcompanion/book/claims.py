@@ -6,7 +6,7 @@ verdict: one line without any measured number where there is only text,
 
 .. code-block:: text
 
-    tk-3 · holds (order 2) · control fails as it must
+    tk-3 · holds under a condition (order 2) · control fails as it must
 
 and in a notebook the sentence, what was measured, what is allowed and what the control gave. A reader who changes a
 cell may make a claim fail: that is said, and the notebook goes on. Where the environment variable
@@ -155,7 +155,7 @@ def check(id: str, measured, control=None) -> Verdict:
 
     Example:
         >>> check("tk-3", {"beta=0": 2.01, "beta=0.9": 1.98}, control=1.02).text
-        'tk-3 · holds (order 2) · control fails as it must'
+        'tk-3 · holds under a condition (order 2) · control fails as it must'
     """
     row = row_of(id)
     if control is None and row.control_is_mandatory:

@@ -118,9 +118,9 @@ def test_verdicts_of_the_papers_known_misprints():
     [
         ("gu-28", 0.0, 1.0, "gu-28 · holds (exact) · control fails as it must"),
         ("gu-28", 0.0, None, "gu-28 · holds (exact) · no control"),
-        ("tk-4", 2.0, 1.0, "tk-4 · holds (order 2) · control fails as it must"),
+        ("tk-4", 2.0, 1.0, "tk-4 · holds under a condition (order 2) · control fails as it must"),
         ("nl-augmentation", -0.5, 0.0, "nl-augmentation · holds (order -0.5) · control fails as it must"),
-        ("tk-17", 0.01, 3.5, "tk-17 · holds (leading order) · control fails as it must"),
+        ("tk-17", 0.01, 3.5, "tk-17 · holds under a condition (leading order) · control fails as it must"),
         ("gu-49", 0.3, 1.5, "gu-49 · holds (bound) · control fails as it must"),
         ("tk-fig1", 0.0, None, "tk-fig1 · holds (figure) · no control"),
         ("tk-table1-1", 0.0, 0.5, "tk-table1-1 · misprint: fails as printed, holds as corrected"),
@@ -298,10 +298,10 @@ def test_a_notebook_shows_the_sentence_and_the_numbers(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "IPython", kernel)
     claim("tk-3", {"beta=0": 2.01, "beta=0.9": 1.9321}, control=1.02)
     html = kernel.shown._repr_html_()
-    for part in ("<strong>Holds</strong>", "1.93<", "the furthest of 2", "2 ± 0.1", "1.02<", "what_holds.html#tk-3"):
+    for part in ("<strong>Holds under a condition</strong>", "1.93<", "the furthest of 2", "2 ± 0.1", "1.02<", "what_holds.html#tk-3"):
         assert part in html
     assert formulas(ROWS["tk-3"].statement) in html
-    assert repr(kernel.shown) == "tk-3 · holds (order 2) · control fails as it must"
+    assert repr(kernel.shown) == "tk-3 · holds under a condition (order 2) · control fails as it must"
     monkeypatch.delenv("NLCOMPANION_CLAIMS", raising=False)
     claim("tk-3", 1.0)
     assert "<strong>Not supported at these settings</strong>" in kernel.shown._repr_html_()
@@ -361,7 +361,7 @@ def write(folder, stem, *cells):
     return path
 
 
-TK3 = "tk-3 · holds (order 2) · control fails as it must\n"
+TK3 = "tk-3 · holds under a condition (order 2) · control fails as it must\n"
 TK1 = "tk-1 · holds (exact) · no control\n"
 
 
@@ -390,9 +390,9 @@ def test_verdicts_carry_their_place(book):
     [
         printing("gu-28 · holds (exact) · no control\n"),  # another chapter's claim
         printing("tk-333 · holds (exact) · no control\n"),
-        printing("tk-3 · holds (order 1) · no control\n"),  # what an older register said
+        printing("tk-3 · holds under a condition (order 1) · no control\n"),  # what an older register said
         printing("tk-table1-1 · holds (exact) · no control\n"),
-        printing("so tk-3 · holds (order 2) · no control\n"),
+        printing("so tk-3 · holds under a condition (order 2) · no control\n"),
         printing(TK3, name="stderr"),
         markdown(TK3),
     ],
@@ -423,12 +423,12 @@ def test_the_page_lists_every_claim_and_hides_no_open_one(book):
     assert page.count("**open** |") == len(ROWS) - 4
     assert f"4 of {len(ROWS)} claims have a verdict, {len(ROWS) - 4} are open." in page
     total = [line for line in page.splitlines() if line.startswith("| together")]
-    assert total == [f"| together | 2 | 0 | 1 | 1 | 0 | 0 | {len(ROWS) - 4} | {len(ROWS)} |"]
+    assert total == [f"| together | 1 | 1 | 1 | 1 | 0 | 0 | {len(ROWS) - 4} | {len(ROWS)} |"]
 
 
 def test_the_page_links_to_the_chapter_and_to_the_cell(book):
     page = what_holds(book)
-    linked = "**holds** (order 2; control fails as it must) | {doc}`Euler-Lagrange <euler_lagrange>`, "
+    linked = "**holds under a condition** (order 2; control fails as it must) | {doc}`Euler-Lagrange <euler_lagrange>`, "
     assert linked + "{ref}`cell 7 <check-euler-lagrange>` |" in page
     assert (
         "**misprint** (holds as corrected, fails as printed) | {doc}`Euler-Lagrange <euler_lagrange>`, {ref}`cell 9 "
@@ -476,7 +476,7 @@ def test_the_command_writes_checks_and_updates(book, capsys):
 def test_the_command_names_lines_that_do_not_count(book, capsys):
     write(book, "lie_groups", printing(TK3))
     assert main(["--book", str(book)]) == 0
-    assert "lie_groups: the line 'tk-3 · holds (order 2)" in capsys.readouterr().err
+    assert "lie_groups: the line 'tk-3 · holds under a condition (order 2)" in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_module(book):
