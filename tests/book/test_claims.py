@@ -298,7 +298,8 @@ def test_a_notebook_shows_the_sentence_and_the_numbers(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "IPython", kernel)
     claim("tk-3", {"beta=0": 2.01, "beta=0.9": 1.9321}, control=1.02)
     html = kernel.shown._repr_html_()
-    for part in ("<strong>Holds under a condition</strong>", "1.93<", "the furthest of 2", "2 ± 0.1", "1.02<", "what_holds.html#tk-3"):
+    numbers = ("1.93<", "the furthest of 2", "2 ± 0.1", "1.02<")
+    for part in ("<strong>Holds under a condition</strong>", *numbers, "what_holds.html#tk-3"):
         assert part in html
     assert formulas(ROWS["tk-3"].statement) in html
     assert repr(kernel.shown) == "tk-3 · holds under a condition (order 2) · control fails as it must"
@@ -428,7 +429,8 @@ def test_the_page_lists_every_claim_and_hides_no_open_one(book):
 
 def test_the_page_links_to_the_chapter_and_to_the_cell(book):
     page = what_holds(book)
-    linked = "**holds under a condition** (order 2; control fails as it must) | {doc}`Euler-Lagrange <euler_lagrange>`, "
+    verdict = "**holds under a condition** (order 2; control fails as it must) | "
+    linked = verdict + "{doc}`Euler-Lagrange <euler_lagrange>`, "
     assert linked + "{ref}`cell 7 <check-euler-lagrange>` |" in page
     assert (
         "**misprint** (holds as corrected, fails as printed) | {doc}`Euler-Lagrange <euler_lagrange>`, {ref}`cell 9 "
