@@ -31,6 +31,19 @@ def provide_mathjax(app, config) -> None:
     config.mathjax_path = MATHJAX
 
 
+BUTTONS = {
+    "use_repository_button": True,
+    "launch_buttons": {"colab_url": "https://colab.research.google.com", "binderhub_url": "https://mybinder.org"},
+}
+
+
+def offer_buttons(app, config) -> None:
+    """Buttons to the repository, Colab and Binder, once the settings name a repository."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        config.html_theme_options = {**options, **BUTTONS}
+
+
 WORDS_PER_MINUTE = 180  # of text with formulas
 
 
@@ -39,7 +52,7 @@ def in_brief(notebook: dict, claims: list[str]) -> str:
     texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     minutes = max(1, round(len(" ".join(texts).split()) / WORDS_PER_MINUTE))
     counts = Counter(rows_by_id()[id].verdict for id in claims)
-    fates = [f"{counts[verdict]} {verdict.replace('holds', 'hold')}" for verdict in VERDICTS if counts[verdict]]
+    fates = [_counted(counts[verdict], verdict) for verdict in VERDICTS if counts[verdict]]
     parts = [f"{len(claims)} [claims](what_holds.md): {', '.join(fates)}"] if claims else []
     parts.append(f"{minutes} minutes to read")
     record = notebook["metadata"].get(RECORD)
@@ -48,6 +61,10 @@ def in_brief(notebook: dict, claims: list[str]) -> str:
         versions = ", ".join(f"{names[name]} {number}" for name, number in record["versions"].items())
         parts.append(f"executed in {record['seconds']} s with {versions}")
     return " · ".join(parts)
+
+
+def _counted(count: int, verdict: str) -> str:
+    return f"{count} {verdict if count == 1 else verdict.replace('holds', 'hold')}"
 
 
 def put_in_brief(app, docname: str, source: list[str]) -> None:
@@ -77,6 +94,7 @@ def mend_bibliography(app, pagename, templatename, context, doctree) -> None:
 
 def setup(app) -> dict[str, bool]:
     app.connect("config-inited", provide_mathjax)
+    app.connect("config-inited", offer_buttons)
     app.connect("source-read", put_in_brief)
     app.connect("env-updated", drop_widget_state)
     app.connect("html-page-context", mend_bibliography)
