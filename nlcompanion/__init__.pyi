@@ -74,7 +74,6 @@ from .monitoring import Account as Account
 from .monitoring import Ledger as Ledger
 from .monitoring import LedgerError as LedgerError
 from .monitoring import RadiusTracker as RadiusTracker
-from .monitoring import residual_in_steps as residual_in_steps
 from .networks import Ensemble as Ensemble
 from .networks import FlatLoss as FlatLoss
 from .networks import OutputMotion as OutputMotion
