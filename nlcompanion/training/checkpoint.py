@@ -76,6 +76,9 @@ class Checkpoint:
         last = config.epochs - (self.status == "running")
         if not (config.epochs if self.status == "finished" else min(1, last)) <= self.epoch <= last:
             yield "epoch"
+        weights = [x for name, x in self.model.items() if not name.endswith(("running_mean", "running_var"))]
+        if not diverged and not all(x.isfinite().all() for x in weights):
+            yield "weights"
         whole = self.epoch * steps_per_epoch
         if not (whole - steps_per_epoch if diverged else whole) <= self.steps <= whole:
             yield "steps"

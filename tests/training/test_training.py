@@ -580,6 +580,7 @@ FORGED = {
     "records of other steps": lambda stored: {"records": stored["records"] | {"step": stored["records"]["step"] + 1}},
     "records of another rate": lambda stored: {"records": stored["records"] | {"lr": stored["records"]["lr"] * 2}},
     "losses below zero": lambda stored: {"records": stored["records"] | {"loss": -stored["records"]["loss"]}},
+    "weights that are none": lambda stored: {"model": stored["model"] | {"head.bias": torch.full((10,), math.nan)}},
     "no records": lambda stored: {"records": {}},
     "lists for records": lambda stored: {"records": {name: x.tolist() for name, x in stored["records"].items()}},
 }
