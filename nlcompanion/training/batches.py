@@ -87,7 +87,7 @@ class Batches(Pictures):
     """
 
     def __init__(self, part: Dataset, config: TrainConfig, device: torch.device, dtype: torch.dtype):
-        super().__init__(part, part._moments(), device, dtype)
+        super().__init__(part, part.moments(), device, dtype)
         self.config, self.classes = config, len(part.classes)
         self.steps = config.steps_per_epoch(len(part))
         self.batch_size = int(config.batch_size or len(part))

@@ -70,9 +70,10 @@ class Stepper:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self._rewind()
+        self.rewind()
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Back to the epoch's first batch and its first place for records."""
         self.position.zero_()
         self.row.zero_()
 
@@ -158,13 +159,13 @@ class Stepper:
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for record in (True, False) * _WARM_UP:
-                self._rewind()
+                self.rewind()
                 self._step(record)
         torch.cuda.current_stream(self.device).wait_stream(side)
         pool = torch.cuda.graph_pool_handle()  # the two never run at once, so they share their memory
         replays = []
         for record in (False, True):
-            self._rewind()
+            self.rewind()
             graph = torch.cuda.CUDAGraph()
             # on the warm-up's stream: torch's default one lives on the device of the process's first capture
             with torch.cuda.graph(graph, pool=pool, stream=side):
@@ -174,7 +175,7 @@ class Stepper:
         with torch.no_grad():
             for x, value in zip(state, saved, strict=True):
                 x.copy_(value)
-        self._rewind()
+        self.rewind()
 
 
 def _filter_norms(q: Tensor) -> Tensor:
