@@ -243,6 +243,10 @@ def test_a_fault_of_the_program_is_a_line_too(call, monkeypatch):
     assert (code, err.count("\n"), f"error: {FAULT} (KeyError: 'nothing')" in err) == (2, 1, True)
 
 
+def with_this_package() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
 PROGRAM = f'"{sys.executable}" -m nlcompanion'
 TINY = "--epochs 1 --subset 64 --batch-size 32 --width 0.5"
 ADAM = "import torch\nadam = lambda parameters: torch.optim.Adam(parameters, lr=0.1)\n"
@@ -266,18 +270,29 @@ ADAM = "import torch\nadam = lambda parameters: torch.optim.Adam(parameters, lr=
         pytest.param(f"{PROGRAM} check mine:adam > /dev/full", 2, "could not be written", marks=pytest.mark.slow),
         pytest.param(f"{PROGRAM} train {TINY} 2>&-", 0, "", marks=pytest.mark.slow),
         pytest.param(f"{PROGRAM} train {TINY} >&- 2>&-", 0, "", marks=pytest.mark.slow),
+        pytest.param(f"{PROGRAM} sweep {TINY} --workers 1 >&- 2>&- <&-", 0, "", marks=pytest.mark.slow),
         pytest.param(f"{PROGRAM} sweep {TINY} > /dev/full", 1, "could not be written", marks=pytest.mark.slow),
     ],
 )
 def test_streams_and_folders_that_fail_end_no_command_in_a_traceback(tmp_path, command, code, said):
     (tmp_path / "mine.py").write_text(ADAM)
-    places = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=places)
+    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=with_this_package())
     assert (run.returncode, said in run.stderr) == (code, True), run.stderr
     assert "Traceback" not in run.stdout + run.stderr
     assert run.stderr.count("\n") <= 1, run.stderr
     if TINY in command:  # what was computed is kept
         assert len(list(tmp_path.glob("runs/*.json"))) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes streams")
+def test_no_file_takes_the_number_of_a_stream_that_is_missing(tmp_path):
+    """Else what a library writes to stderr would land in a run's file."""
+    opened = "f = open('found', 'w'); f.write(str(f.fileno()))"
+    fill = "from nlcompanion.__main__ import _fill_missing_streams as fill; fill(); "
+    for first, number in ((fill, 3), ("", 0)):  # the control: the lowest number that is free
+        command = f'"{sys.executable}" -c "{first}{opened}" <&- >&- 2>&-'
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, env=with_this_package(), check=True)
+        assert int((tmp_path / "found").read_text()) == number
 
 
 # --- running --------------------------------------------------------------------------------------------------------
