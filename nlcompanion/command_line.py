@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()  # a full disk is found here and not while the interpreter ends
-        except Mistake as error:
+        except (Mistake, ImportError) as error:  # the latter names the extra that brings what is missing
             say(f"error: {error}")
             return USAGE
         except KeyboardInterrupt:

@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
-from attrs.validators import deep_mapping, ge, in_, instance_of
 from torch import Tensor
 
+from nlcompanion._extras import needs
 from nlcompanion._storage import Damaged, replacing, set_aside
 from nlcompanion.training.config import TrainConfig
+
+with needs("training"):
+    import attrs
+    from attrs.validators import deep_mapping, ge, in_, instance_of
 
 _FORMAT = 1
 _COUNT = [instance_of(int), ge(0)]

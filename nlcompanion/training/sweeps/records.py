@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import attrs
-
+from nlcompanion._extras import needs
 from nlcompanion._provenance import provenance
 from nlcompanion._storage import Damaged
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.sweeps import store as files
 from nlcompanion.training.sweeps.store import SweepError
+
+with needs("training"):
+    import attrs
 
 if TYPE_CHECKING:
     from nlcompanion.training.run import Run
