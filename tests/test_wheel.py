@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = (
-)
+LEFT_OUT = [
     "attr",
     "attrs",
     "tabulate",
@@ -24,7 +23,7 @@ LEFT_OUT = (
     "IPython",
     "ipywidgets",
     "distributed",
-)
+]
 
 # tqdm and pillow are no strangers to torch, which does without them
 ALONE = f"""
