@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from attrs import fields
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlcompanion import TrainConfig, command_line, sweep
@@ -225,11 +225,12 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([setting.name for setting in fields(TrainConfig)]), values, max_size=3))
-def test_no_file_of_settings_ends_in_a_fault(settings):
+def test_no_file_of_settings_ends_in_a_fault(content):
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()) as said:
         file = Path(folder) / "settings.json"
-        file.write_text(json.dumps(settings))
+        file.write_text(json.dumps(content))
         assert main(["sweep", "--dry-run", "--config", str(file), "--folder", folder]) in (0, 2)
     assert FAULT not in said.getvalue()
 
