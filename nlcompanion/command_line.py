@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"error: {error}")
             return USAGE
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on from here")
+            say("interrupted" + ("; the same command goes on from here" if unfinished == FAILED else ""))
             return INTERRUPTED
         except BrokenPipeError:  # whoever read what is printed has left, as `head` does
             _silence()
