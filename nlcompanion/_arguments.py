@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _LARGEST_SEED = 2**63 - 1
+_MOST_NUMBERS = 2**31
 
 # --- single numbers -----------------------------------------------------------------------------------------------
 
@@ -79,6 +80,12 @@ def seed_number(name: str, value: Any) -> int:
     return integer(name, value, 0, _LARGEST_SEED)
 
 
+def check_size(numbers: int, what: str) -> None:
+    """Refuse a tensor that no machine holds, before torch tries to."""
+    if numbers > _MOST_NUMBERS:
+        raise ValueError(f"{what} would need a tensor of more than {_MOST_NUMBERS:,} numbers; make it smaller")
+
+
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {described(value)}")
@@ -125,7 +132,7 @@ def choice(name: str, value: Any, *allowed: str) -> str:
 
 
 def floating_dtype(name: str, value: Any) -> torch.dtype:
-    if value not in (torch.float32, torch.float64):
+    if not isinstance(value, torch.dtype) or value not in (torch.float32, torch.float64):
         got = value if isinstance(value, torch.dtype) else described(value)
         raise ValueError(f"{name} must be torch.float32 or torch.float64, got {got}")
     return value
@@ -189,6 +196,40 @@ def numbers(name: str, value: Any) -> Tensor:
     if not torch.isfinite(array).all():
         raise ValueError(f"{name} holds a value that is not finite; cut the run where it diverged")
     return array
+
+
+def quantities(**given: Any) -> list[Any]:
+    """Finite real numbers, arrays or tensors that one formula takes together: their shapes broadcast.
+
+    Numbers stay numbers; arrays become tensors beside a tensor.
+    """
+    found = {name: _quantity(name, value) for name, value in given.items()}
+    shapes = {name: tuple(value.shape) for name, value in found.items() if not isinstance(value, float)}
+    try:
+        np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        raise ValueError(f"shapes do not go together: {shapes}; give numbers, or as many of each") from None
+    if any(isinstance(value, Tensor) for value in found.values()):
+        return [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in found.values()]
+    return list(found.values())
+
+
+def _quantity(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.ndim:
+        x = as_tensor(name, value)
+        if known(~torch.isfinite(x).all()) or not x.numel():
+            raise ValueError(f"{name} must hold finite numbers, at least one")
+        return x
+    if isinstance(value, Tensor) and value.requires_grad:
+        return as_tensor(name, value)
+    return numbers(name, value).numpy() if isinstance(value, np.ndarray) and value.ndim else finite_number(name, value)
+
+
+def none_below(name: str, value: Any, least: float = 0.0, strictly: bool = False) -> None:
+    """Refuse a quantity with an entry below (or, strictly, at) a bound."""
+    smallest = float(value.min()) if not isinstance(value, float) else value
+    if smallest < least or (strictly and smallest == least):
+        raise ValueError(f"{name} must be {'>' if strictly else '>='} {least:g}, got {smallest:g}")
 
 
 def double(name: str, value: Any) -> Tensor:
@@ -260,6 +301,13 @@ def as_tensor(name: str, value: Any) -> Tensor:
             )
         return value
     return real_array(name, value)
+
+
+def layer_input(x: Any, shape: str = "(...)") -> Tensor:
+    """What a layer may be called with: real floating-point numbers of any precision."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
+        raise TypeError(f"x must be a tensor of real numbers of shape {shape}, got {described(x)}")
+    return x
 
 
 def vector(name: str, value: Any) -> Tensor:

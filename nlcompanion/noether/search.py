@@ -284,7 +284,10 @@ def _elements(group) -> tuple[LieAlgebra | None, list[Symmetry]]:
     if isinstance(group, Symmetry):
         group = [group]
     if not isinstance(group, LieAlgebra):
-        group = list(ordered("group", group, "a LieAlgebra, or matrices or symmetries in a list"))
+        group = ordered("group", group, "a LieAlgebra, or matrices or symmetries in a list")
+        if isinstance(group, Tensor | np.ndarray) and not group.ndim:
+            raise TypeError("group is a single number; give a LieAlgebra, or matrices or symmetries in a list")
+        group = list(group)
         if not group:
             raise ValueError("the group is empty; give at least one symmetry or matrix")
         if all(isinstance(element, Symmetry) for element in group):

@@ -77,6 +77,8 @@ def transformed(L: Lagrangian, transformation: SpaceTimeMap) -> Callable[..., Te
 
         x, x_dot = torch.cat([t[None], q]), torch.cat([torch.ones_like(t)[None], v])
         _, X, X_dot = lift(extended)(t, x, x_dot)
+        if known(~(torch.isfinite(X).all() & torch.isfinite(X_dot).all())):
+            raise ValueError("the transformation leads to infinity or NaN at this s; take a smaller one")
         return L(X[0], X[1:], X_dot[1:] / X_dot[0]) * X_dot[0]
 
     return composed

@@ -14,6 +14,7 @@ trajectory, ``t`` of shape ``(T,)`` and ``q``, ``v`` of shape ``(T, n)``: ``run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -33,6 +34,7 @@ from nlcompanion._arguments import (
     integer,
     known,
     ordered,
+    real_number,
     vector,
 )
 from nlcompanion._matrix_exp import matrix_exp
@@ -98,7 +100,8 @@ class Symmetry:
                 f"{self.name} acts on q of shape (n,), got {tuple(q.shape)}; flatten the parameters with flat_loss"
             )
         q = vector("q", q)
-        moved = self.action(q, as_parameter("s", s, q))
+        s = as_parameter("s", s, q)
+        moved = self.action(q, s)
         if not isinstance(moved, Tensor):
             raise TypeError(f"{self.name}: the action returned {type(moved).__name__}; return a tensor like q")
         if moved.shape != q.shape:
@@ -106,7 +109,7 @@ class Symmetry:
                 f"{self.name}: the action turned shape {tuple(q.shape)} into {tuple(moved.shape)}; a symmetry maps the "
                 "space of parameters to itself"
             )
-        if known(~torch.isfinite(moved).all()):
+        if known(~torch.isfinite(moved).all() & (s != 0)):  # at 0 the identity is asked for, elsewhere
             raise ValueError(f"{self.name} moves q to infinity or NaN at this s; take a smaller one")
         return moved
 
@@ -262,7 +265,9 @@ def rescale(inputs: Part, outputs: Part, p: float = 1.0, extra: Sequence[tuple[P
         >>> [round(x, 6) for x in rescale([0, 1], [2], p=2)(torch.ones(3), math.log(2)).tolist()]
         [2.0, 2.0, 0.25]
     """
-    p = finite_number("p", p)  # ReLU and linear layers have p = 1
+    p = real_number("p", p)
+    if not math.isfinite(p):
+        raise ValueError(f"p must be a finite degree of homogeneity, got {p}; ReLU and linear layers have p = 1")
     parts = [(inputs, 1.0), (outputs, -p)]
     for pair in list(instance("extra", extra, (list, tuple), "[(betas, -1.0)]")):
         if not isinstance(pair, tuple | list) or len(pair) != 2:

@@ -123,7 +123,8 @@ def so(d: int, action: Callable[[Tensor], Symmetry] | None = None) -> LieAlgebra
         >>> len(so(4)), so(2).basis[0].tolist()
         (6, [[0.0, 1.0], [-1.0, 0.0]])
     """
-    integer("d", d, 2, _LARGEST)  # a line has no rotations
+    if integer("d", d, 1, _LARGEST) < 2:
+        raise ValueError(f"so(d) needs a dimension d >= 2, got {d}; a line has no rotations")
     i, j = torch.triu_indices(d, d, offset=1)
     basis = torch.zeros(len(i), d, d, dtype=torch.float64)
     rows = torch.arange(len(i))
