@@ -16,7 +16,7 @@ from nlcompanion.monitoring.diagnosis import Moved, diagnosis
 from nlcompanion.monitoring.find_parameters import find_parameters
 from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
 from nlcompanion.monitoring.stacked_forms import Tensors
-from nlcompanion.monitoring.step_hooks import innermost, listen
+from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
 
 if TYPE_CHECKING:
     from nlcompanion.monitoring.ledger import Ledger
@@ -121,7 +121,7 @@ class OptimizerSteps:
         self._exact = self.forms.all_of(chosen)  # laws whose steps have a formula
         self.is_exact = bool(self._exact.all())
         self._is_mixed = bool(self._exact.any()) and not self.is_exact
-        self._cannot_skip = all(map(_steps_as_torch_does, self.optimizers))
+        self._cannot_skip = all(map(steps_as_torch_does, self.optimizers))
         self._never = torch.tensor(False, device=first.device)
         self._before: Tensors = {name: torch.empty_like(p) for name, p in self.parameters.items()}
         self._rest: Rest | None = None
@@ -479,9 +479,3 @@ def _why_idle(p: nn.Parameter, is_held: bool) -> str | None:
     if not p.requires_grad:
         return "was frozen (requires_grad is off)"
     return "was without a gradient" if p.grad is None else None
-
-
-def _steps_as_torch_does(optimizer: Optimizer) -> bool:
-    """Whether its step is one of ``torch.optim``, and not a subclass's own."""
-    kind = next(kind for kind in type(optimizer).__mro__ if "step" in vars(kind))
-    return kind.__module__.startswith("torch.optim")
