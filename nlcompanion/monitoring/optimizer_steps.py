@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
 _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
-_READ = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize")
+_EMPTY: dict[str, Any] = {}
+_READ = ("momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize")
 
 Versions = list[int]
 
@@ -54,6 +55,9 @@ class Settings:
         key: what they were read from; the same key has the same settings.
         groups: of each parameter.
         rates: of each parameter.
+        rate: of all parameters, if these are the same.
+        differ: whether parameters of one law have different rates.
+        lr, inverse_lr: of each parameter; the inverse of 0 counts as 0.
         fading: by how much decay shrinks the logarithm of the squares in a step, at most.
         is_idle: whether some parameter takes no part.
     """
@@ -61,14 +65,12 @@ class Settings:
     key: tuple
     groups: dict[str, Mapping[str, Any]]
     rates: dict[str, StepRates]
+    rate: StepRates | None
+    differ: bool
+    lr: dict[str, float]
+    inverse_lr: dict[str, float]
     fading: float
     is_idle: bool
-
-    @property
-    def rate(self) -> StepRates | None:
-        """The rates of all parameters, if these are the same."""
-        rates = set(self.rates.values())
-        return next(iter(rates)) if len(rates) == 1 else None
 
 
 @dataclass
@@ -158,6 +160,8 @@ class OptimizerSteps:
         self.precision = GradientPrecision(self.parameters)
         self._usual = UsualStep.of(self.forms, self.parameters, self._before)
         self._settings: Settings | None = None  # of the last step
+        self._addresses = [p.data_ptr() for p in self.parameters.values()]
+        self._kept = [(p, self._owners[name], name in self._of_sgd) for name, p in self.parameters.items()]
 
     def attach(self) -> list:
         return [*listen(self.optimizers, self), *self.precision.handles]
@@ -202,36 +206,36 @@ class OptimizerSteps:
                 self._book(ahead)
 
     def _look_ahead(self) -> Ahead:
-        settings = self._read_settings()
-        self._check_kind()
-        rest, outside = self._still_at_rest()
+        buffers = self._buffers()
+        settings = self._read_settings(buffers)
+        if [p.data_ptr() for p in self.parameters.values()] != self._addresses:
+            self._check_kind()
+        rest, outside = self._still_at_rest(buffers)
         memory = None
         if any(rate.buffer for rate in settings.rates.values()):
-            buffers = self._buffers()
-            memory = _of_last_step(rest, settings.groups)
+            memory = _of_last_step(rest, settings)
             memory = memory or (self._of_buffers(buffers), dict.fromkeys(self.parameters, 1.0))
-        reads = not self.is_exact or len(self.optimizers) > 1
-        reads = reads or self.forms.differ({name: rate.gradient for name, rate in settings.rates.items()})
+        reads = not self.is_exact or len(self.optimizers) > 1 or settings.differ
         return Ahead(settings, rest, outside, memory, reads)
 
-    def _read_settings(self) -> Settings:
+    def _read_settings(self, buffers: list[Tensor | None]) -> Settings:
         """The settings now; where nothing has changed since the last step, those of the last step."""
         groups = [group for one in self.optimizers for group in one.param_groups]
         key = (
-            *(tuple(map(_plain, map(group.get, _READ))) for group in groups),
-            *([id(p) for p in group["params"]] for group in groups),
-            [p.requires_grad and p.grad is not None for p in self.parameters.values()],
-            [b is None for b in self._buffers()],
+            [(float(group["lr"]), *[group.get(name) for name in _READ]) for group in groups],
+            [list(map(id, group["params"])) for group in groups],
+            [p.grad is not None and p.requires_grad for p in self.parameters.values()],
+            [b is None for b in buffers],
         )
         if self._settings is None or self._settings.key != key:
-            self._settings = self._made_of(key)
+            self._settings = self._made_of(key, buffers)
         return self._settings
 
-    def _made_of(self, key: tuple) -> Settings:
+    def _made_of(self, key: tuple, of_all: list[Tensor | None]) -> Settings:
         now = self._groups()
         self._known_groups |= now
         groups = dict(self._known_groups)  # those of parameters that were taken out of their optimizer as they were
-        rates, buffers = {}, dict(zip(self.parameters, self._buffers(), strict=True))
+        rates, buffers = {}, dict(zip(self.parameters, of_all, strict=True))
         for name, p in self.parameters.items():
             rates[name] = step_rates(self._owner(name), groups[name], buffers[name] is not None)
             if p.grad is None or name not in now:
@@ -241,8 +245,18 @@ class OptimizerSteps:
                 self._idle[name] = reason, self._idle.get(name, (reason, self.ledger.steps + 1))[1]
             else:
                 self._idle.pop(name, None)
-        fades = max((fading(group) for group in groups.values()), default=0.0)
-        return Settings(key, groups, rates, fades, bool(self._idle))
+        lr = {name: float(group["lr"]) for name, group in groups.items()}
+        return Settings(
+            key=key,
+            groups=groups,
+            rates=rates,
+            rate=next(iter(rates.values())) if len(set(rates.values())) == 1 else None,
+            differ=self.forms.differ({name: rate.gradient for name, rate in rates.items()}),
+            lr=lr,
+            inverse_lr={name: 1 / x if x else 0.0 for name, x in lr.items()},
+            fading=max((fading(group) for group in groups.values()), default=0.0),
+            is_idle=bool(self._idle),
+        )
 
     def _groups(self) -> dict[str, Mapping[str, Any]]:
         of_ids = {id(p): group for one in self.optimizers for group in one.param_groups for p in group["params"]}
@@ -258,15 +272,15 @@ class OptimizerSteps:
                     "close() this ledger and make a new one"
                 )
 
-    def _still_at_rest(self) -> tuple[Rest, tuple[Tensor, Tensor] | None]:
+    def _still_at_rest(self, buffers: list[Tensor | None]) -> tuple[Rest, tuple[Tensor, Tensor] | None]:
         """The weights as they are now, and what was written to them since the last step."""
         rest = self._rest
         if rest is None:
             return self._rest_afresh(), None
-        weights, buffers = self._versions()
+        weights, memories = self._versions(buffers)
         if weights != rest.weights or not self._trusts_versions:
             return self._moved_between_steps(rest)
-        if buffers != rest.buffers:
+        if memories != rest.buffers:
             rest = replace(rest, last=None)
         return rest, None
 
@@ -515,8 +529,7 @@ class OptimizerSteps:
                 torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
             rest = Rest(squares, *self._versions(), None)
         if self._keeps_its_buffer(ahead, rest):
-            rates = {name: float(group["lr"]) for name, group in settings.groups.items()}
-            rest = replace(rest, last=(product, rates))
+            rest = Rest(rest.squares, rest.weights, rest.buffers, (product, settings.lr))
         return rest
 
     def _keeps_its_buffer(self, ahead: Ahead, rest: Rest) -> bool:
@@ -529,15 +542,16 @@ class OptimizerSteps:
             for name, group in ahead.settings.groups.items()
         )
 
-    def _versions(self) -> tuple[Versions, list[tuple[int, int] | None]]:
+    def _versions(self, buffers: list[Tensor | None] | None = None) -> tuple[Versions, list[tuple[int, int] | None]]:
+        buffers = self._buffers() if buffers is None else buffers
         weights = [p._version for p in self.parameters.values()]
-        return weights, [None if b is None else (id(b), b._version) for b in self._buffers()]
+        return weights, [None if b is None else (id(b), b._version) for b in buffers]
 
     def _buffers(self) -> list[Tensor | None]:
         """The momentum buffers of SGD; what other optimizers call so is something else."""
+        states = [one.state for one in self.optimizers]  # loading a checkpoint makes new ones
         return [  # a state's [] would add entries to it
-            self._owner(name).state.get(p, {}).get("momentum_buffer") if name in self._of_sgd else None
-            for name, p in self.parameters.items()
+            states[k].get(p, _EMPTY).get("momentum_buffer") if is_sgd else None for p, k, is_sgd in self._kept
         ]
 
     @torch.no_grad()
@@ -553,21 +567,19 @@ class OptimizerSteps:
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
 
 
-def _of_last_step(rest: Rest, groups: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, dict[str, float]] | None:
+def _of_last_step(rest: Rest, settings: Settings) -> tuple[Tensor, dict[str, float]] | None:
     """The buffer's pairings with the weights from the last step's: a heavy ball's step is -lr times its buffer.
 
     Spares a look at the buffers. Where the rate has grown much since, the last step's rounding would be enlarged.
     """
     if rest.last is None:
         return None
-    pairs, rate = rest.last
-    if any(rate[name] < float(group["lr"]) / 2 for name, group in groups.items()):
+    pairs, lr = rest.last
+    if lr is settings.lr:
+        return pairs, settings.inverse_lr
+    if any(lr[name] < now / 2 for name, now in settings.lr.items()):
         return None
-    return pairs, {name: 1 / x if x else 0.0 for name, x in rate.items()}
-
-
-def _plain(setting: Any) -> Any:
-    return float(setting) if isinstance(setting, Tensor) else setting
+    return pairs, {name: 1 / x if x else 0.0 for name, x in lr.items()}
 
 
 def _why_idle(p: nn.Parameter, is_held: bool) -> str | None:
