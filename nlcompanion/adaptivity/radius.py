@@ -32,10 +32,8 @@ from nlcompanion._arguments import (
     at_least_zero,
     broadcast,
     known,
-    none_below,
     positive,
     positive_number,
-    quantities,
     real_number,
     times,
 )
