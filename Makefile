@@ -68,7 +68,7 @@ bench: $(READY) ## run every benchmark, one after another
 	@missed=0; for bench in $(BENCHES); do echo "== $$bench"; $(PY) "$$bench" || missed=1; done; exit $$missed
 
 clean: ## remove all that these commands made, .venv included
-	rm -rf $(VENV) _build .pytest_cache .hypothesis .ruff_cache .benchmarks
+	rm -rf $(VENV) _build .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
 
