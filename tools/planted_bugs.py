@@ -38,7 +38,9 @@ COPIED = ("nlcompanion", "studies", "tests", "tools", "book", "pyproject.toml", 
 TIMEOUT = 600  # seconds for one bug
 SURVIVES = "SURVIVES"
 # no option beyond what is asked for here, and the same draws each time
-_PYTEST = ("-q", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "--tb=no", "--hypothesis-seed=0", "-m", "not slow")
+_PYTEST = ("-q", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "--tb=no", "-m", "not slow")
+# of the plugins that are installed, the only one that the tests need: the others take three seconds to load
+_PLUGINS = ("-p", "_hypothesis_pytestplugin", "--hypothesis-seed=0")
 # a process for each run, that begins with what takes seconds to import
 _PROCESSES = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 _IMPORTED = ("torch", "torch._dynamo", "scipy.integrate", "scipy.optimize", "matplotlib.pyplot", "sklearn.datasets")
@@ -134,7 +136,7 @@ def first_failure(copy: Path, tests: Sequence[str]) -> str:
 def _run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
     """In a process of its own: pytest in a copy, silent but for the first failure."""
     os.chdir(copy)
-    os.environ["PYTHONPATH"] = str(copy)
+    os.environ |= {"PYTHONPATH": str(copy), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(copy))
     importlib.invalidate_caches()
@@ -156,7 +158,7 @@ def _run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
                 failures.append(f"{report.nodeid} (collecting it)")
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        status = pytest.main([*_PYTEST, *tests], plugins=[Watch()])
+        status = pytest.main([*_PYTEST, *_PLUGINS, *tests], plugins=[Watch()])
     sender.send("" if status == 0 else failures[0] if failures else f"pytest's status {int(status)}")
 
 
