@@ -19,11 +19,12 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Queue
@@ -178,6 +179,12 @@ def _copies(count: int, folder: Path) -> Queue[Path]:
     return ready
 
 
+def _by_file(chosen: Sequence[Bug]) -> list[list[str]]:
+    """All tests that have to notice, those of a file together."""
+    tests = sorted({test for bug in chosen for test in bug.tests})
+    return [list(group) for _, group in groupby(tests, key=lambda test: test.partition("::")[0])]
+
+
 def _hunt_all(chosen: Sequence[Bug], workers: int) -> list[list[str]]:
     """The rows of all bugs, each printed as it is found.
 
@@ -189,25 +196,26 @@ def _hunt_all(chosen: Sequence[Bug], workers: int) -> list[list[str]]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         ready = _copies(workers, Path(folder).resolve())
 
-        def in_a_copy(work, what):
+        @contextmanager
+        def a_copy() -> Iterator[Path]:
             copy = ready.get()
             try:
-                return work(what, copy)
+                yield copy
             finally:
                 ready.put(copy)
 
-        def sound(tests: str) -> str:
-            return in_a_copy(lambda tests, copy: first_failure(copy, [tests]), tests)
+        def sound(tests: Sequence[str]) -> str:
+            with a_copy() as copy:
+                return first_failure(copy, tests)
 
         def one(bug: Bug) -> list[str]:
-            row = in_a_copy(hunt, bug)
+            with a_copy() as copy:
+                row = hunt(bug, copy)
             print(f"{row[0]}: {row[2]} ({row[3]} s)", flush=True)
             return row
 
-        needed = sorted({tests for bug in chosen for tests in bug.tests})
-        for tests, failed in zip(needed, pool.map(sound, needed), strict=True):
-            if failed:
-                raise ValueError(f"{tests} fails without any bug, at {failed}; mend that first")
+        for failed in filter(None, pool.map(sound, _by_file(chosen))):
+            raise ValueError(f"{failed} fails without any bug, so it notices none; mend that first")
         return list(pool.map(one, chosen))
 
 
