@@ -94,13 +94,13 @@ class ConservedQuantity:
         if self._rule.massless:
             # without decay there is no factor, whatever the degree
             if not self._rule.weight_decay:
-                return 0.0 * as_time(t)
+                return 0.0 * as_tensor("t", t)
             if self._degree is None:
                 raise ValueError(
                     f"the generator of {self.symmetry.name} mixes degrees, which decay at rates of their own"
                 )
-            return (self._degree + 1) * self._rule.weight_decay * as_time(t)
-        return at_each(lambda t: at_time(self._rule.gamma, "gamma", t), as_time(t))
+            return (self._degree + 1) * self._rule.weight_decay * as_tensor("t", t)
+        return at_each(lambda t: at_time(self._rule.gamma, "gamma", t), as_tensor("t", t))
 
     def integrated(self, t, q, v=None, *, t_ref: float | None = None) -> Tensor:
         r"""The conserved quantity: constant along every motion.
