@@ -17,6 +17,11 @@ X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.fl
 Y = torch.arange(7) % 3
 
 
+@pytest.mark.parametrize("p", [0.5, 1, 1.5, 2, 3])
+def test_repu_lets_nothing_negative_through(p):
+    assert RePU(p)(torch.tensor([-2.0, 0.0, 4.0])).tolist() == pytest.approx([0.0, 0.0, 4.0**p])
+
+
 @given(st.sampled_from([0.5, 1, 1.5, 2, 3]), st.floats(0.1, 10), st.floats(-5, 5))
 @settings(max_examples=40, deadline=None)
 def test_repu_is_homogeneous_of_its_own_degree(p, scale, x):
