@@ -28,7 +28,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help book test test-all test-elsewhere test-versions bugs lab notebooks results bench clean FORCE
+.PHONY: help book pdf test test-all test-elsewhere test-versions bugs lab notebooks results bench clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ book: $(READY) ## install what is needed and build the book
 	@rm -rf _build/html
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet > /dev/null
 	@$(PY) -m tools.pages
+
+pdf: book ## the whole book as one PDF (needs Chromium)
+	@$(PY) -m tools.pdf
 
 test: book ## build the book, then check its pages, every notebook, doctest and test
 	@$(PY) -m pytest $(PYTEST_RUNS) $(PYTEST_ARGS)
