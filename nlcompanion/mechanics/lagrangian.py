@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 Lagrangian = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A function ``L(t, q, v)`` of time, position and velocity with a scalar value."""
 
 
 def scalar_lagrangian(L: Lagrangian) -> Lagrangian:

@@ -11,12 +11,13 @@ from tools import pages, pdf
 NAMES = ["book/index", "book/chapter"]
 PROGRAM = next(filter(None, map(shutil.which, pdf.BROWSERS)), None)
 
-CHAPTER = """<html><body><article class="bd-article"><section id="title"><h1>Title<a class="headerlink" href="#title">#</a>
-</h1><p>See <a href="#below">below</a>, <a href="index.html#there">there</a>, <a href="https://example.org/x">outside</a>.
-</p><section id="below"><h2>Below</h2>
+CHAPTER = """<html><body><article class="bd-article"><section id="title">
+<h1>Title<a class="headerlink" href="#title">#</a></h1><p>See <a href="#below">below</a>,
+<a href="index.html#there">there</a>, <a href="https://example.org/x">outside</a>.</p><section id="below"><h2>Below</h2>
 <details class="admonition hide above-input"><pre>code that is folded away</pre></details>
 <details class="admonition dropdown"><p>the solution</p></details>
-<div class="nl-explorer" data-values='["1", "2", "3", "4", "5"]'><label class="nl-explorer-label"><span>step</span></label>
+<div class="nl-explorer" data-values='["1", "2", "3", "4", "5"]'>
+<label class="nl-explorer-label"><span>step</span></label>
 <img alt="a"/><img alt="b" hidden/><img alt="c" hidden/><img alt="d" hidden/><img alt="e" hidden/></div>
 </section></section><script>1</script></article></body></html>"""
 
