@@ -27,8 +27,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import at_least_zero, broadcast, positive, times
-from nlcompanion.dynamics.learning_rules import sgd
+from nlcompanion._arguments import (
+    as_tensor,
+    at_least_zero,
+    broadcast,
+    known,
+    positive,
+    positive_number,
+    real_number,
+    times,
+)
+from nlcompanion.adaptivity.settings import settings
 
 __all__ = [
     "Polar",
@@ -88,7 +97,7 @@ def radius_squared(
         >>> radius_squared(t, torch.ones(5), 1.0, lr=0.1, momentum=0.9, weight_decay=0.005).round(decimals=3).tolist()
         [1.0, 40.534, 43.188, 43.535, 43.582]
     """
-    sgd(lr, momentum, weight_decay)  # refuses what is out of range
+    lr, momentum, weight_decay = settings(lr, momentum, weight_decay)
     push = 2 * lr * (1 + momentum) / (1 - momentum) ** 3
     squared = _remembered(
         t,
@@ -126,7 +135,7 @@ def radius_gain(t, r_squared, *, momentum: float = 0.0, weight_decay: float = 0.
         >>> radius_gain([0.0, 1.0], [1.0, 1.0], weight_decay=0.25).round(decimals=3).tolist()
         [0.0, 0.632]
     """
-    sgd(1.0, momentum, weight_decay)
+    _, momentum, weight_decay = settings(1.0, momentum, weight_decay)
     t, fourth = times(t), positive("r_squared", r_squared) ** 2
     if fourth.ndim == 0 or len(fourth) != len(t):
         raise ValueError(f"{len(t)} times and r_squared of shape {tuple(fourth.shape)}; give one for each time")
@@ -162,7 +171,7 @@ def rmsprop_accumulator(t, grad_norm_squared, g0, *, lr: float, rho: float) -> T
         >>> rmsprop_accumulator([0.0, 1.0, 2.0], [1.0, 1.0, 1.0], 0.0, lr=0.1, rho=0.9).round(decimals=3).tolist()
         [0.0, 0.632, 0.865]
     """
-    sgd(lr)
+    lr, rho = positive_number("lr", lr), real_number("rho", rho)
     if not 0 < rho < 1:
         raise ValueError(f"rho must be in (0, 1), got {rho}; at 1 the accumulator never moves, at 0 it has no memory")
     rate = (1 - rho) / lr
@@ -253,8 +262,12 @@ def polar(q: Tensor, v: Tensor) -> Polar:
         >>> r.item(), dr.item(), du.tolist()
         (2.0, 1.0, [0.0, 1.5])
     """
-    if q.shape != v.shape or q.ndim == 0:
+    q, v = as_tensor("q", q), as_tensor("v", v)
+    if q.shape != v.shape or q.ndim == 0 or not q.numel():
         raise ValueError(f"q has shape {tuple(q.shape)} and v {tuple(v.shape)}; a velocity has the shape of its point")
+    for name, x in (("q", q), ("v", v)):
+        if known(~torch.isfinite(x).all()):
+            raise ValueError(f"{name} holds NaN or infinity, which has no direction; cut the run where it diverged")
     r = q.norm(dim=-1, keepdim=True)
     if not (r > 0).all():
         raise ValueError("a point of length 0 has no direction; stay away from the origin")
@@ -290,7 +303,7 @@ def radius_squared_of_steps(
         >>> radius_squared_of_steps([1.0, 0.0], 4.0, lr=0.1, momentum=0.5).tolist()
         [4.0, 5.0, 6.0]
     """
-    sgd(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = settings(lr, momentum, weight_decay)
     steps = at_least_zero("step_norm_squared", step_norm_squared)
     if steps.ndim == 0:
         raise ValueError("step_norm_squared is a single number; give one for each step, shape (N,)")

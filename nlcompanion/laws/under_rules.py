@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import instance
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.under_optimizers import heavy_ball_statement
@@ -56,6 +57,9 @@ class LawUnderRule:
     rule: LearningRule
 
     def __post_init__(self):
+        from nlcompanion.laws.law import Law
+
+        instance("law", self.law, Law, "homogeneous_law(f, layer=1)")
         if not isinstance(self.rule, LearningRule):
             raise TypeError(f"rule must be a LearningRule such as nesterov(), got {type(self.rule).__name__}")
         if not self.rule.is_euclidean:

@@ -151,7 +151,7 @@ class Ledger:
         self._entries: list[tuple[int, Tensor, Tensor | None]] = []
         self._block: Tensor | None = None  # sums since the last entry
         self._found: _Found | None = None
-        self._nothing = torch.zeros(())
+        self._largest = 0.0  # residual so far
         self._skipped: Tensor | int = 0
         self._first: _Breach | None = None
         self._diagnosis: str | None = None  # of what is behind it
@@ -339,33 +339,42 @@ class Ledger:
         Returns:
             Whether this is the first step with more left than rounding, as far as that is known without waiting.
         """
+        nothing = torch.zeros_like(change)
+        sums = torch.stack([change, *(causes.get(name, nothing) for name in CAUSES)])
+        return self._add(sums, start, ratio, cosine, skipped)
+
+    def _add(
+        self, sums: Tensor, start: Tensor, ratio: Tensor, cosine: Tensor | None = None, skipped: Tensor | None = None
+    ) -> bool:
+        """As :meth:`_enter`, of the change and all causes in one tensor."""
         self.steps += 1
-        if self._found is None:
-            nothing = torch.zeros_like(change)
-            self._found = _Found(start, nothing, nothing.long(), nothing, None)
-            self._nothing = nothing
-        sums = torch.stack([change, *(causes.get(name, self._nothing) for name in CAUSES)])
         found = self._found
-        keep = (ratio <= found.worst) | found.worst.isnan()  # NaN must not pass, and the first one is told
-        worst = torch.where(keep, found.worst, ratio)
-        self._found = _Found(found.start, worst, torch.where(keep, found.worst_step, self.steps), ratio, cosine)
-        self._block = sums if self._block is None else self._block + sums
+        if found is None:
+            nothing = torch.zeros_like(ratio)
+            found = _Found(start, nothing, nothing.long(), nothing, None)
+        # on a CPU, where it costs no waiting, most steps are seen to be none of the worst
+        largest = float(ratio.max()) if ratio.device.type == "cpu" else math.nan
+        step = found.worst_step
+        if not largest <= self._largest:
+            grown = (ratio > found.worst) | (ratio.isnan() & ~found.worst.isnan())
+            step, self._largest = torch.where(grown, self.steps, step), largest
+        worst = torch.maximum(found.worst, ratio)  # NaN must not pass, and the first one is told
+        self._found = _Found(found.start, worst, step, ratio, cosine)
+        self._block = sums if self._block is None else self._block.add_(sums)
         if self.every and self.steps % self.every == 0:
             self._entries.append((self.steps, self._block, cosine))
             self._block = None
         if skipped is not None:
             self._skipped = self._skipped + skipped
-        return self._notice(ratio)
+        return ratio.device.type == "cpu" and not largest <= self.tolerance and self._notice(ratio)
 
     def _notice(self, ratio: Tensor) -> bool:
-        """Note the first step that leaves more than rounding; on a CPU, where it costs no waiting."""
-        if self._first is not None or ratio.device.type != "cpu":
+        """Note the first step that leaves more than rounding."""
+        if self._first is not None:
             return False
         largest, entry = ratio.max(0)
-        if float(largest) <= self.tolerance:
-            return False
         if (not_a_number := ratio.isnan()).any():
-            largest, entry = ratio.max(0)[0], not_a_number.int().argmax()
+            entry = not_a_number.int().argmax()
         self._first = _Breach(self.steps, int(entry), float(largest))
         return True
 

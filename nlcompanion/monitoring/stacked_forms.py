@@ -33,6 +33,7 @@ class StackedForms:
             ways.setdefault(term.name, []).append(term)
         self._ways, self._scratch = ways, _Scratch()
         where = dict(zip(self.keys, _consecutive(pairing_size(term) for term in self.keys.values()), strict=True))
+        self._where = where
         names, size, most = list(self.terms), self.places[-1].stop, max(len(law.terms) for law in laws)
         self._index = torch.zeros(size, most, dtype=torch.long)
         self._owner = torch.zeros(size, most, dtype=torch.long)  # which parameter
@@ -54,6 +55,15 @@ class StackedForms:
     def to(self, device: torch.device) -> None:
         for name in ("_index", "_owner", "_coefficient", "owner_of_pairs"):
             setattr(self, name, getattr(self, name).to(device))
+
+    @property
+    def gathering(self) -> tuple[Tensor, Tensor]:
+        """Which pairings make up each entry of the laws, and how much of each: two of shape ``(size, most terms)``."""
+        return self._index, self._coefficient
+
+    def spans(self, name: str) -> list[tuple[Term, slice]]:
+        """The ways in which a parameter is paired, each with its place among the pairings."""
+        return [(term, self._where[_key(term)]) for term in self._ways[name]]
 
     def pairs(
         self,

@@ -1,23 +1,26 @@
-"""What a training run has measured (private; public as ``nlcompanion.training.Run``)."""
+"""What a training run has measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._extras import needs
 from nlcompanion.training.config import TrainConfig
+
+with needs("training"):
+    import attrs
 
 RECORDS = ("step", "loss", "lr", "filter_norm", "gradient_norm", "angular_update")
 LAYERWISE = RECORDS[3:]
 EPOCHS = ("epoch", "train_loss", "test_accuracy", "test_accuracy_recalibrated")
 
 
-@dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class Run:
     r"""A training run: its settings, what was recorded on the way, and how it ended. Made by :func:`train`.
 
@@ -62,7 +65,7 @@ class Run:
     data: dict[str, Any]
     duration: float
     environment: dict[str, Any]
-    model: nn.Module | None = field(default=None, repr=False)
+    model: nn.Module | None = attrs.field(default=None, repr=False)
 
     def __repr__(self) -> str:
         accuracy = "" if math.isnan(self.accuracy) else f", accuracy {self.accuracy:.3f}"

@@ -588,7 +588,7 @@ def test_a_claimed_product_of_degrees_is_compared_to_rounding():
     assert 1.1 * 1.1 != 1.21
     assert "1.21 |3.weight|²" in homogeneous_law(loss_of(model), 1, p=1.21).total.statement
     for p in ("2", True):
-        with pytest.raises(TypeError, match="p is the degree of homogeneity, a number"):
+        with pytest.raises(TypeError, match="p must be a real number"):
             homogeneous_law(loss_of(model), 1, p=p, verify=False)
 
 

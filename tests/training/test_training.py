@@ -1,5 +1,6 @@
 """train: torch's SGD to the last bit, the same run after an interruption, records that are what they say."""
 
+import io
 import json
 import math
 import pickle
@@ -8,6 +9,8 @@ import sys
 import zipfile
 from contextlib import contextmanager, nullcontext
 
+import attrs
+import damages
 import numpy as np
 import pytest
 import torch
@@ -19,9 +22,11 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
+from nlcompanion._storage import Damaged
 from nlcompanion.datasets import Dataset, digits
 from nlcompanion.networks import conv_bn
 from nlcompanion.training import Run, TrainConfig, train
+from nlcompanion.training import checkpoint as checkpoints
 from nlcompanion.training.batches import Batches, load
 from nlcompanion.training.loop import _Training
 from nlcompanion.training.step import _sgd
@@ -574,6 +579,7 @@ FORGED = {
     "records of other steps": lambda stored: {"records": stored["records"] | {"step": stored["records"]["step"] + 1}},
     "records of another rate": lambda stored: {"records": stored["records"] | {"lr": stored["records"]["lr"] * 2}},
     "losses below zero": lambda stored: {"records": stored["records"] | {"loss": -stored["records"]["loss"]}},
+    "weights that are none": lambda stored: {"model": stored["model"] | {"head.bias": torch.full((10,), math.nan)}},
     "no records": lambda stored: {"records": {}},
     "lists for records": lambda stored: {"records": {name: x.tolist() for name, x in stored["records"].items()}},
 }
@@ -593,6 +599,45 @@ def test_a_damaged_checkpoint_is_set_aside_by_name(tmp_path, how):
     with pytest.warns(UserWarning, match=r"renamed to run.pt.1.corrupt"):
         train(SMALL, checkpoint=path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.pt", "run.pt.1.corrupt", "run.pt.corrupt"]
+
+
+def plain(checkpoint: checkpoints.Checkpoint) -> dict:
+    """A checkpoint's entries, its tensors as their bytes."""
+
+    def inside(value):
+        if isinstance(value, torch.Tensor):
+            return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+        if isinstance(value, dict):
+            return {name: inside(item) for name, item in value.items()}
+        return [inside(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return inside(attrs.asdict(checkpoint, recurse=False))
+
+
+def without_checksums(content: bytes) -> dict | None:
+    """The control: what torch makes of a file, which does not compare the checksums of its parts."""
+    try:
+        found = torch.load(io.BytesIO(content), weights_only=True)
+        return plain(checkpoints.Checkpoint(**{name: value for name, value in found.items() if name != "format"}))
+    except Exception:
+        return None
+
+
+def test_no_damage_of_a_checkpoint_is_read_as_sound(tmp_path):
+    path = tmp_path / "run.pt"
+    train(SMALL, checkpoint=path)
+    content, sound = path.read_bytes(), plain(checkpoints.read(path))
+    assert without_checksums(content) == sound
+    refused, mistaken = 0, 0
+    for kind, other in damages.damaged(content, damages.OF_BYTES, each=60, seed="checkpoint"):
+        path.write_bytes(other)
+        try:
+            assert plain(checkpoints.read(path)) == sound, kind  # in a gap between two parts
+        except Damaged:
+            refused += 1
+        mistaken += without_checksums(other) not in (None, sound)
+    assert refused > 300  # of 420
+    assert mistaken > 30  # so many would be taken for good without the comparison
 
 
 def test_a_checkpoint_is_replaced_in_one_move(tmp_path, monkeypatch):
