@@ -24,7 +24,7 @@ import torch
 from nlcompanion._extras import needs, progress_bar
 from nlcompanion._storage import replacing
 from nlcompanion.datasets.archives import Entry, first_name, open_zip, read_file, read_tar
-from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion.datasets.dataset import Dataset, check_split
 from nlcompanion.datasets.download import (
     DataError,
     cache_folder,
@@ -450,7 +450,7 @@ def tiny_imagenet(
 
     Source: the course CS231n of Stanford University, from ImageNet (O. Russakovsky et al., 2015).
     """
-    _check_split(split, ("train", "val"))
+    check_split(split, ("train", "val"))
     official = OFFICIAL
     classes = _up_to(official.classes, classes, "classes")
     per_class = _up_to(getattr(official, split), per_class, "per_class")

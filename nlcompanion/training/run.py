@@ -52,7 +52,7 @@ class Run:
         >>> again = Run.from_dict(run.to_dict())
         >>> again.status, again.steps, again.layers
         ('finished', 4, ('conv1', 'conv2', 'conv3'))
-        >>> torch.equal(again.effective_lr, run.records["lr"][:, None] / run.records["filter_norm"] ** 2)
+        >>> torch.equal(again.records["filter_norm"], run.records["filter_norm"])
         True
     """
 
@@ -74,28 +74,7 @@ class Run:
     @property
     def accuracy(self) -> float:
         """Of the test set at the end; nan for a run that diverged."""
-        return self._last("test_accuracy")
-
-    @property
-    def accuracy_recalibrated(self) -> float:
-        """The same with BatchNorm's statistics measured anew."""
-        return self._last("test_accuracy_recalibrated")
-
-    def _last(self, name: str) -> float:
-        return math.nan if self.status == "diverged" else self.epochs[name][-1].item()
-
-    @property
-    def effective_lr(self) -> Tensor:
-        r"""Step size of the direction :math:`\hat q`, :math:`\eta / r^2`, shape (R, L) (TK Section 4)."""
-        return self.records["lr"][:, None] / self.records["filter_norm"].square()
-
-    @property
-    def unit_gradient_squared(self) -> Tensor:
-        r"""What the same filters at unit norm would feel, :math:`|\nabla f(\hat q)|^2 = r^2 |g|^2`, shape (R, L).
-
-        The input of TK Eq. 17, with each layer taken as one scale-invariant weight.
-        """
-        return (self.records["filter_norm"] * self.records["gradient_norm"]).square()
+        return math.nan if self.status == "diverged" else self.epochs["test_accuracy"][-1].item()
 
     def to_dict(self) -> dict[str, Any]:
         """The run in JSON's types, for a results file; numbers that are not finite are None."""
