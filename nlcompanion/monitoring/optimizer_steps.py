@@ -56,6 +56,7 @@ class Settings:
         groups: of each parameter.
         rates: of each parameter.
         rate: of all parameters, if these are the same.
+        keeps_buffer: whether each parameter's step is its buffer times the rate.
         differ: whether parameters of one law have different rates.
         lr, inverse_lr: of each parameter; the inverse of 0 counts as 0.
         fading: by how much decay shrinks the logarithm of the squares in a step, at most.
@@ -66,6 +67,7 @@ class Settings:
     groups: dict[str, Mapping[str, Any]]
     rates: dict[str, StepRates]
     rate: StepRates | None
+    keeps_buffer: bool
     differ: bool
     lr: dict[str, float]
     inverse_lr: dict[str, float]
@@ -159,6 +161,7 @@ class OptimizerSteps:
         self._idle: dict[str, tuple[str, int]] = {}  # parameters at rest: why, and since which step
         self.precision = GradientPrecision(self.parameters)
         self._usual = UsualStep.of(self.forms, self.parameters, self._before)
+        self._unsettled = False  # whether usual steps were not yet handed to the ledger
         self._settings: Settings | None = None  # of the last step
         self._addresses = [p.data_ptr() for p in self.parameters.values()]
         self._kept = [(p, self._owners[name], name in self._of_sgd) for name, p in self.parameters.items()]
@@ -208,8 +211,10 @@ class OptimizerSteps:
     def _look_ahead(self) -> Ahead:
         buffers = self._buffers()
         settings = self._read_settings(buffers)
-        if [p.data_ptr() for p in self.parameters.values()] != self._addresses:
+        addresses = [p.data_ptr() for p in self.parameters.values()]
+        if addresses != self._addresses:
             self._check_kind()
+            self._move_to(addresses)
         rest, outside = self._still_at_rest(buffers)
         memory = None
         if any(rate.buffer for rate in settings.rates.values()):
@@ -217,6 +222,11 @@ class OptimizerSteps:
             memory = memory or (self._of_buffers(buffers), dict.fromkeys(self.parameters, 1.0))
         reads = not self.is_exact or len(self.optimizers) > 1 or settings.differ
         return Ahead(settings, rest, outside, memory, reads)
+
+    def _move_to(self, addresses: list[int]) -> None:
+        """The parameters' storage was replaced."""
+        self.settle()
+        self._addresses, self._usual = addresses, UsualStep.of(self.forms, self.parameters, self._before)
 
     def _read_settings(self, buffers: list[Tensor | None]) -> Settings:
         """The settings now; where nothing has changed since the last step, those of the last step."""
@@ -251,6 +261,10 @@ class OptimizerSteps:
             groups=groups,
             rates=rates,
             rate=next(iter(rates.values())) if len(set(rates.values())) == 1 else None,
+            keeps_buffer=not any(
+                group.get("nesterov") or (buffers[name] is not None and not group.get("momentum"))  # laid aside
+                for name, group in groups.items()
+            ),
             differ=self.forms.differ({name: rate.gradient for name, rate in rates.items()}),
             lr=lr,
             inverse_lr={name: 1 / x if x else 0.0 for name, x in lr.items()},
@@ -315,9 +329,7 @@ class OptimizerSteps:
         self._ahead = None
         usual, rate = self._usual, ahead.settings.rate
         if usual is None or rate is None or not self._is_usual(ahead):
-            self._book_in_full(ahead)
-        elif not usual.is_in_place():  # a parameter's storage was replaced
-            self._usual = UsualStep.of(self.forms, self.parameters, self._before)
+            self.settle()
             self._book_in_full(ahead)
         else:
             self._book_as_usual(ahead, usual, rate)
@@ -341,10 +353,19 @@ class OptimizerSteps:
         if ahead.memory is not None:
             buffer, scales = ahead.memory
             scale = next(iter(scales.values()))
-        booked = usual.book(ahead.rest.squares, buffer, scale * rate.buffer, rate.parameter)
-        if self.ledger._add(booked.sums, booked.charges, booked.ratio):
-            self.ledger._diagnosis = self._diagnose(ahead)
+        self._unsettled = True
+        largest = usual.book(ahead.rest.squares, buffer, scale * rate.buffer, rate.parameter)
+        if self.ledger._count_step(largest):
+            self.settle()
+            if self.ledger._notice(torch.from_numpy(usual.ratio)):
+                self.ledger._diagnosis = self._diagnose(ahead)
         self._rest = self._rest_after(ahead, None)
+
+    def settle(self) -> None:
+        """Hand the ledger what usual steps have summed up."""
+        if self._unsettled and self._usual is not None:
+            self._unsettled = False
+            self.ledger._add_up(*self._usual.take())
 
     @torch.no_grad()
     def _book_in_full(self, ahead: Ahead) -> None:
@@ -528,19 +549,15 @@ class OptimizerSteps:
             if moved is not None:
                 torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
             rest = Rest(squares, *self._versions(), None)
-        if self._keeps_its_buffer(ahead, rest):
+        if self._keeps_its_buffer(ahead):
             rest = Rest(rest.squares, rest.weights, rest.buffers, (product, settings.lr))
         return rest
 
-    def _keeps_its_buffer(self, ahead: Ahead, rest: Rest) -> bool:
+    def _keeps_its_buffer(self, ahead: Ahead) -> bool:
         """Whether the step was the buffer times the rate, for every parameter; not so if it may have been left out."""
         if not self.is_exact or not self._cannot_skip or ahead.rescaled or len(self.optimizers) > 1:
             return False
-        has_buffer = dict(zip(self.parameters, rest.buffers, strict=True))
-        return not self._idle and not any(
-            group["nesterov"] or (has_buffer[name] and not group["momentum"])  # a buffer laid aside for a while
-            for name, group in ahead.settings.groups.items()
-        )
+        return ahead.settings.keeps_buffer and not ahead.settings.is_idle
 
     def _versions(self, buffers: list[Tensor | None] | None = None) -> tuple[Versions, list[tuple[int, int] | None]]:
         buffers = self._buffers() if buffers is None else buffers
