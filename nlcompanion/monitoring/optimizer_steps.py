@@ -496,7 +496,8 @@ class OptimizerSteps:
     def _moved(self, name: str, ahead: Ahead) -> Moved:
         p, step = self.parameters[name], -self._before[name]
         weight = p.detach() - step
-        gradient, expected = p.grad, ()
+        gradient: Tensor | None = p.grad
+        expected: tuple[Tensor, ...] = ()
         if gradient is not None and name in self._of_sgd:
             gradient, expected = self._as_sgd_steps(name, ahead.settings.groups[name], weight, gradient)
         return Moved(weight, step, gradient, expected, self._idle.get(name))
