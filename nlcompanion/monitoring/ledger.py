@@ -357,7 +357,7 @@ class Ledger:
             largest: what is left of it, relative to what it is compared with.
         """
         self.steps += 1
-        ends_entry = bool(self.every) and self.steps % self.every == 0
+        ends_entry = self.every is not None and self.steps % self.every == 0
         is_worst = not largest <= self._largest
         self._largest = largest if is_worst else self._largest
         return ends_entry or is_worst

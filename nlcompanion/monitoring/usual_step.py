@@ -59,6 +59,7 @@ class UsualStep:
             return None
         return cls(forms, parameters, before)
 
+    @np.errstate(all="ignore")  # what is not finite is a finding, and told as one
     def book(self, squares: Tensor, last: Tensor | None, memory: float, decay: float) -> float:
         """Compare the weights with those before the step, which become its negative.
 
@@ -86,6 +87,7 @@ class UsualStep:
         np.maximum(self.worst, self.ratio, out=self.worst)  # NaN must not pass
         return float(self.ratio.max())
 
+    @np.errstate(all="ignore")
     def go_on(self) -> None:
         """Bring the pairings to the weights after the step."""
         rows = self._rows
@@ -131,10 +133,11 @@ class _Gather:
             both = rows.dot(self._dense)
             half = both.shape[1] // 2
             return both[:, :half], both[:, half:]
-        forms = sizes = 0.0
+        forms, sizes = np.zeros((2, len(rows), len(self._columns[0][0])))
         for index, coefficient, size in self._columns:
             values = rows.take(index, axis=1)
-            forms, sizes = forms + values * coefficient, sizes + values * size
+            forms += values * coefficient
+            sizes += values * size
         return forms, sizes
 
 
