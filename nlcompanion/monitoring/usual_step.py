@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,7 +14,11 @@ from nlcompanion.monitoring.stacked_forms import StackedForms, Tensors, pairing_
 
 _SQUARE, _PRODUCT, _WEIGHTS, _LAST = range(4)  # rows of the pairings
 _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
+_SMALL = 32768  # entries beyond which PyTorch shares out its work among threads
 _DENSE = 1024  # entries up to which a matrix product is cheaper than gathering
+
+
+Way = tuple[tuple[int, ...] | None, Tensor, Tensor]  # how a product is summed, and where its two sums go
 
 
 class UsualStep:
@@ -47,9 +51,11 @@ class UsualStep:
         self._causes = np.zeros((2 + len(CAUSES), 4))
         room = torch.empty(max(p.numel() for p in parameters.values()), dtype=first.dtype)
         self._parts = [
-            _Part(before[name], parameters[name], room, list(_ways(forms, name, raw))) for name in parameters
+            (_SmallPart if p.numel() <= _SMALL else _Part)(
+                before[name], p.detach(), room, list(_ways(forms, name, raw))
+            )
+            for name, p in parameters.items()
         ]
-        self._before, self._weights = [part.before for part in self._parts], [part.weight for part in self._parts]
 
     @classmethod
     def of(cls, forms: StackedForms, parameters: Mapping[str, nn.Parameter], before: Tensors) -> UsualStep | None:
@@ -93,7 +99,8 @@ class UsualStep:
         rows = self._rows
         rows[_WEIGHTS] -= rows[_SQUARE] + 2 * rows[_PRODUCT]
         rows[_LAST] = rows[_PRODUCT]
-        torch._foreach_copy_(self._before, self._weights)
+        for part in self._parts:
+            part.go_on()
 
     def take(self) -> tuple[Tensor, Tensor, Tensor]:
         """The sums, the worst and the last ratio; the first two begin again."""
@@ -141,34 +148,34 @@ class _Gather:
         return forms, sizes
 
 
-def _ways(forms: StackedForms, name: str, raw: Tensor):
+def _ways(forms: StackedForms, name: str, raw: Tensor) -> Iterator[Way]:
     """How a parameter's products are summed, and where the sums go: ``(dims, of the step, with the weights)``."""
     for term, place in forms.spans(name):
         yield _dims(term), raw[0, place], raw[1, place]
 
 
-def _dims(term: Term) -> list[int] | None:
+def _dims(term: Term) -> tuple[int, ...] | None:
     """Over which dimensions a product is summed; None for all."""
     assert isinstance(term, Squares)
-    return None if term.axis is None else [k for k in range(len(term.shape)) if k != term.axis]
+    return None if term.axis is None else tuple(k for k in range(len(term.shape)) if k != term.axis)
 
 
 class _Part:
     """One parameter: its step, and the step's pairings with itself and with the weights."""
 
-    def __init__(self, before: Tensor, parameter: nn.Parameter, room: Tensor, ways: list):
-        self.weight, self.before = parameter.detach(), before
-        self.flat = self.weight.view(-1), before.view(-1)
+    def __init__(self, before: Tensor, weight: Tensor, room: Tensor, ways: list[Way]):
+        self.before, self.weight = before, weight
+        self.flat = before.view(-1), weight.view(-1)
         self.product = room[: before.numel()].view(before.shape)
         self.dots = [(one.view(()), other.view(())) for dims, one, other in ways if dims is None]
         self.sums = [(dims, one, other) for dims, one, other in ways if dims]
-        self.entries = [(one, other) for dims, one, other in ways if dims == []]
+        self.entries = [(one, other) for dims, one, other in ways if dims == ()]
 
     def compare(self) -> None:
         before, weight = self.before, self.weight
         before.sub_(weight)
         for square, product in self.dots:
-            flat_weight, step = self.flat
+            step, flat_weight = self.flat
             torch.dot(step, step, out=square)
             torch.dot(step, flat_weight, out=product)
         for square, product in self.entries:
@@ -181,3 +188,39 @@ class _Part:
             torch.mul(before, weight, out=room)
             for dims, _, product in self.sums:
                 torch.sum(room, dims, out=product)
+
+    def go_on(self) -> None:
+        self.before.copy_(self.weight)
+
+
+class _SmallPart:
+    """The same of a parameter so small that what counts is how long a call takes to begin: NumPy's do sooner."""
+
+    def __init__(self, before: Tensor, weight: Tensor, room: Tensor, ways: list[Way]):
+        self.before, self.weight = before.numpy(), weight.numpy()
+        self.flat = before.view(-1).numpy(), weight.view(-1).numpy()
+        self.product = room[: before.numel()].view(before.shape).numpy()
+        self.dots = [(one.numpy(), other.numpy()) for dims, one, other in ways if dims is None]
+        self.sums = [(dims, one.numpy(), other.numpy()) for dims, one, other in ways if dims]
+        self.entries = [(one.numpy(), other.numpy()) for dims, one, other in ways if dims == ()]
+
+    def compare(self) -> None:
+        before, weight = self.before, self.weight
+        np.subtract(before, weight, out=before)
+        for square, product in self.dots:
+            step, flat_weight = self.flat
+            square[0] = step.dot(step)
+            product[0] = step.dot(flat_weight)
+        for square, product in self.entries:
+            np.multiply(before, before, out=square)
+            np.multiply(before, weight, out=product)
+        if self.sums:
+            room = np.multiply(before, before, out=self.product)
+            for dims, square, _ in self.sums:
+                np.add.reduce(room, dims, out=square)
+            np.multiply(before, weight, out=room)
+            for dims, _, product in self.sums:
+                np.add.reduce(room, dims, out=product)
+
+    def go_on(self) -> None:
+        np.copyto(self.before, self.weight)
