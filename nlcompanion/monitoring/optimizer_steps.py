@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nlcompanion.laws.under_optimizers import StepRates, fading, step_rates
-from nlcompanion.monitoring.diagnosis import Moved, diagnosis
+from nlcompanion.laws.under_optimizers import StepRates
+from nlcompanion.monitoring.diagnosis import diagnosis
+from nlcompanion.monitoring.evidence import evidence
 from nlcompanion.monitoring.find_parameters import find_parameters
 from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
 from nlcompanion.monitoring.stacked_forms import Tensors
 from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
+from nlcompanion.monitoring.step_settings import Settings, StepSettings
 from nlcompanion.monitoring.usual_step import UsualStep
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
 _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
-_EMPTY: dict[str, Any] = {}
-_READ = ("momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize")
 
 Versions = list[int]
 
@@ -45,32 +45,6 @@ class Rest:
     weights: Versions
     buffers: list[tuple[int, int] | None]
     last: tuple[Tensor, dict[str, float]] | None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the optimizers are set to.
-
-    Attributes:
-        key: what they were read from; the same key has the same settings.
-        groups: of each parameter.
-        rates: of each parameter.
-        rate: of all parameters, if these are the same.
-        differ: whether parameters of one law have different rates.
-        lr, inverse_lr: of each parameter; the inverse of 0 counts as 0.
-        fading: by how much decay shrinks the logarithm of the squares in a step, at most.
-        is_idle: whether some parameter takes no part.
-    """
-
-    key: tuple
-    groups: dict[str, Mapping[str, Any]]
-    rates: dict[str, StepRates]
-    rate: StepRates | None
-    differ: bool
-    lr: dict[str, float]
-    inverse_lr: dict[str, float]
-    fading: float
-    is_idle: bool
 
 
 @dataclass
@@ -155,13 +129,11 @@ class OptimizerSteps:
         self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
         self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
         self._longest: Tensor | None = None  # step so far, times the weights, likewise
-        self._known_groups: dict[str, Mapping[str, Any]] = {}
-        self._idle: dict[str, tuple[str, int]] = {}  # parameters at rest: why, and since which step
         self.precision = GradientPrecision(self.parameters)
         self._usual = UsualStep.of(self.forms, self.parameters, self._before)
-        self._settings: Settings | None = None  # of the last step
+        self._unsettled = False  # whether usual steps were not yet handed to the ledger
+        self.settings = StepSettings(self.optimizers, self.parameters, self._owners)
         self._addresses = [p.data_ptr() for p in self.parameters.values()]
-        self._kept = [(p, self._owners[name], name in self._of_sgd) for name, p in self.parameters.items()]
 
     def attach(self) -> list:
         return [*listen(self.optimizers, self), *self.precision.handles]
@@ -206,61 +178,26 @@ class OptimizerSteps:
                 self._book(ahead)
 
     def _look_ahead(self) -> Ahead:
-        buffers = self._buffers()
-        settings = self._read_settings(buffers)
-        if [p.data_ptr() for p in self.parameters.values()] != self._addresses:
+        buffers = self.settings.buffers()
+        settings = self.settings.read(buffers, self.ledger.steps + 1)
+        addresses = [p.data_ptr() for p in self.parameters.values()]
+        if addresses != self._addresses:
             self._check_kind()
+            self._move_to(addresses)
         rest, outside = self._still_at_rest(buffers)
         memory = None
         if any(rate.buffer for rate in settings.rates.values()):
             memory = _of_last_step(rest, settings)
             memory = memory or (self._of_buffers(buffers), dict.fromkeys(self.parameters, 1.0))
-        reads = not self.is_exact or len(self.optimizers) > 1 or settings.differ
+        reads = not self.is_exact or len(self.optimizers) > 1
+        if settings.rate is None:
+            reads = reads or self.forms.differ({name: rate.gradient for name, rate in settings.rates.items()})
         return Ahead(settings, rest, outside, memory, reads)
 
-    def _read_settings(self, buffers: list[Tensor | None]) -> Settings:
-        """The settings now; where nothing has changed since the last step, those of the last step."""
-        groups = [group for one in self.optimizers for group in one.param_groups]
-        key = (
-            [(float(group["lr"]), *[group.get(name) for name in _READ]) for group in groups],
-            [list(map(id, group["params"])) for group in groups],
-            [p.grad is not None and p.requires_grad for p in self.parameters.values()],
-            [b is None for b in buffers],
-        )
-        if self._settings is None or self._settings.key != key:
-            self._settings = self._made_of(key, buffers)
-        return self._settings
-
-    def _made_of(self, key: tuple, of_all: list[Tensor | None]) -> Settings:
-        now = self._groups()
-        self._known_groups |= now
-        groups = dict(self._known_groups)  # those of parameters that were taken out of their optimizer as they were
-        rates, buffers = {}, dict(zip(self.parameters, of_all, strict=True))
-        for name, p in self.parameters.items():
-            rates[name] = step_rates(self._owner(name), groups[name], buffers[name] is not None)
-            if p.grad is None or name not in now:
-                rates[name] = rates[name]._replace(buffer=0.0, parameter=0.0)
-            reason = _why_idle(p, name in now)
-            if reason:
-                self._idle[name] = reason, self._idle.get(name, (reason, self.ledger.steps + 1))[1]
-            else:
-                self._idle.pop(name, None)
-        lr = {name: float(group["lr"]) for name, group in groups.items()}
-        return Settings(
-            key=key,
-            groups=groups,
-            rates=rates,
-            rate=next(iter(rates.values())) if len(set(rates.values())) == 1 else None,
-            differ=self.forms.differ({name: rate.gradient for name, rate in rates.items()}),
-            lr=lr,
-            inverse_lr={name: 1 / x if x else 0.0 for name, x in lr.items()},
-            fading=max((fading(group) for group in groups.values()), default=0.0),
-            is_idle=bool(self._idle),
-        )
-
-    def _groups(self) -> dict[str, Mapping[str, Any]]:
-        of_ids = {id(p): group for one in self.optimizers for group in one.param_groups for p in group["params"]}
-        return {name: of_ids[id(p)] for name, p in self.parameters.items() if id(p) in of_ids}
+    def _move_to(self, addresses: list[int]) -> None:
+        """The parameters' storage was replaced."""
+        self.settle()
+        self._addresses, self._usual = addresses, UsualStep.of(self.forms, self.parameters, self._before)
 
     def _check_kind(self) -> None:
         for name, p in self.parameters.items():
@@ -315,9 +252,7 @@ class OptimizerSteps:
         self._ahead = None
         usual, rate = self._usual, ahead.settings.rate
         if usual is None or rate is None or not self._is_usual(ahead):
-            self._book_in_full(ahead)
-        elif not usual.is_in_place():  # a parameter's storage was replaced
-            self._usual = UsualStep.of(self.forms, self.parameters, self._before)
+            self.settle()
             self._book_in_full(ahead)
         else:
             self._book_as_usual(ahead, usual, rate)
@@ -341,10 +276,19 @@ class OptimizerSteps:
         if ahead.memory is not None:
             buffer, scales = ahead.memory
             scale = next(iter(scales.values()))
-        booked = usual.book(ahead.rest.squares, buffer, scale * rate.buffer, rate.parameter)
-        if self.ledger._add(booked.sums, booked.charges, booked.ratio):
-            self.ledger._diagnosis = self._diagnose(ahead)
+        self._unsettled = True
+        largest = usual.book(ahead.rest.squares, buffer, scale * rate.buffer, rate.parameter)
+        if self.ledger._count_step(largest):
+            self.settle()
+            if self.ledger._notice(torch.from_numpy(usual.ratio)):
+                self.ledger._diagnosis = self._diagnose(ahead)
         self._rest = self._rest_after(ahead, None)
+
+    def settle(self) -> None:
+        """Hand the ledger what usual steps have summed up."""
+        if self._unsettled and self._usual is not None:
+            self._unsettled = False
+            self.ledger._add_up(*self._usual.take())
 
     @torch.no_grad()
     def _book_in_full(self, ahead: Ahead) -> None:
@@ -468,41 +412,17 @@ class OptimizerSteps:
         for name, p in self.parameters.items():
             self.precision.look_at(name, p.grad)
         half = self.precision.latest() if self.precision.dtype is None else None
-        own_step = not self._cannot_skip
-        parameters = {name: self._moved(name, ahead) for name in self.parameters}
-        return diagnosis(self.ledger._broken_law, parameters, optimizer=self.name, own_step=own_step, half=half)
-
-    def _moved(self, name: str, ahead: Ahead) -> Moved:
-        p, step = self.parameters[name], -self._before[name]
-        weight = p.detach() - step
-        gradient: Tensor | None = p.grad
-        expected: tuple[Tensor, ...] = ()
-        if gradient is not None and name in self._of_sgd:
-            gradient, expected = self._as_sgd_steps(name, ahead.settings.groups[name], weight, gradient)
-        return Moved(weight, step, gradient, expected, self._idle.get(name))
-
-    def _as_sgd_steps(
-        self, name: str, group: Mapping[str, Any], weight: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The gradient that SGD was given, and the steps it may make of it and of its buffer."""
-        p, lr, beta = self.parameters[name], float(group["lr"]), float(group["momentum"])
-        buffer = self._owner(name).state.get(p, {}).get("momentum_buffer") if beta else None
-        scale = getattr(self._owner(name), "grad_scale", None)
-        readings = [gradient] if scale is None else [gradient, gradient / scale]
-        steps = []
-        for g in readings:
-            pull = (-g if group["maximize"] else g) + float(group["weight_decay"]) * weight
-            if buffer is None:
-                steps.append(-lr * pull)
-            elif group["nesterov"]:
-                steps.append(-lr * (pull + beta * buffer))
-        if buffer is not None and not group["nesterov"]:
-            steps.append(-lr * buffer)
-        if buffer is not None and group["nesterov"]:  # some kernels add the buffer to the gradient in its place
-            overwritten = -lr * gradient
-            if torch.allclose(overwritten, -self._before[name], rtol=1e-3, atol=0):
-                return gradient - beta * buffer, (overwritten,)
-        return gradient, tuple(steps)
+        moved = {
+            name: evidence(
+                p,
+                -self._before[name],
+                self._owner(name),
+                ahead.settings.groups[name],
+                self.settings.idle.get(name),
+            )
+            for name, p in self.parameters.items()
+        }
+        return diagnosis(self.ledger._broken_law, moved, optimizer=self.name, own_step=not self._cannot_skip, half=half)
 
     # --- the weights at rest --------------------------------------------------------------------------------------
 
@@ -529,31 +449,20 @@ class OptimizerSteps:
             if moved is not None:
                 torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
             rest = Rest(squares, *self._versions(), None)
-        if self._keeps_its_buffer(ahead, rest):
+        if self._keeps_its_buffer(ahead):
             rest = Rest(rest.squares, rest.weights, rest.buffers, (product, settings.lr))
         return rest
 
-    def _keeps_its_buffer(self, ahead: Ahead, rest: Rest) -> bool:
+    def _keeps_its_buffer(self, ahead: Ahead) -> bool:
         """Whether the step was the buffer times the rate, for every parameter; not so if it may have been left out."""
         if not self.is_exact or not self._cannot_skip or ahead.rescaled or len(self.optimizers) > 1:
             return False
-        has_buffer = dict(zip(self.parameters, rest.buffers, strict=True))
-        return not self._idle and not any(
-            group["nesterov"] or (has_buffer[name] and not group["momentum"])  # a buffer laid aside for a while
-            for name, group in ahead.settings.groups.items()
-        )
+        return ahead.settings.keeps_buffer and not ahead.settings.is_idle
 
     def _versions(self, buffers: list[Tensor | None] | None = None) -> tuple[Versions, list[tuple[int, int] | None]]:
-        buffers = self._buffers() if buffers is None else buffers
+        buffers = self.settings.buffers() if buffers is None else buffers
         weights = [p._version for p in self.parameters.values()]
         return weights, [None if b is None else (id(b), b._version) for b in buffers]
-
-    def _buffers(self) -> list[Tensor | None]:
-        """The momentum buffers of SGD; what other optimizers call so is something else."""
-        states = [one.state for one in self.optimizers]  # loading a checkpoint makes new ones
-        return [  # a state's [] would add entries to it
-            states[k].get(p, _EMPTY).get("momentum_buffer") if is_sgd else None for p, k, is_sgd in self._kept
-        ]
 
     @torch.no_grad()
     def _of_buffers(self, buffers: list[Tensor | None]) -> Tensor:
@@ -581,11 +490,3 @@ def _of_last_step(rest: Rest, settings: Settings) -> tuple[Tensor, dict[str, flo
     if any(lr[name] < now / 2 for name, now in settings.lr.items()):
         return None
     return pairs, {name: 1 / x if x else 0.0 for name, x in lr.items()}
-
-
-def _why_idle(p: nn.Parameter, is_held: bool) -> str | None:
-    if not is_held:
-        return "left the optimizer"
-    if not p.requires_grad:
-        return "was frozen (requires_grad is off)"
-    return "was without a gradient" if p.grad is None else None
