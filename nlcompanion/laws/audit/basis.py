@@ -68,7 +68,7 @@ def readable_basis(basis: np.ndarray, known: np.ndarray | None = None) -> list[n
     candidates = []
     for part in _components(basis):
         candidates += _candidates(basis, part)
-    candidates.sort(key=lambda v: (np.count_nonzero(v), np.flatnonzero(v).tolist(), -np.abs(v).sum()))
+    candidates.sort(key=lambda v: (np.count_nonzero(v), (-np.flatnonzero(v)).tolist(), -np.abs(v).sum()))
     found = []
     for vector in [*candidates, *basis.T]:
         if rank == wanted:
@@ -111,7 +111,9 @@ def _candidates(basis: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
         found = [inside[:, 0] / np.abs(inside[:, 0]).max()]
     else:
         equal = np.concatenate([inside, -np.eye(size), np.eye(size)], axis=1)
-        cost = np.concatenate([np.zeros(rank), np.ones(2 * size)])
+        # of equals the later: a layer's output projection names its law before a projection inside
+        each = 1 - 1e-3 * np.arange(size) / size
+        cost = np.concatenate([np.zeros(rank), each, each])
         bounds = [(None, None)] * rank + [(0, None)] * (2 * size)
         for entry in range(size):
             fixed = np.zeros((1, rank + 2 * size))

@@ -169,6 +169,12 @@ class Span:
                 of = lambda axis, groups=groups: np.arange(len(axis)).reshape(groups, -1)  # noqa: E731
                 for kind in (SCALE, SHIFT):
                     rows.append(self.rows_of([(Atom(kind, first, of(a)), 1.0), (Atom(kind, other, of(b)), -1.0)]))
+        first: dict[str, Atom] = {}
+        for k, (label, _, length) in enumerate(layout.sources):  # of one call the sum is the same along every axis
+            whole = Atom(SOURCE, k, np.arange(length)[None])
+            other = first.setdefault(label.split("|")[0], whole)
+            if other is not whole:
+                rows.append(self.rows_of([(whole, 1.0), (other, -1.0)]))
         return scipy.sparse.vstack(rows).tocsr() if rows else scipy.sparse.csr_matrix((0, self.width))
 
 

@@ -165,7 +165,7 @@ def _grouped_rows(rows: tuple[ParameterRow, ...]) -> list[tuple[ParameterRow, li
 
 
 def _folded(text: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", text)
+    return re.sub(r"(?<=\.)\d+(?=[.:])", "*", text)
 
 
 def _finite(x: float) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from nlcompanion.laws.audit.basis import null_space, readable_basis, simple
 from nlcompanion.laws.audit.double_copy import DoubleCopy
-from nlcompanion.laws.audit.equations import Equations
+from nlcompanion.laws.audit.equations import Equations, collect
 from nlcompanion.laws.audit.families import Family, Span
 from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of
 
@@ -128,15 +128,38 @@ class Search:
         yield 1, 1
 
     def _pieces(self, k: int) -> list[Atom]:
-        """For whole tensors: the tensor, cut in chunks where other tensors have the length of one."""
-        axis, lengths = self.layout.axes[k], {len(a) for a in self.layout.axes}
-        role = self.layout.roles[axis.name, k]
+        """For whole tensors: the tensor, cut in chunks where a law is known of one of them."""
+        axis = self.layout.axes[k]
         if axis.keep[0] != 0 or k != self.layout.axes_of(axis.name)[0]:
             return []
-        for parts in (2, 3, 4):
-            if len(axis) % parts == 0 and len(axis) // parts in lengths and len(axis) // parts > 1:
-                return [Atom(SCALE, k, piece[None], role) for piece in np.arange(len(axis)).reshape(parts, -1)]
-        return [Atom(SCALE, k, np.arange(len(axis))[None], role)]
+        cut = {parts for parts in self._chunkings(k) if self._is_cut(k, len(axis) // parts)}
+        return self._chunks(k, max(cut, default=1))
+
+    def _chunkings(self, k: int) -> list[int]:
+        """In how many chunks, as long as another tensor, an axis may be cut."""
+        length, lengths = len(self.layout.axes[k]), {len(axis) for axis in self.layout.axes}
+        return [parts for parts in (2, 3, 4) if length % parts == 0 and length // parts in lengths - {1}]
+
+    def _chunks(self, k: int, parts: int) -> list[Atom]:
+        axis = self.layout.axes[k]
+        role = self.layout.roles[axis.name, k]
+        return [Atom(SCALE, k, piece[None], role) for piece in np.arange(len(axis)).reshape(parts, -1)]
+
+    def _is_cut(self, k: int, size: int) -> bool:
+        """Whether a law is known of some chunks of this size and not of all."""
+        for family in self.families:
+            mine = [atom.index for atom, _ in family.atoms if atom.kind in (SCALE, SHIFT) and atom.axis == k]
+            if mine:
+                touched = np.unique(np.concatenate([index.reshape(-1) for index in mine]) // size)
+                if len(touched) * size < len(self.layout.axes[k]) or len(mine) > 1:
+                    return True
+        return False
+
+    def _wholes(self) -> list[Atom]:
+        """Whole tensors and chunks of them, that may be symmetric by themselves."""
+        first = [k for k in range(len(self.layout.axes)) if k == self.layout.axes_of(self.layout.axes[k].name)[0]]
+        scaled = [atom for k in first for parts in (1, *self._chunkings(k)) for atom in self._chunks(k, parts)]
+        return scaled + [replace(atom, kind=SHIFT) for atom in scaled]
 
     def _scaling_atoms(self, n: int, inner: int) -> list[Atom]:
         atoms, layout = [], self.layout
@@ -152,12 +175,12 @@ class Search:
         return atoms if n == 1 else [atom for atom in atoms if not self.is_settled(atom)]
 
     def _shifting_atoms(self, n: int, inner: int) -> list[Atom]:
-        if inner != n or n == 1:
+        if n == 1:
             return []
         atoms, layout = [], self.layout
-        for k in range(len(layout.axes)):
-            if layout.axes[k].weights_per_slice * len(layout.axes[k]) >= n:
-                atoms += atoms_of(layout, SHIFT, k, n, n)
+        for k, axis in enumerate(layout.axes):
+            if inner == n or (len(axis.view) == 1 and len(axis) > n):  # a packed bias: heads of queries, keys, values
+                atoms += atoms_of(layout, SHIFT, k, n, inner)
         for k, shear in enumerate(layout.shears):
             if shear.length == n:
                 atoms += atoms_of(layout, SHEAR, k, n, n)
@@ -172,41 +195,54 @@ class Search:
             places = self.layout.axes[atom.axis].start + atom.index
             if (self.dead | self.alone[atom.kind])[places].all():
                 return True
+        if atom.kind == SHEAR and self._is_dead(self.layout.shears[atom.axis].bias):
+            return True
         ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
         return bool((ratio < ZERO).all())
 
+    def _is_dead(self, name: str) -> bool:
+        axis = self.layout.axes[self.layout.axes_of(name)[0]]
+        return bool(self.dead[axis.start : axis.start + len(axis)].all())
+
     def _family(self, n: int, inner: int, atoms: list[Atom], *, mixing: bool) -> None:
         if n == 1:
-            shifts = [replace(atom, kind=SHIFT) for k in range(len(self.layout.axes)) for atom in self._pieces(k)]
-            for atom in [atom for atom in (*atoms, *shifts) if self._alone_as_a_whole(atom)]:
+            for atom in [atom for atom in self._wholes() if self._alone_as_a_whole(atom)]:
                 self._accept([(atom, 1.0)])
             atoms = [atom for atom in atoms if not self.is_settled(atom)]
+            self._draw_more(len(atoms) + 12)
         elif mixing:
             for atom in self._groups(n, inner):
                 self._accept([(atom, 1.0)])
+        without = [atom for atom in atoms if atom.kind != SOURCE]
+        plain = self._aligned(n, inner, without)
+        sources = len(atoms) - len(without)  # the last of them
+        if sources:
+            self._aligned(n, inner, atoms, [np.append(vector, np.zeros(sources)) for vector in plain])
+
+    def _aligned(self, n: int, inner: int, atoms: list[Atom], known: list[np.ndarray] = ()) -> list[np.ndarray]:
+        """Note the laws of ``n`` aligned neurons made of these atoms, beside those known; all as vectors."""
+        if len(atoms) + 8 > n * self.equations.draws:
+            atoms = self._coarse(n, atoms)
         if len(atoms) < 2:
-            return
+            return []
         matrix = np.stack([self.equations.column(atom) for atom in atoms], axis=-1).reshape(-1, len(atoms))
         rows = 6 * len(atoms) + 200
         if len(matrix) > rows:
             matrix = matrix[np.random.default_rng(n * 4099 + inner).permutation(len(matrix))[:rows]]
         if len(matrix) < len(atoms) + 8:
             self.limits.append(f"families of {n} slices: more unknowns than equations, not examined")
-            return
+            return []
         found = null_space(matrix)
         if not found.basis.shape[1]:
             if found.above < 1e-6:
                 self._unclear(n, found)
-            return
+            return []
         if not found.is_clear:
             self._unclear(n, found)
-            return
+            return []
         self.smallest_gap = min(self.smallest_gap, found.gap)
-        for vector in readable_basis(found.basis):
-            vector = simple(vector)
-            law = [(atoms[k], float(vector[k])) for k in np.flatnonzero(vector)]
-            if not self._says_something(law):
-                continue
+        vectors = readable_basis(found.basis, np.stack(known, axis=1) if len(known) else None)
+        for law in self._laws_of(vectors, atoms, known):
             family = Family(tuple(law), found.gap)
             holds = (family.residual(self.equations) < ZERO).all(0)
             if not holds.any():
@@ -214,16 +250,53 @@ class Search:
             if not holds.all():
                 law = list(family.only(np.flatnonzero(holds)).atoms)
             self._accept(law, found.gap)
+        return vectors
+
+    def _coarse(self, n: int, atoms: list[Atom]) -> list[Atom]:
+        """All slices of one axis that belong to a neuron taken together: where there are too many unknowns."""
+        parts: dict[tuple, list[Atom]] = {}
+        for atom in atoms:
+            parts.setdefault((atom.kind, atom.axis), []).append(atom)
+        joined = [np.sort(np.concatenate([atom.index for atom in same], axis=1), axis=1) for same in parts.values()]
+        coarse = [replace(same[0], index=index) for same, index in zip(parts.values(), joined, strict=True)]
+        return [atom for atom in coarse if n > 1 and not self.is_settled(atom)]
+
+    def _draw_more(self, wanted: int) -> None:
+        """More equations of whole tensors, of which one draw gives one."""
+        have = self.equations.draws
+        if wanted > have:
+            more = collect(self.room, self.layout, range(have + 1, wanted + 1))
+            self.equations = self.equations.extended(more)
+
+    def _laws_of(self, vectors: list[np.ndarray], atoms: list[Atom], known: list[np.ndarray] = ()):
+        """The vectors as laws; a source that lacks a reader or a writer borrows one of a known law."""
+        is_source = np.array([atom.kind == SOURCE for atom in atoms])
+        plain = [vector for vector in known if not vector[is_source].any()]
+        for vector in vectors:
+            candidates = [vector]
+            if vector[is_source].any() and any(self._is_weight(atoms[k]) for k in np.flatnonzero(vector)):
+                candidates += _combinations(vector, plain)
+            for candidate in candidates:
+                candidate = simple(candidate)
+                law = [(atoms[k], float(candidate[k])) for k in np.flatnonzero(candidate)]
+                if self._says_something(law):
+                    yield law
+                    break
 
     def _says_something(self, law: list[tuple[Atom, float]]) -> bool:
         """A source belongs to a neuron with a weight that writes to it and one that reads from it."""
         if any(atom.kind == SOURCE for atom, _ in law):
-            weights = [(a.role, c > 0) for a, c in law if a.kind == SCALE and self._is_weight(a)]
-            return any(role == "out" for role, _ in weights) and any(role == "in" for role, _ in weights)
+            weights = [atom for atom, _ in law if atom.kind == SCALE and self._is_weight(atom)]
+            weights_of = {(atom.axis, int(i)) for atom in weights for i in atom.index[0]}
+            has_a_law = any(weights_of <= set(_slices(f, i)) for f in self.families if not f.has_source for i in range(f.n))
+            name_of = lambda atom: self.layout.axes[atom.axis].name  # noqa: E731
+            writers = {name_of(atom) for atom in weights if atom.role == "out"}
+            readers = {name_of(atom) for atom in weights if atom.role == "in"}
+            return bool(writers - readers and readers - writers) and not has_a_law
         return any(atom.kind in (SCALE, SHIFT) for atom, _ in law)
 
     def _is_weight(self, atom: Atom) -> bool:
-        return len(self.layout.axes[atom.axis].view) > 1
+        return atom.kind in (SCALE, SHIFT) and len(self.layout.axes[atom.axis].view) > 1
 
     def _unclear(self, n: int, found) -> None:
         self.limits.append(
@@ -278,7 +351,7 @@ class Search:
         layout = self.layout
         thin = [k for k, axis in enumerate(layout.axes) if len(axis.view) == 1]
         scaling = self._unknowns(SCALE, range(len(layout.axes))) + self._unknowns(SHIFT, thin)
-        scaling += [Atom(SOURCE, k, np.array([[i]])) for k, (*_, n) in enumerate(layout.sources) for i in range(n)]
+        sources = [Atom(SOURCE, k, np.array([[i]])) for k, (*_, n) in enumerate(layout.sources) for i in range(n)]
         shifting = self._unknowns(SHIFT, range(len(layout.axes)))
         shifting += [Atom(SHEAR, k, np.array([[i]])) for k, s in enumerate(layout.shears) for i in range(s.length)]
         complete = True
@@ -287,6 +360,8 @@ class Search:
                 complete = False
                 continue
             complete &= self._every_slice(unknowns)
+        if sources and len(scaling) + len(sources) + 8 <= self.equations.draws:
+            self._every_slice(scaling + sources)
         self.is_complete = complete
 
     def _unknowns(self, kind: str, axes) -> list[Atom]:
@@ -302,7 +377,9 @@ class Search:
         size = np.concatenate([self.equations.column(atom, "sizes") for atom in unknowns], axis=1)
         zero = (np.abs(matrix) <= ZERO * size).all(0)
         for k, atom in enumerate(unknowns):
-            if atom.kind in (SCALE, SHIFT):
+            if atom.kind == SHEAR:
+                zero[k] |= self._is_dead(self.layout.shears[atom.axis].bias)
+            elif atom.kind in (SCALE, SHIFT):
                 place = self.layout.axes[atom.axis].start + atom.index[0, 0]
                 zero[k] |= self.dead[place] | self.alone[atom.kind][place]
         free = matrix[:, ~zero]
@@ -313,7 +390,6 @@ class Search:
             self._unclear(1, found)
             return False
         self.smallest_gap = min(self.smallest_gap, found.gap)
-        place = {c: k for k, c in enumerate(columns[~zero])}
         known = self.span.matrix.tocsc()
         inside = np.asarray(known[:, columns[~zero]].todense())
         outside = np.ones(known.shape[1], dtype=bool)
@@ -327,22 +403,33 @@ class Search:
         if extra < 0:
             self.limits.append("the laws found outnumber the null space of single slices: numerically unclear")
             return False
-        del place
         free_unknowns = [atom for atom, is_zero in zip(unknowns, zero, strict=True) if not is_zero]
-        for vector in readable_basis(found.basis, inside.T):
-            vector = simple(vector)
-            law = [(free_unknowns[k], float(vector[k])) for k in np.flatnonzero(vector)]
-            if not self._says_something(law) or len(law) > 400:
-                continue
-            if (Family(tuple(law), found.gap).residual(self.equations) < 1e-9).all():
+        vectors = readable_basis(found.basis, inside.T)
+        for law in self._laws_of(vectors, free_unknowns, list(inside)):
+            if len(law) <= 400 and (Family(tuple(law), found.gap).residual(self.equations) < 1e-9).all():
                 self._accept(law, found.gap)
                 extra -= 1
-        if extra > 0:
+        if extra > 0 and not any(atom.kind == SOURCE for atom in unknowns):
             self.limits.append(
                 f"{extra} more directions of single slices leave the loss alone than the laws named here: no readable "
                 "law was made of them"
             )
         return extra <= 0
+
+
+def _combinations(vector: np.ndarray, others: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The vector with one entry cancelled by another vector."""
+    for other in others:
+        for k in np.flatnonzero((vector != 0) & (other != 0)):
+            combined = vector - vector[k] / other[k] * other
+            combined[np.abs(combined) < 1e-9 * np.abs(combined).max()] = 0.0
+            yield combined
+
+
+def _slices(family: Family, neuron: int) -> list[tuple[int, int]]:
+    """The slices that a family scales or shifts for one of its neurons: (axis, number)."""
+    scaled = [atom for atom, _ in family.atoms if atom.kind in (SCALE, SHIFT)]
+    return [(atom.axis, int(i)) for atom in scaled for i in atom.index[neuron]]
 
 
 def _merged(atoms) -> list[tuple[Atom, float]]:
@@ -361,10 +448,10 @@ def _merged(atoms) -> list[tuple[Atom, float]]:
 
 
 def draws_needed(layout: Layout) -> int:
-    """Draws so that every slice can be an unknown of its own, or at least every tensor."""
+    """Draws so that every slice can be an unknown of its own; if these are too many, a few for aligned families."""
     thin = sum(len(axis) for axis in layout.axes if len(axis.view) == 1)
     sources = sum(length for *_, length in layout.sources)
     single = layout.count + max(thin + sources, sum(s.length for s in layout.shears))
     if single <= _DENSE:
         return single + 20
-    return max(24, 4 * len(layout.shapes) // 3 + 24)
+    return 32

@@ -214,4 +214,8 @@ def _length(layout: Layout, kind: str, axis: int) -> int:
 def rows_of(axis: Axis, index: np.ndarray, x: Tensor) -> Tensor:
     """The slices of an atom as rows, shape ``(n, r * weights per slice)``."""
     n, r = index.shape
-    return axis.rows(x)[torch.as_tensor(index.reshape(-1), device=x.device)].reshape(n, r * axis.weights_per_slice)
+    chosen = torch.as_tensor(index.reshape(-1), device=x.device)
+    if len(axis.keep) > 1:
+        return axis.rows(x)[chosen].reshape(n, r * axis.weights_per_slice)
+    (kept,) = axis.keep
+    return x.reshape(axis.view).index_select(kept, chosen).movedim(kept, 0).reshape(n, r * axis.weights_per_slice)
