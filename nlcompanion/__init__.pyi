@@ -47,11 +47,13 @@ from .dynamics import integrate as integrate
 from .dynamics import kinetic_energy as kinetic_energy
 from .dynamics import lagrangian as lagrangian
 from .dynamics import linearized_dynamics as linearized_dynamics
+from .dynamics import loss_below as loss_below
 from .dynamics import modified_loss as modified_loss
 from .dynamics import natural_gradient as natural_gradient
 from .dynamics import nesterov as nesterov
 from .dynamics import newtonian as newtonian
 from .dynamics import sgd as sgd
+from .dynamics import steady as steady
 from .laws import Audit as Audit
 from .laws import AuditError as AuditError
 from .laws import Law as Law

@@ -197,11 +197,11 @@ class Dataset:
         if standardize is False:
             inputs /= self.levels
         else:
-            mean, deviation = (self if standardize is True else standardize)._moments()
+            mean, deviation = (self if standardize is True else standardize).moments()
             inputs = inputs.sub_(mean).div_(deviation)
         return inputs.flatten(1) if flatten else inputs, self.labels.clone()
 
-    def _moments(self) -> tuple[float, float]:
+    def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of all grey values, from exact sums."""
         counts = torch.zeros(256, dtype=torch.int64)
         for block in self.images.split(4096):  # bincount needs 8 bytes per pixel for a while

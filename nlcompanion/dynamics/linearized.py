@@ -80,7 +80,7 @@ def linearized_dynamics(
     """
     rule = gradient_flow() if rule is None else rule
     _check_rule(rule)
-    u0, y = double(u0), double(y)
+    u0, y = double("u0", u0), double("y", y)
     H = _matrix(kernel, u0.shape, u0.shape, "kernel")
     if y.shape != u0.shape or u0.ndim not in (1, 2):
         raise ValueError(f"u0 has shape {tuple(u0.shape)} and y {tuple(y.shape)}; both are (N,) or both (N, C)")
@@ -115,7 +115,7 @@ def _elsewhere(cross, u0_cross, shape, weight, curvature, modes, moved, T) -> Te
     """Other points are moved by the same forces: K H^+ times what the training outputs have moved."""
     if u0_cross is None:
         raise ValueError("cross= predicts other points, whose outputs at the start are needed too: pass u0_cross=")
-    u0 = double(u0_cross)
+    u0 = double("u0_cross", u0_cross)
     K = _matrix(cross, u0.shape, shape, "cross")
     lively = torch.from_numpy(curvature > 0)  # the gradient has nothing along the others
     force = moved[:, lively] / torch.from_numpy(curvature)[lively]
@@ -123,7 +123,7 @@ def _elsewhere(cross, u0_cross, shape, weight, curvature, modes, moved, T) -> Te
 
 
 def _matrix(kernel: Tensor, rows: tuple[int, ...], columns: tuple[int, ...], name: str) -> Tensor:
-    kernel = double(kernel)
+    kernel = double(name, kernel)
     expected = (rows[0], columns[0], *rows[1:], *columns[1:]) if rows and columns else ()
     if tuple(kernel.shape) != expected:
         raise ValueError(

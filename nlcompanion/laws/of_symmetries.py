@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nlcompanion.laws.confirmation import confirmed
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Squares, expression
 from nlcompanion.networks.flat_loss import FlatLoss
@@ -51,7 +52,8 @@ def law_of(symmetry: Symmetry, f: FlatLoss) -> Law:
             f"the loss is not invariant under {symmetry.name}: its slope along the generator is {defect:.3g} of what "
             "it could be, so nothing is conserved; noether_learning_dynamics says what moves the charge"
         )
-    return Law("stretch", tuple(term.name for term in terms), f"{expression(terms)} = const", (), terms, len(f))
+    law = Law("stretch", tuple(term.name for term in terms), f"{expression(terms)} = const", (), terms, len(f))
+    return confirmed(law, f)  # the start may be special: a layer that begins at 0 has every symmetry
 
 
 def _stretch(symmetry: Symmetry, f: FlatLoss) -> Tensor:

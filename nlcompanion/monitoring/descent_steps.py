@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,5 +73,7 @@ class DescentSteps:
             entry["decay"] = -2 * share * steps.lr * k * pulled
         causes = {"finite_step": finite, **entry}
         scale = torch.maximum(forms.scale(position, old), forms.scale(squares, step))
-        self.ledger._enter(2 * product - square, scale, charges, causes)
+        change = 2 * product - square
+        excess = (change - reduce(torch.add, causes.values())).abs()
+        self.ledger._enter(change, causes, charges, excess / (scale + 1e-300))
         self.step = step

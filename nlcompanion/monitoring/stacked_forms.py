@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
-from functools import reduce
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Shift, Squares, Term, key_of, pairing_size
 
 Tensors = dict[str, Tensor]
+Rates = Sequence[float] | Tensor  # one for each parameter
 
 
 class Step(dict):
@@ -55,6 +55,8 @@ class StackedForms:
                 self._as_step[where[key]] = 0.5
         self.floor = 0.0  # what counts as a sizeable parameter where those of a translation all start at 0
         self._affine = [(place, law) for place, law in zip(self.places, laws, strict=True) if law.is_affine]
+        owners = [torch.full((pairing_size(term),), names.index(term.name)) for term in self.keys.values()]
+        self.owner_of_pairs = torch.cat(owners)  # which parameter each pairing belongs to
         self._matrices = [(place, law) for place, law in zip(self.places, laws, strict=True) if law._is_matrix]
 
     @property
@@ -66,22 +68,31 @@ class StackedForms:
         return bool(self._shifts)
 
     def to(self, device: torch.device) -> None:
-        for name in ("_index", "_owner", "_coefficient", "_as_step"):
+        for name in ("_index", "_owner", "_coefficient", "_as_step", "owner_of_pairs"):
             setattr(self, name, getattr(self, name).to(device))
 
-    def pairs(self, *stages: tuple[Tensors, Tensors] | tuple[Tensors, Tensors, Callable[[str], None]]) -> Tensor:
+    def pairs(
+        self,
+        *stages: tuple[Tensors, Tensors] | tuple[Tensors, Tensors, Callable[[str], None]],
+        names: Collection[str] | None = None,
+    ) -> Tensor:
         """Every pairing of two points (or steps, gradients) that any law needs, in float64.
 
         Args:
             stages: pairs of points ``(x, y)``, each by name, or ``(x, y, first)`` with ``first(name)`` called before
                 that parameter's turn. All stages of one parameter follow each other, while it is in the processor's
                 cache: there several passes cost little more than one.
+            names: pair these parameters only; of the others the pairings are 0.
 
         Returns:
             Shape ``(len(stages), m)``.
         """
         values: list[dict[tuple, Tensor]] = [{} for _ in stages]
         for name, terms in self._ways.items():
+            if names is not None and name not in names:
+                for value in values:
+                    value.update((key, self._nothing(term)) for key, term in terms.items())
+                continue
             for value, (x, y, *first) in zip(values, stages, strict=True):
                 for prepare in first:
                     prepare(name)
@@ -92,12 +103,12 @@ class StackedForms:
         flat = torch.cat([value[key].reshape(-1) for value in values for key in self.keys])
         return flat.double().view(len(stages), -1)
 
-    def form(self, pairs: Tensor, rates: list[float] | None = None) -> Tensor:
+    def form(self, pairs: Tensor, rates: Rates | None = None) -> Tensor:
         """All laws' forms, shape ``(..., size)``, from ``pairs`` of shape ``(..., m)``; each parameter's share times
         its rate."""
         weight = self._coefficient
         if rates is not None:
-            if len(set(rates)) == 1:
+            if not isinstance(rates, Tensor) and len(set(rates)) == 1:
                 return rates[0] * self.form(pairs)
             weight = weight * self._each(rates)
         return (pairs[..., self._index] * weight).sum(-1)
@@ -106,13 +117,33 @@ class StackedForms:
         """The pairs of a point with itself as those of the step that decay takes, the point itself, with the point."""
         return position * self._as_step if self._shifts else position
 
-    def excess(self, pairs: Tensor, rates: list[float]) -> Tensor:
-        """As :meth:`form`, with each rate less that of the law's first parameter."""
-        rate = self._each(rates)
-        return (pairs[..., self._index] * self._coefficient * (rate - rate[:, :1])).sum(-1)
+    def excess(self, pairs: Tensor, rates: Rates, whole: Tensor | None = None) -> Tensor:
+        """As :meth:`form`, with each rate less that of the law's first parameter.
 
-    def _each(self, rates: list[float]) -> Tensor:
-        return torch.tensor(rates, dtype=torch.float64, device=self._owner.device)[self._owner]
+        Args:
+            pairs, rates: as for :meth:`form`.
+            whole: where it is False nothing is taken off, shape ``(size,)``.
+        """
+        rate = self._each(rates)
+        first = rate[:, :1] if whole is None else rate[:, :1] * whole[:, None]
+        return (pairs[..., self._index] * self._coefficient * (rate - first)).sum(-1)
+
+    def all_of(self, chosen: Tensor) -> Tensor:
+        """Of which laws all parameters are chosen; shape ``(size,)`` from one truth for each parameter."""
+        return torch.where(self._coefficient != 0, chosen[self._owner], True).all(-1)
+
+    def _each(self, rates: Rates) -> Tensor:
+        if not isinstance(rates, Tensor):
+            rates = torch.tensor(rates, dtype=torch.float64, device=self._owner.device)
+        return rates[self._owner]
+
+    def _nothing(self, term: Term) -> Tensor:
+        return torch.zeros(pairing_size(term), dtype=torch.float64, device=self._owner.device)
+
+    def positions(self, names: Collection[str]) -> Tensor:
+        """Which of the pairings belong to some parameters: a mask of shape ``(m,)``."""
+        chosen = torch.tensor([name in names for name in self.terms], device=self.owner_of_pairs.device)
+        return chosen[self.owner_of_pairs]
 
     def differ(self, rates: dict[str, float]) -> bool:
         """Whether parameters of one law have different rates."""
@@ -132,15 +163,19 @@ class StackedForms:
             scale[place] = sum(shares).reshape(-1).double() + self.floor
         return scale
 
-    def generators(self, g: Tensors, x: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-        """``(form(g, x), |g|, |generator|)`` of all laws, of each the length over its own parameters."""
-        lengths = []
-        for law in self.laws:
-            shares = [term.lengths(g[term.name], x[term.name]) for term in law._terms]
-            sums = (reduce(torch.add, [share[k] for share in shares]) for k in (0, 1))
-            lengths.append([x.reshape(-1).double().sqrt() for x in sums])
-        slope, generator = (torch.cat([pair[k] for pair in lengths]) for k in (0, 1))
-        return self.form(self.pairs((Step(g), x))[0]), slope, generator
+    def squared_lengths(self, g: Tensors, x: Tensors, names: Collection[str] | None = None) -> Tensor:
+        """``(|g|^2, |generator|^2)`` of all laws, of each over its own parameters, or those of them that are named.
+
+        Returns:
+            Shape ``(2, size)``, in float64.
+        """
+        lengths = torch.zeros(2, self.places[-1].stop, dtype=torch.float64, device=self._owner.device)
+        for place, law in zip(self.places, self.laws, strict=True):
+            for term in law._terms:
+                if names is None or term.name in names:
+                    pair = term.lengths(g[term.name], x[term.name])
+                    lengths[:, place] += torch.stack([part.reshape(-1).double() for part in pair])
+        return lengths
 
 
 def _consecutive(sizes: Iterable[int]) -> list[slice]:
@@ -151,7 +186,7 @@ def _consecutive(sizes: Iterable[int]) -> list[slice]:
 class _Scratch:
     """Room for a product, kept from step to step: to ask for it anew costs more than the product itself."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.room: Tensor | None = None
 
     def like(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.func import jacrev, jvp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from nlcompanion.networks.flat_loss import FlatLoss, flat_loss
+from nlcompanion.networks.flat_loss import FlatLoss
 
 __all__ = ["OutputMotion", "ntk", "output_motion"]
 
@@ -86,7 +86,7 @@ def ntk(
         if not isinstance(x, Tensor) or x.ndim < 1 or len(x) == 0:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name} must be a tensor of inputs, samples first and at least one, got {got}")
-    f = model if isinstance(model, FlatLoss) else flat_loss(model, x1, x1, lambda outputs, targets: outputs.sum())
+    f = model if isinstance(model, FlatLoss) else _outputs_of(model, x1)
     q = (f.q0 if q is None else q).detach()
     if q.shape != f.q0.shape:
         raise ValueError(f"q has shape {tuple(q.shape)}, this model's parameters make {tuple(f.q0.shape)}")
@@ -114,6 +114,13 @@ def ntk(
             if x2 is None and j > i:
                 result[j : j + chunk, i : i + chunk] = _mirrored(block)
     return result
+
+
+def _outputs_of(model: nn.Module, x: Tensor) -> FlatLoss:
+    """Not ``flat_loss``: its trial of the loss would run on all samples at once, and a kernel has trials of its own."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return FlatLoss(model, x[:1], x[:1], lambda outputs, targets: outputs.sum())
 
 
 def _mirrored(block: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def _tensors(curves: Mapping[str, list], names: tuple[str, ...], layers: int) ->
     found, length = {}, len(curves[names[0]])
     for name in names:
         wide = name in LAYERWISE
-        rows = [[number(x) for x in row] if wide else number(row) for row in curves[name]]
+        rows: list[Any] = [[number(x) for x in row] if wide else number(row) for row in curves[name]]
         if len(rows) != length or (wide and any(len(row) != layers for row in rows)):
             raise ValueError(f"the curve {name} of a run does not fit {length} records of {layers} layers")
         found[name] = torch.tensor(rows, dtype=torch.float64).reshape((length, layers) if wide else (length,))

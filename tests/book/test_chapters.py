@@ -180,10 +180,6 @@ def rule_check_targets(stem: str, notebook: Notebook) -> Iterator[str]:
             yield f"no target ({wanted})= stands in the text above cell [{cell.execution_count}]"
 
 
-# chapters whose cells are still to be rewritten to the rule below
-DENSE = {"homogeneity", "linear_layers"}
-
-
 def rule_cells(stem: str, notebook: Notebook) -> Iterator[str]:
     for cell in code_cells(notebook):
         here = f"cell [{cell.execution_count}]"
@@ -277,8 +273,6 @@ def test_every_notebook_is_a_chapter_of_the_register_or_a_reference():
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path: Path, rule: str):
-    if rule == "cells" and path.stem in DENSE:
-        pytest.skip("its cells are still to be rewritten")
     complaints = list(RULES[rule](path.stem, nbformat.read(path, as_version=4)))
     assert not complaints, f"{path.name}:\n  " + "\n  ".join(complaints)
 

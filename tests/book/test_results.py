@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nlcompanion import _storage
 from nlcompanion.book import results
 from nlcompanion.book.results import ResultError, read, thin, write
 from nlcompanion.datasets import DataError, describe, digits
@@ -29,6 +31,11 @@ CONTENT = {
     "numbers": {"x": 1.0},
     "provenance": {"torch": "0"},
 }
+
+
+def signed(content: dict) -> str:
+    """A file of this content, with a checksum that fits whatever it is."""
+    return json.dumps({**content, "sha256": _storage.checksum(content)})
 
 
 @pytest.fixture
@@ -96,7 +103,14 @@ def test_reading_what_is_missing(tmp_path):
         ('{"name": "one", "title": NaN}', "holds NaN"),
         ("[1, 2]", "lacks name"),
         ('{"name": "one"}', "lacks title, settings"),
-        (json.dumps({**CONTENT, "name": "two"}), "calls itself 'two'"),
+        (json.dumps(CONTENT), "it has no checksum .* as files of earlier versions"),
+        (signed({**CONTENT, "name": "two"}), "calls itself 'two'"),
+        (signed({**CONTENT, "curves": 5}), "its curves is int and must be dict"),
+        (signed({**CONTENT, "curves": {"a": 5}}), "its curve a is int, no list of numbers"),
+        (signed({**CONTENT, "curves": {"a": {"t": [0.0, "1"]}}}), r"its curve a\.t holds the text '1'"),
+        (signed({**CONTENT, "title": None}), "its title is NoneType and must be str"),
+        (signed(CONTENT).replace("[0.0, 1.0]", "[0.0, 2.0]"), "does not fit its checksum"),
+        (signed(CONTENT).replace("[0.0, 1.0]", "[0.0, 1e999]"), "holds 1e999, which is beyond float64"),
     ],
 )
 def test_reading_what_is_damaged(tmp_path, text, words):
@@ -107,9 +121,43 @@ def test_reading_what_is_damaged(tmp_path, text, words):
     assert "python -m studies one" in str(error.value)
 
 
+MUTATIONS = {
+    "a digit": lambda text, at, draw: text[:at] + draw.choice("0123456789") + text[at + 1 :],
+    "a character": lambda text, at, draw: text[:at] + draw.choice('0123456789eE.-+,[]{}:"a \n') + text[at + 1 :],
+    "a character less": lambda text, at, draw: text[:at] + text[at + 1 :],
+    "a character more": lambda text, at, draw: text[:at] + draw.choice("0123456789eE.-,") + text[at:],
+    "a piece less": lambda text, at, draw: text[:at] + text[at + draw.randint(2, 200) :],
+    "a piece twice": lambda text, at, draw: text[: at + draw.randint(2, 200)] + text[at:],
+    "the end": lambda text, at, draw: text[:at],
+    "infinity": lambda text, at, draw: text[:at] + text[at:].replace(", ", ", 1e999, ", 1),
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in results.folder().glob("*.json")))
+def test_no_damage_of_a_stored_result_is_read_as_sound(tmp_path, name):
+    """What is read of a damaged file is what was stored, or nothing."""
+    draw = random.Random(name)
+    sound, text = read(name), results.path_of(name).read_text(encoding="utf-8")
+    refused = 0
+    for _ in range(3):
+        for mutate in MUTATIONS.values():
+            (tmp_path / f"{name}.json").write_text(mutate(text, draw.randrange(len(text)), draw), encoding="utf-8")
+            try:
+                assert read(name, tmp_path) == sound
+            except ResultError:
+                refused += 1
+    assert refused > 12  # of 24; an inserted digit may change nothing, as may one beyond the last that is kept
+
+
+def test_a_curve_that_is_none_is_not_stored(tmp_path):
+    with pytest.raises(ResultError, match="was not stored: its curve t is float, no list of numbers"):
+        write("one", {**CONTENT, "curves": {"t": 1.0}}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_reading_bytes_that_are_no_text(tmp_path):
     (tmp_path / "one.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(ResultError, match="cannot be read"):
+    with pytest.raises(ResultError, match="it is no JSON"):
         read("one", tmp_path)
 
 

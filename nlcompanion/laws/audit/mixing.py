@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -140,18 +141,23 @@ def _pairs(n: int, numbers: tuple[int, ...]):
 
 
 def _ask(search: Search, question: _Question, gradient: dict[str, Tensor]) -> None:
+    """What one draw says of a question: the slope along each atom's turns, for some of the pairs."""
     used = question.pairs[:: max(1, len(question.pairs) // 48)]
     slopes, sizes = [], []
-    for atom in question.atoms:
-        axis = search.layout.axes[atom.axis]
+    for _, same in itertools.groupby(question.atoms, key=lambda atom: atom.axis):  # repeats of one axis at once
+        atoms = list(same)
+        axis, index = search.layout.axes[atoms[0].axis], np.stack([atom.index for atom in atoms], axis=1)
         theta = search.room.parameters[axis.name].detach()
-        first, second = atom.index[used[:, 0]], atom.index[used[:, 1]]
-        g = [rows_of(axis, index, gradient[axis.name]) for index in (first, second)]
-        x = [rows_of(axis, index, theta) for index in (first, second)]
-        slopes.append((g[0] * x[1] - g[1] * x[0]).sum(1))
-        sizes.append((g[0] * x[1]).abs().sum(1) + (g[1] * x[0]).abs().sum(1))
-    question.slopes.append(torch.stack(slopes, dim=-1).cpu().numpy())
-    question.sizes.append(torch.stack(sizes, dim=-1).cpu().numpy())
+        first, second = index[used[:, 0]], index[used[:, 1]]
+        shape = (*first.shape[:2], -1)
+        flat = lambda chosen: chosen.reshape(-1, index.shape[-1])  # noqa: B023, E731
+        of = lambda x, chosen: rows_of(axis, flat(chosen), x).reshape(shape)  # noqa: B023, E731
+        there = of(gradient[axis.name], first) * of(theta, second)
+        back = of(gradient[axis.name], second) * of(theta, first)
+        slopes.append((there - back).sum(-1))
+        sizes.append(there.abs_().sum(-1) + back.abs_().sum(-1))
+    question.slopes.append(torch.cat(slopes, dim=-1).cpu().numpy())
+    question.sizes.append(torch.cat(sizes, dim=-1).cpu().numpy())
 
 
 def _answers(question: _Question) -> list[Family]:

@@ -288,7 +288,9 @@ class Search:
         if any(atom.kind == SOURCE for atom, _ in law):
             weights = [atom for atom, _ in law if atom.kind == SCALE and self._is_weight(atom)]
             weights_of = {(atom.axis, int(i)) for atom in weights for i in atom.index[0]}
-            has_a_law = any(weights_of <= set(_slices(f, i)) for f in self.families if not f.has_source for i in range(f.n))
+            has_a_law = any(
+                weights_of <= set(_slices(f, i)) for f in self.families if not f.has_source for i in range(f.n)
+            )
             name_of = lambda atom: self.layout.axes[atom.axis].name  # noqa: E731
             writers = {name_of(atom) for atom in weights if atom.role == "out"}
             readers = {name_of(atom) for atom in weights if atom.role == "in"}

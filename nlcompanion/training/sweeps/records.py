@@ -5,25 +5,23 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import attrs
+
 from nlcompanion._provenance import provenance
+from nlcompanion._storage import Damaged
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.sweeps import store as files
+from nlcompanion.training.sweeps.store import SweepError
 
 if TYPE_CHECKING:
     from nlcompanion.training.run import Run
 
-_SETTINGS = tuple(setting.name for setting in fields(TrainConfig))
+_SETTINGS = tuple(setting.name for setting in attrs.fields(TrainConfig))
 _ENVIRONMENT = ("nlcompanion", "torch", "python", "platform", "device", "threads")  # a Run's, within the provenance
-
-
-class SweepError(RuntimeError):
-    """A sweep that cannot go on: no folder, no workers. What was finished is stored; the message says how to go on."""
-
-    __module__ = "nlcompanion.training"
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,15 +234,15 @@ def interpret(content: Mapping[str, Any], path: Path) -> Record:
     try:
         return _record(content, path)
     except (AttributeError, KeyError, TypeError) as error:
-        raise files.Damaged(f"its entries are not what they should be ({error!r})") from error
+        raise Damaged(f"its entries are not what they should be ({error!r})") from error
 
 
 def _record(content: Mapping[str, Any], path: Path) -> Record:
     config, status, run = TrainConfig.from_dict(content["config"]), content["status"], None
     if config.key != content["key"]:
-        raise files.Damaged(f"its configuration has the hash {config.key} in this version of nlcompanion")
+        raise Damaged(f"its configuration has the hash {config.key} in this version of nlcompanion")
     if status not in files.ENDED or (content["run"] is None) != (status == "failed"):
-        raise files.Damaged(f"it has the status {status!r} and {'no' if content['run'] is None else 'a'} run")
+        raise Damaged(f"it has the status {status!r} and {'no' if content['run'] is None else 'a'} run")
     provenance = content["provenance"]
     if status != "failed":
         from nlcompanion.training.run import Run
