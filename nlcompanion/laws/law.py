@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from nlcompanion.laws.sources import Source
 from nlcompanion.laws.terms import Shift, Squares, Term, Torque, expression, of_neuron, summed
 from nlcompanion.symmetries.actions import Symmetry
 
@@ -36,6 +37,7 @@ class Law:
         parameters: names of the tensors it speaks of.
         statement: what gradient flow conserves, in one line.
         shape: of the charge.
+        sources: of a balance through activations without a symmetry: then ``form(g, q)`` is their sum and not 0.
 
     Source: GU Eqs. 28 to 31 and 38 to 48; the discrete laws are this book's.
 
@@ -59,6 +61,7 @@ class Law:
     shape: tuple[int, ...]
     _terms: tuple[Term, ...] = field(repr=False)
     _size: int = field(repr=False)
+    sources: tuple[Source, ...] = field(default=(), repr=False)
 
     # --- one law out of a stack -----------------------------------------------------------------------------------
 
@@ -84,17 +87,22 @@ class Law:
             raise TypeError(f"a neuron is named by an integer, got {neuron!r}; index the charges for several at once")
         if not -width <= neuron < width:
             raise IndexError(f"neuron {neuron} of a layer of {width}; they are numbered from 0 to {width - 1}")
-        return self._with(of_neuron(self._terms, neuron % width))
+        sources = tuple(replace(source, index=(source.index[neuron % width],)) for source in self.sources)
+        return self._with(of_neuron(self._terms, neuron % width), sources)
 
     @property
     def total(self) -> Law:
         """The sum of a stack, or the trace of a matrix: the law of the whole layer."""
         if any(isinstance(term, Torque) for term in self._terms):
             raise TypeError("the law of rotated data is an antisymmetric matrix, whose trace is 0 whatever q is")
-        return self._with(summed(self._terms)) if self.shape else self
+        sources = tuple(replace(source, index=(sum(source.index, ()),)) for source in self.sources)
+        return self._with(summed(self._terms), sources) if self.shape else self
 
-    def _with(self, terms: tuple[Squares, ...]) -> Law:
-        return replace(self, shape=(), statement=f"{expression(terms)} = const", _terms=terms)
+    def _with(self, terms: tuple[Squares, ...], sources: tuple[Source, ...]) -> Law:
+        end = "= const"
+        if sources:
+            end = f"moves by the source of {', '.join(dict.fromkeys(source.text for source in sources))}"
+        return replace(self, shape=(), statement=f"{expression(terms)} {end}", _terms=terms, sources=sources)
 
     # --- the charge and its symmetry ------------------------------------------------------------------------------
 

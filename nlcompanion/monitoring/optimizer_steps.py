@@ -15,6 +15,7 @@ from nlcompanion.laws.under_optimizers import StepRates, fading, step_rates
 from nlcompanion.monitoring.diagnosis import Moved, diagnosis
 from nlcompanion.monitoring.find_parameters import find_parameters
 from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
+from nlcompanion.monitoring.sources import SourceReader
 from nlcompanion.monitoring.stacked_forms import Step, Tensors
 from nlcompanion.monitoring.step_hooks import innermost, listen
 
@@ -69,6 +70,7 @@ class Ahead:
     rates: dict[str, StepRates]
     memory: tuple[Tensor, dict[str, float]] | None
     reads_gradients: bool
+    sources: Tensor | None
     gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     stepped: set[int] = field(default_factory=set)
     rescaled: bool = False
@@ -137,9 +139,14 @@ class OptimizerSteps:
         self._known_groups: dict[str, Mapping[str, Any]] = {}
         self._idle: dict[str, tuple[str, int]] = {}  # parameters at rest: why, and since which step
         self.precision = GradientPrecision(self.parameters)
+        self._reader: SourceReader | None = None
+        if self.forms.has_sources:
+            sources = [source for law in self.forms.laws for source in law.sources]
+            self._reader = SourceReader(model, sources, first)
 
     def attach(self) -> list:
-        return [*listen(self.optimizers, self), *self.precision.handles]
+        read = [] if self._reader is None else self._reader.handles
+        return [*listen(self.optimizers, self), *self.precision.handles, *read]
 
     def _of(self, optimizer: Optimizer) -> list[str]:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -203,7 +210,8 @@ class OptimizerSteps:
             memory = _of_last_step(rest, groups) or (self._of_buffers(buffers), dict.fromkeys(buffers, 1.0))
         reads = not self.is_exact or len(self.optimizers) > 1
         reads = reads or self.forms.differ({name: rate.gradient for name, rate in rates.items()})
-        return Ahead(groups, rest, outside, rates, memory, reads)
+        sources = None if self._reader is None else self.forms.sources(self._reader.take())
+        return Ahead(groups, rest, outside, rates, memory, reads, sources)
 
     def _groups(self) -> dict[str, Mapping[str, Any]]:
         of_ids = {id(p): group for one in self.optimizers for group in one.param_groups for p in group["params"]}
@@ -331,6 +339,11 @@ class OptimizerSteps:
             signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.groups.items()}
             excess = -2 * forms.excess(along, [signs[name] * rates[name].gradient for name in rates], moving.whole)
             causes["rates"] = torch.where(self._exact, excess, 0.0) if self._is_mixed else excess
+        if ahead.sources is not None:
+            signs = [-1.0 if ahead.groups[name].get("maximize") else 1.0 for name in self.parameters]
+            of_gradient = [sign * rates[name].gradient for sign, name in zip(signs, self.parameters, strict=True)]
+            source = -2 * forms.first_rates(of_gradient) * ahead.sources
+            causes["source"] = source if moving.whole is None else torch.where(moving.whole, source, 0.0)
         return causes
 
     def _judge(
@@ -353,7 +366,10 @@ class OptimizerSteps:
             return ratio, None
         squared = reduce(torch.add, [lengths for _, lengths in ahead.gradients.values()])
         slope, generator = squared.sqrt()
-        relative, cosine = self._of_slopes(self.forms.form(along), slope, generator, moving.whole)
+        of_gradient = self.forms.form(along)
+        if ahead.sources is not None:
+            of_gradient = of_gradient - ahead.sources
+        relative, cosine = self._of_slopes(of_gradient, slope, generator, moving.whole)
         return (torch.where(self._exact, ratio, relative) if self._is_mixed else relative), cosine
 
     def _of_slopes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class StackedForms:
         self._affine = [(place, law) for place, law in zip(self.places, laws, strict=True) if law.is_affine]
         owners = [torch.full((pairing_size(term),), names.index(term.name)) for term in self.keys.values()]
         self.owner_of_pairs = torch.cat(owners)  # which parameter each pairing belongs to
+        self._sources = [(place, law) for place, law in zip(self.places, laws, strict=True) if law.sources]
         self._matrices = [(place, law) for place, law in zip(self.places, laws, strict=True) if law._is_matrix]
 
     @property
@@ -66,6 +67,23 @@ class StackedForms:
     @property
     def has_shifts(self) -> bool:
         return bool(self._shifts)
+
+    @property
+    def has_sources(self) -> bool:
+        return bool(self._sources)
+
+    def sources(self, sums: Mapping[tuple, Tensor]) -> Tensor:
+        """What ``form(gradient, point)`` is of laws with a source, and 0 of the others; shape ``(size,)``.
+
+        Args:
+            sums: of each activation along an axis, by ``(source.key, source.axis)``.
+        """
+        total = torch.zeros(self.places[-1].stop, dtype=torch.float64, device=self._owner.device)
+        for place, law in self._sources:
+            for source in law.sources:
+                index = torch.tensor(source.index, device=total.device)
+                total[place] += source.coefficient * sums[source.key, source.axis][index].sum(1)
+        return total
 
     def to(self, device: torch.device) -> None:
         for name in ("_index", "_owner", "_coefficient", "_as_step", "owner_of_pairs"):
@@ -127,6 +145,10 @@ class StackedForms:
         rate = self._each(rates)
         first = rate[:, :1] if whole is None else rate[:, :1] * whole[:, None]
         return (pairs[..., self._index] * self._coefficient * (rate - first)).sum(-1)
+
+    def first_rates(self, rates: Rates) -> Tensor:
+        """The rate of each law's first parameter, shape ``(size,)``."""
+        return self._each(rates)[:, 0]
 
     def all_of(self, chosen: Tensor) -> Tensor:
         """Of which laws all parameters are chosen; shape ``(size,)`` from one truth for each parameter."""

@@ -21,15 +21,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nlcompanion.laws.audit.sampling import resample, to_double
+from nlcompanion.laws.sources import ELEMENTWISE, source_of
 
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
 _TINY = 1e-30
 _IS_EPS = re.compile(r"(^|_)eps(ilon)?$")
 _NORMS = {"layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"}
-_ELEMENTWISE = {
-    *("gelu", "silu", "tanh", "sigmoid", "softplus", "elu", "selu", "celu", "mish", "hardswish", "softsign"),
-    *("relu6", "hardtanh", "logsigmoid", "sin", "cos", "erf"),
-}
 _CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 
 
@@ -41,7 +38,8 @@ class AuditError(ValueError):
 class Activation:
     """One call of an elementwise function: what went in, and what came out."""
 
-    label: str
+    module: str
+    name: str
     function: Callable[[Tensor], Tensor]
     z: Tensor
     out: Tensor
@@ -50,11 +48,7 @@ class Activation:
         """``delta (z s'(z) - s(z))``, elementwise; zero where nothing depends on the output."""
         if self.out.grad is None:
             return torch.zeros_like(self.z)
-        with torch.enable_grad():
-            z = self.z.detach().requires_grad_()
-            s = self.function(z)
-            (slope,) = torch.autograd.grad(s.sum(), z)
-        return (self.out.grad * (z * slope - s)).detach()
+        return source_of(self.function, self.z, self.out.grad)
 
 
 class _InDouble(TorchFunctionMode):
@@ -75,20 +69,21 @@ class _InDouble(TorchFunctionMode):
         if self.exact and name in _NORMS:
             args, kwargs = _without_eps(func, args, kwargs)
         out = func(*args, **kwargs)
-        if self.record is not None and name.rstrip("_") in _ELEMENTWISE and not name.endswith("_"):
+        if self.record is not None and name in ELEMENTWISE and self.path:
             self._note(name, func, args, kwargs, out)
         return out
 
     def _note(self, name, func, args, kwargs, out) -> None:
         z = args[0] if args else kwargs.get("input")
+        if out is z:  # written in place: what went in is gone
+            return
         if not (isinstance(z, Tensor) and isinstance(out, Tensor) and out.requires_grad and z.is_floating_point()):
             return
         rest = {k: v for k, v in kwargs.items() if k != "input"}
         if any(isinstance(v, Tensor) for v in (*args[1:], *rest.values())):
             return
         out.retain_grad()
-        label = f"{self.path[-1]}: {name}" if self.path and self.path[-1] else name
-        self.record.append(Activation(label, lambda x: func(x, *args[1:], **rest), z, out))
+        self.record.append(Activation(self.path[-1], name, lambda x: func(x, *args[1:], **rest), z, out))
 
 
 def _without_eps(func, args, kwargs):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nlcompanion.laws.audit.double_copy import Activation, DoubleCopy
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
+from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, SourcePlace
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Equations:
 def _start(layout: Layout, kind: str, axis: int) -> int:
     if kind in (SCALE, SHIFT):
         return layout.axes[axis].start
-    return layout.shears[axis].start if kind == SHEAR else layout.sources[axis][1]
+    return layout.shears[axis].start if kind == SHEAR else layout.sources[axis].start
 
 
 def find_sources(room: DoubleCopy, layout: Layout, number: int) -> None:
@@ -56,7 +56,10 @@ def find_sources(room: DoubleCopy, layout: Layout, number: int) -> None:
             continue
         for axis in range(1, source.ndim):
             if source.shape[axis] > 1 and source.shape[axis] in lengths:
-                layout.sources.append((f"{call}|{axis}|{activation.label}", start, source.shape[axis]))
+                before = [(one.module, one.name) for one in record[:call]]
+                count = before.count((activation.module, activation.name))
+                place = SourcePlace(call, axis, activation.module, activation.name, count, start, source.shape[axis])
+                layout.sources.append(place)
                 start += source.shape[axis]
 
 
@@ -98,8 +101,8 @@ def _numbers(room: DoubleCopy, layout: Layout, gradient: dict[str, Tensor], reco
     source, source_size = [torch.zeros(0)], [torch.zeros(0)]
     if layout.sources:
         fields = [activation.source() for activation in record]
-        for label, _, length in layout.sources:
-            call, axis = (int(x) for x in label.split("|")[:2])
+        for place in layout.sources:
+            call, axis, length = place.call, place.axis, place.length
             field = fields[call] if call < len(fields) else torch.zeros(length)
             if field.ndim <= axis or field.shape[axis] != length:
                 field, axis = torch.zeros(1, length), 1

@@ -14,6 +14,7 @@ from nlcompanion.laws.audit.confirm import confirm, defects
 from nlcompanion.laws.audit.double_copy import DoubleCopy, double_copy, probe, undisturbed, unwrap
 from nlcompanion.laws.audit.equations import collect, find_sources
 from nlcompanion.laws.audit.families import Family
+from nlcompanion.laws.audit.identities import identity_of
 from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, count_of, kind_of, laws_of
 from nlcompanion.laws.audit.parameter_rows import rows_of
 from nlcompanion.laws.audit.report import Audit, Line
@@ -110,6 +111,11 @@ def audit(
         )
     return Audit(
         laws=tuple(law for family, kind in named for law in laws_of(family, kind, layout)),
+        identities=tuple(
+            identity_of(family, kind, layout, charge_text(family, layout))
+            for family, kind in named
+            if kind in ("shear", "rotation")
+        ),
         lines=lines,
         parameters=rows_of(named, layout),
         count=sum(line.count for line in lines),

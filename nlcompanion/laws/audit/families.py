@@ -95,7 +95,7 @@ class Span:
     def __init__(self, layout: Layout):
         self.layout, count = layout, layout.count
         shears = sum(s.length for s in layout.shears)
-        sources = sum(length for *_, length in layout.sources)
+        sources = sum(place.length for place in layout.sources)
         self.starts = {SCALE: 0, SHIFT: count, SHEAR: 2 * count, SOURCE: 2 * count + shears}
         self.width = 2 * count + shears + sources
         self.rows: list[scipy.sparse.csr_matrix] = [self._identities()]
@@ -107,7 +107,7 @@ class Span:
         if atom.kind in (SCALE, SHIFT):
             start = layout.axes[atom.axis].start
         else:
-            start = layout.shears[atom.axis].start if atom.kind == SHEAR else layout.sources[atom.axis][1]
+            start = layout.shears[atom.axis].start if atom.kind == SHEAR else layout.sources[atom.axis].start
         return self.starts[atom.kind] + start + atom.index
 
     def rows_of(self, atoms) -> scipy.sparse.csr_matrix:
@@ -169,10 +169,10 @@ class Span:
                 of = lambda axis, groups=groups: np.arange(len(axis)).reshape(groups, -1)  # noqa: E731
                 for kind in (SCALE, SHIFT):
                     rows.append(self.rows_of([(Atom(kind, first, of(a)), 1.0), (Atom(kind, other, of(b)), -1.0)]))
-        first: dict[str, Atom] = {}
-        for k, (label, _, length) in enumerate(layout.sources):  # of one call the sum is the same along every axis
-            whole = Atom(SOURCE, k, np.arange(length)[None])
-            other = first.setdefault(label.split("|")[0], whole)
+        first: dict[int, Atom] = {}
+        for k, place in enumerate(layout.sources):  # of one call the sum is the same along every axis
+            whole = Atom(SOURCE, k, np.arange(place.length)[None])
+            other = first.setdefault(place.call, whole)
             if other is not whole:
                 rows.append(self.rows_of([(whole, 1.0), (other, -1.0)]))
         return scipy.sparse.vstack(rows).tocsr() if rows else scipy.sparse.csr_matrix((0, self.width))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from nlcompanion.laws.audit.families import Family
 from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
 from nlcompanion.laws.law import Law
+from nlcompanion.laws.sources import Source
 from nlcompanion.laws.terms import Shift, Slices, Term, expression
 
 SYMMETRIES = {
@@ -93,6 +95,8 @@ def _path(name: str) -> str:
 
 def laws_of(family: Family, kind: str, layout: Layout) -> list[Law]:
     """What a family conserves: a stack over its neurons, or a matrix for each block; nothing for a rotation."""
+    if kind == "source":
+        return [_with_source(family, layout)]
     if kind in WITHOUT_CHARGE:
         return []
     if family.dead:
@@ -104,6 +108,21 @@ def laws_of(family: Family, kind: str, layout: Layout) -> list[Law]:
     if len(single):
         laws.append(_law(kind, _terms(family.only(single), layout, None), layout, len(single)))
     return laws
+
+
+def _with_source(family: Family, layout: Layout) -> Law:
+    """A balance that moves by what its activations add."""
+    balance = replace(family, atoms=tuple((a, c) for a, c in family.atoms if a.kind != SOURCE))
+    sources = []
+    for atom, c in family.atoms:
+        if atom.kind == SOURCE:
+            place = layout.sources[atom.axis]
+            index = tuple(map(tuple, atom.index.tolist()))
+            sources.append(Source(place.module, place.function, place.count, place.axis, index, -float(c)))
+    law = _law("source", _terms(balance, layout, None), layout, family.n)
+    text = ", ".join(dict.fromkeys(source.text for source in sources))
+    statement = law.statement.replace("= const", f"moves by the source of {text}")
+    return replace(law, statement=statement, sources=tuple(sources))
 
 
 def _of_dead(family: Family, layout: Layout) -> list[Law]:
@@ -182,7 +201,8 @@ def charge_text(family: Family, layout: Layout) -> str:
             shear = layout.shears[atom.axis]
             rest.append(f"{shear.bias} through {shear.weight}")
         else:
-            rest.append(layout.sources[atom.axis][0].split("|")[2])
+            place = layout.sources[atom.axis]
+            rest.append(f"{place.module}: {place.function}" if place.module else place.function)
     text = expression(_gathered(terms))
     if family.has_source:
         return f"{text} | source: {', '.join(dict.fromkeys(rest))}"

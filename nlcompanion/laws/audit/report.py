@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from tabulate import tabulate
 
+from nlcompanion.laws.audit.identities import Identity
 from nlcompanion.laws.audit.parameter_rows import ParameterRow
 from nlcompanion.laws.law import Law
 
@@ -50,6 +51,7 @@ class Audit:
 
     Attributes:
         laws: what is conserved, as :class:`Law`; a :class:`Ledger` takes them as they are.
+        identities: what symmetries without a charge say of every gradient, for :func:`check_gradients`.
         lines: one for each family, those without a charge included.
         parameters: one row for each parameter.
         count: independent conserved functions found (of symmetries with a symmetric generator, and translations).
@@ -60,6 +62,7 @@ class Audit:
     """
 
     laws: tuple[Law, ...]
+    identities: tuple[Identity, ...] = field(repr=False)
     lines: tuple[Line, ...]
     parameters: tuple[ParameterRow, ...]
     count: int

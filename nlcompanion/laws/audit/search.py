@@ -169,8 +169,8 @@ class Search:
             if len(axis.view) == 1 and len(axis) == n and inner == n:
                 atoms += atoms_of(layout, SHIFT, k, n, n)
         if n > 1:
-            for k, (*_, length) in enumerate(layout.sources):
-                if length == n and inner == n:
+            for k, place in enumerate(layout.sources):
+                if place.length == n and inner == n:
                     atoms += atoms_of(layout, SOURCE, k, n, n)
         return atoms if n == 1 else [atom for atom in atoms if not self.is_settled(atom)]
 
@@ -353,7 +353,7 @@ class Search:
         layout = self.layout
         thin = [k for k, axis in enumerate(layout.axes) if len(axis.view) == 1]
         scaling = self._unknowns(SCALE, range(len(layout.axes))) + self._unknowns(SHIFT, thin)
-        sources = [Atom(SOURCE, k, np.array([[i]])) for k, (*_, n) in enumerate(layout.sources) for i in range(n)]
+        sources = [Atom(SOURCE, k, np.array([[i]])) for k, s in enumerate(layout.sources) for i in range(s.length)]
         shifting = self._unknowns(SHIFT, range(len(layout.axes)))
         shifting += [Atom(SHEAR, k, np.array([[i]])) for k, s in enumerate(layout.shears) for i in range(s.length)]
         complete = True
@@ -452,7 +452,7 @@ def _merged(atoms) -> list[tuple[Atom, float]]:
 def draws_needed(layout: Layout) -> int:
     """Draws so that every slice can be an unknown of its own; if these are too many, a few for aligned families."""
     thin = sum(len(axis) for axis in layout.axes if len(axis.view) == 1)
-    sources = sum(length for *_, length in layout.sources)
+    sources = sum(place.length for place in layout.sources)
     single = layout.count + max(thin + sources, sum(s.length for s in layout.shears))
     if single <= _DENSE:
         return single + 20

@@ -73,6 +73,27 @@ class Shear:
 
 
 @dataclass(frozen=True)
+class SourcePlace:
+    """An activation whose source is summed along one axis of its input.
+
+    Attributes:
+        call: which noticed activation of a forward pass it is.
+        axis: that numbers the neurons.
+        module, function: where it is called, and what.
+        count: how many times that was called there before.
+        start, length: of its numbers among those of all sources.
+    """
+
+    call: int
+    axis: int
+    module: str
+    function: str
+    count: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Atom:
     """One unknown of a family of ``n`` aligned laws: what ``kind`` does to the slices ``index`` of an axis.
 
@@ -95,7 +116,7 @@ class Layout:
 
     axes: list[Axis]
     shears: list[Shear]
-    sources: list[tuple[str, int, int]]  # label, start, length
+    sources: list[SourcePlace]
     shapes: dict[str, tuple[int, ...]]
     roles: dict[tuple[str, int], str]  # (tensor, axis of it) -> "in", "out" or ""
     numbers: tuple[int, ...]  # that the model's own modules carry: heads, groups, head sizes
@@ -208,7 +229,7 @@ def atoms_of(layout: Layout, kind: str, axis: int, n: int, inner: int) -> list[A
 
 
 def _length(layout: Layout, kind: str, axis: int) -> int:
-    return layout.shears[axis].length if kind == SHEAR else layout.sources[axis][2]
+    return layout.shears[axis].length if kind == SHEAR else layout.sources[axis].length
 
 
 def rows_of(axis: Axis, index: np.ndarray, x: Tensor) -> Tensor:
