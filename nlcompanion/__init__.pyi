@@ -59,6 +59,7 @@ from .laws import AuditError as AuditError
 from .laws import Law as Law
 from .laws import LawUnderRule as LawUnderRule
 from .laws import audit as audit
+from .laws import count_laws as count_laws
 from .laws import data_rotation_law as data_rotation_law
 from .laws import homogeneous_law as homogeneous_law
 from .laws import homogeneous_laws as homogeneous_laws

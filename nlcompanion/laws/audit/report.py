@@ -94,8 +94,12 @@ class Audit:
         )
 
     def __str__(self) -> str:
-        tables = [self._table_of_laws(), self._table_of_parameters()]
-        parts = [self._title, *(tabulate(rows, headers, tablefmt="simple") for headers, rows in tables)]
+        widths = [None, None, 64, 40, None]
+        headers, rows = self._table_of_laws()
+        laws = tabulate(rows, headers, tablefmt="simple", maxcolwidths=widths if rows else None)
+        headers, rows = self._table_of_parameters()
+        parameters = tabulate(rows, headers, tablefmt="simple")
+        parts = [self._title, laws, "\n".join(self._legend), parameters]
         if self.limits:
             parts.append("\n".join(["limits", *(f"- {limit}" for limit in self.limits)]))
         return "\n\n".join(parts)
@@ -103,8 +107,12 @@ class Audit:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        tables = [self._table_of_laws(), self._table_of_parameters()]
-        parts = [f"<p>{self._title}</p>", *(tabulate(rows, headers, tablefmt="html") for headers, rows in tables)]
+        laws, parameters = (
+            tabulate(rows, headers, tablefmt="html")
+            for headers, rows in (self._table_of_laws(), self._table_of_parameters())
+        )
+        legend = "<br>".join(map(_escaped, self._legend))
+        parts = [f"<p>{_escaped(self._title)}</p>", laws, f"<p>{legend}</p>", parameters]
         if self.limits:
             parts.append("<ul>" + "".join(f"<li>{_escaped(limit)}</li>" for limit in self.limits) + "</ul>")
         return "\n".join(parts)
@@ -121,7 +129,17 @@ class Audit:
             f"{complete} (gap {self.gap:.0e})"
         )
 
-    def _table_of_laws(self):
+    @property
+    def _letters(self) -> dict[str, str]:
+        """A letter for each formula of the table."""
+        formulas = dict.fromkeys(line.statement for line in self.lines)
+        return {formula: chr(ord("a") + k) for k, formula in enumerate(formulas)}
+
+    @property
+    def _legend(self) -> list[str]:
+        return [f"[{letter}] {formula}" for formula, letter in self._letters.items()]
+
+    def _table_of_laws(self) -> tuple[list[str], list[list[str]]]:
         headers = ["symmetry", "laws", "what", "under " + self.optimizer, "defect"]
         rows = []
         for line, like in _grouped(self.lines):
@@ -132,13 +150,13 @@ class Audit:
                     line.symmetry,
                     str(count) if count else f"0 of {sum(x.size for x in like)}",
                     _folded(line.charge) + many,
-                    f"{line.verdict}: {line.statement}",
+                    f"{line.verdict} [{self._letters[line.statement]}]",
                     f"{max(x.defect for x in like):.0e}",
                 ]
             )
         return headers, rows
 
-    def _table_of_parameters(self):
+    def _table_of_parameters(self) -> tuple[list[str], list[list[str]]]:
         headers = ["parameter", "shape", "laws", "weight decay", "group"]
         rows = []
         for row, like in _grouped_rows(self.parameters):

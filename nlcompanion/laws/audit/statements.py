@@ -130,7 +130,7 @@ def _of_others(form: str, r: Rates) -> tuple[str, str]:
     else:
         extra = ""
     if form == LINEAR:
-        return f"not conserved by {who}, except where the slices' gradients are equal and opposite", (
-            _UNIVERSAL[LINEAR] + extra
+        return f"not conserved by {who}", (
+            f"{_UNIVERSAL[LINEAR]}, which is 0 where the slices' gradients are equal and opposite{extra}"
         )
     return f"not conserved by {who}", _UNIVERSAL[QUADRATIC] + extra
