@@ -23,7 +23,7 @@ class Entry:
     """One model of the zoo.
 
     Attributes:
-        make: gives ``(model, inputs, targets, loss)``.
+        make: gives ``(model, inputs, targets, loss)``, or ``(model, inputs)`` of a model with a loss of its own.
         laws: what must be found, and nothing else.
         why: how one knows.
         slow: takes more than a second or two.
@@ -40,11 +40,11 @@ class Entry:
 ZOO: dict[str, Entry] = {}
 
 
-def entry(*laws: str, why: str, slow: bool = False, needs: str | None = None):
-    """Put the function below into the zoo."""
+def entry(*laws: str, why: str, slow: bool = False, needs: str | None = None, **prefixes: str):
+    """Put the function below into the zoo; ``{h}`` in a law is one of the prefixes."""
 
     def put(make):
-        ZOO[make.__name__] = Entry(make, laws, why, slow, needs)
+        ZOO[make.__name__] = Entry(make, tuple(law.format(**prefixes) for law in laws), why, slow, needs)
         return make
 
     return put
@@ -640,6 +640,150 @@ _DEAD_KEY = "dead: self_attn.in_proj_bias x8"
 )
 def encoder_layer():
     return _encoder(activation="gelu", norm_first=True, dropout=0.0)
+
+
+# --- transformers, by people who did not write this --------------------------------------------------------------------
+
+_HF = "transformers"
+_SMALL = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+}
+
+
+def _text(model: nn.Module):
+    """A language model that returns its own loss; both ends of the vocabulary are there."""
+    t = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(1))
+    t[0, 0], t[0, 1] = 0, 10
+    return model.train(), {"input_ids": t, "labels": t}
+
+
+@entry(
+    "rescaling: {h}ln_1.weight + {h}ln_1.bias - {h}attn.c_attn.weight x8",
+    "rescaling: {h}ln_2.weight + {h}ln_2.bias - {h}mlp.c_fc.weight x8",
+    "rescaling: transformer.wte.weight + transformer.wpe.weight + {h}attn.c_proj.weight + {h}attn.c_proj.bias"
+    " + {h}mlp.c_proj.weight + {h}mlp.c_proj.bias - transformer.ln_f.weight - transformer.ln_f.bias x1",
+    "query-key: {h}attn.c_attn.weight + {h}attn.c_attn.bias - {h}attn.c_attn.weight x32",
+    "value-output: {h}attn.c_attn.weight + {h}attn.c_attn.bias - {h}attn.c_proj.weight x32",
+    "shift: transformer.wpe.weight x4",
+    "shift: {h}attn.c_proj.weight x8",
+    "shift: {h}mlp.c_proj.weight x32",
+    "shift: {h}attn.c_proj.bias x1",
+    "shift: {h}mlp.c_proj.bias x1",
+    "logit shift: transformer.wte.weight x1",
+    "duplicate: transformer.wte.weight - transformer.wpe.weight x8",
+    "dead: {h}attn.c_attn.bias x8",
+    "shear: {h}ln_1.bias + {h}attn.c_attn.bias x8",
+    "shear: {h}ln_2.bias + {h}mlp.c_fc.bias x8",
+    "shear: {h}attn.c_attn.bias + {h}attn.c_proj.bias x8",
+    why="tied: the stream's length is read off by the last norm, whose gain the embedding at the end undoes; its GELU "
+    "is made of powers and tanh, whose source is not elementwise in one call",
+    slow=True,
+    needs=_HF,
+    h="transformer.h.0.",
+)
+def gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    off = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    return _text(
+        GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2, n_positions=8, **off, **ends))
+    )
+
+
+_GATED = (
+    "gated: {h}mlp.up_proj.weight - {h}mlp.down_proj.weight x12",
+    "source: {h}mlp.gate_proj.weight - {h}mlp.down_proj.weight x12",
+    "value-output: {h}self_attn.v_proj.weight - {h}self_attn.o_proj.weight x16",
+)
+_NORMS = (
+    "rescaling: model.norm.weight - lm_head.weight x8",
+    "rescaling: {h}post_attention_layernorm.weight - {h}mlp.gate_proj.weight - {h}mlp.up_proj.weight x8",
+    "rescaling: {h}input_layernorm.weight - {h}self_attn.q_proj.weight - {h}self_attn.k_proj.weight"
+    " - {h}self_attn.v_proj.weight x8",
+    "logit shift: lm_head.weight x8",
+)
+
+
+@entry(
+    *_GATED,
+    *_NORMS,
+    "scale: model.embed_tokens.weight + {h}self_attn.o_proj.weight + {h}mlp.down_proj.weight x1",
+    "query-key: {h}self_attn.q_proj.weight - {h}self_attn.k_proj.weight x2",
+    "rotation: {h}self_attn.q_proj.weight + {h}self_attn.k_proj.weight x2",
+    why="rotary embedding leaves a length and an angle of each plane, and two queries share a key",
+    slow=True,
+    needs=_HF,
+    h="model.layers.0.",
+)
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return _text(LlamaForCausalLM(LlamaConfig(**_SMALL, num_key_value_heads=1, tie_word_embeddings=False)))
+
+
+@entry(
+    *_GATED,
+    *_NORMS,
+    "scale: model.embed_tokens.weight + {h}input_layernorm.weight + {h}mlp.down_proj.weight x1",
+    "scale: {h}self_attn.q_proj.weight x2",
+    "scale: {h}self_attn.k_proj.weight x1",
+    "rescaling: {h}self_attn.q_norm.weight - {h}self_attn.k_norm.weight x2",
+    why="norms of query and key forget the lengths of each head, and their gains balance, plane by plane",
+    slow=True,
+    needs=_HF,
+    h="model.layers.0.",
+)
+def qwen3():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    heads = {"num_key_value_heads": 1, "head_dim": 4}
+    return _text(Qwen3ForCausalLM(Qwen3Config(**_SMALL, **heads, tie_word_embeddings=False)))
+
+
+@entry(
+    *(
+        f"scale: {{r}}{name}.convolution.weight x{n}"
+        for name, n in [
+            ("embedder.embedder", 4),
+            ("encoder.stages.0.layers.0.layer.0", 4),
+            ("encoder.stages.0.layers.0.layer.1", 4),
+            ("encoder.stages.1.layers.0.shortcut", 6),
+            ("encoder.stages.1.layers.0.layer.0", 6),
+            ("encoder.stages.1.layers.0.layer.1", 6),
+        ]
+    ),
+    *(
+        f"rescaling: {{s}}{k}.layers.0.layer.0.normalization.weight + {{s}}{k}.layers.0.layer.0.normalization.bias"
+        f" - {{s}}{k}.layers.0.layer.1.convolution.weight x{n}"
+        for k, n in [(0, 4), (1, 6)]
+    ),
+    "rescaling: {r}embedder.embedder.normalization.weight + {r}embedder.embedder.normalization.bias"
+    " + {s}0.layers.0.layer.1.normalization.weight + {s}0.layers.0.layer.1.normalization.bias"
+    " - {s}0.layers.0.layer.0.convolution.weight - {s}1.layers.0.shortcut.convolution.weight"
+    " - {s}1.layers.0.layer.0.convolution.weight x4",
+    "rescaling: {s}1.layers.0.shortcut.normalization.weight + {s}1.layers.0.shortcut.normalization.bias"
+    " + {s}1.layers.0.layer.1.normalization.weight + {s}1.layers.0.layer.1.normalization.bias"
+    " - classifier.1.weight x6",
+    "duplicate: {s}1.layers.0.shortcut.normalization.bias - {s}1.layers.0.layer.1.normalization.bias x6",
+    "logit shift: classifier.1.weight x6",
+    "logit shift: classifier.1.bias x1",
+    why="every filter before its batch norm, and the residual stream of each stage, channel by channel",
+    slow=True,
+    needs=_HF,
+    r="resnet.",
+    s="resnet.encoder.stages.",
+)
+def resnet():
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic", num_labels=3)
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return ResNetForImageClassification(config).train(), {"pixel_values": x, "labels": torch.tensor([0, 1, 2, 0])}
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------

@@ -378,7 +378,7 @@ def _check_derivative(room: DoubleCopy) -> None:
             continue
         at = {name: p.detach().clone() for name, p in room.parameters.items()}
         errors = []
-        for h in (1e-5 / length, 1e-6 / length):
+        for h in (1e-4 / length, 1e-5 / length, 1e-6 / length, 1e-7 / length):
             values = []
             for sign in (1, -1):
                 with torch.no_grad():

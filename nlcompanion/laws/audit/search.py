@@ -75,6 +75,9 @@ class Search:
             if dead.any():
                 if self.is_lookup(k):
                     self.unseen[name] = int(dead.sum())
+                    rows = Atom(SHIFT, k, np.flatnonzero(dead)[:, None], layout.roles[name, k])
+                    self.span.add([(rows, 1.0)])
+                    self.span.add([(replace(rows, kind=SCALE), 1.0)])
                 else:
                     self._accept(
                         [(Atom(SHIFT, k, np.flatnonzero(dead)[:, None], layout.roles[name, k]), 1.0)], dead=True
@@ -94,7 +97,7 @@ class Search:
 
     def _accept(self, atoms, gap: float = float("inf"), *, dead: bool = False) -> None:
         """Note a family, unless it follows from what is known; neurons that have the same law already are left out."""
-        atoms = _merged(atoms)
+        atoms = self._without_holes(_merged(atoms))
         new = self.span.new_rows(atoms)
         if not len(new):
             return
@@ -106,6 +109,24 @@ class Search:
         self.span.add(atoms)
         if dead:
             self.span.add([(replace(atom, kind=SCALE), c) for atom, c in atoms])
+
+    def _without_holes(self, atoms) -> list[tuple[Atom, float]]:
+        """Of one law alone: a whole tensor less some of its slices is told as the other slices."""
+        if len(atoms[0][0].index) > 1:
+            return atoms
+        atoms = list(atoms)
+        for whole, c in list(atoms):
+            axis = self.layout.axes[whole.axis] if whole.kind in (SCALE, SHIFT) else None
+            if axis is None or len(np.unique(whole.index)) < len(axis):
+                continue
+            for part, minus in list(atoms):
+                of_tensor = part.kind == whole.kind and self.layout.axes[part.axis].name == axis.name
+                if of_tensor and part is not whole and minus == -c and any(a is whole for a, _ in atoms):
+                    others = np.setdiff1d(np.arange(len(self.layout.axes[part.axis])), part.index)[None]
+                    if others.size:
+                        atoms = [pair for pair in atoms if pair[0] is not whole and pair[0] is not part]
+                        atoms.append((replace(part, index=others), c))
+        return atoms
 
     # --- families -------------------------------------------------------------------------------------------------
 
