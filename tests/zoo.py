@@ -642,7 +642,7 @@ def encoder_layer():
     return _encoder(activation="gelu", norm_first=True, dropout=0.0)
 
 
-# --- transformers, by people who did not write this --------------------------------------------------------------------
+# --- transformers, by people who did not write this -------------------------------------------------------------------
 
 _HF = "transformers"
 _SMALL = {
