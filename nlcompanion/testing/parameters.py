@@ -149,6 +149,6 @@ def _of_form(law, seen: _Gradient) -> tuple[Tensor, Tensor]:
 
 def _of_dead(law, seen: _Gradient) -> tuple[Tensor, Tensor]:
     """The gradient along a dead direction, all of which is the rounding of larger ones."""
-    lengths = [term.lengths(seen.gradients[term.name], seen.values[term.name])[0].reshape(-1) for term in law._terms]
+    lengths = [term.lengths(seen.gradients[term.name], seen.values[term.name])[0].reshape(-1) for term in law.terms]
     slope = torch.stack(lengths).sum(0).sqrt()
     return slope, torch.full_like(slope, seen.largest)
