@@ -12,7 +12,7 @@ from nlcompanion.datasets import digits
 
 def digit_images(count: int = 64) -> tuple[Tensor, Tensor]:
     """Handwritten digits as images of one channel, ``(count, 1, 8, 8)``, and their labels."""
-    images, labels = digits("train").first(count).tensors()
+    images, labels = digits("train").first(count).tensors(torch.float32)
     return images.reshape(count, 1, 8, 8), labels
 
 
