@@ -1,4 +1,4 @@
-"""What an audit costs against the size of the model: transformers of 10^5, 10^6, 10^7 and, if asked for, 10^8 parameters.
+"""What an audit costs against the size of the model: transformers of 10^5 to 10^8 parameters.
 
 Every size is a run in a process of its own, so that its peak of memory is its own. Give the sizes as arguments:
 ``python benchmarks/bench_audit.py 1e5 1e7``; without any 10^5 and 10^6 are run.
