@@ -161,12 +161,12 @@ class LawUnderRule:
         """What the law says of the momentum's rate; for gradient flow the momentum and what decay makes of it."""
         law, k = self.law, self.rule.weight_decay
         if self.rule.massless:
-            return torch.stack([law.form(v, q), k * law.form(q)])
+            return torch.stack([law.form(v, q), k * law.form(q, q)])
         c1, c2 = self.rule.equation(t)
-        rate = law.form(v)
+        rate = law.square(v)
         if c1:
             rate = rate - c1 * law.form(v, q)
-        return rate - c2 * k * law.form(q) if k else rate
+        return rate - c2 * k * law.form(q, q) if k else rate
 
     def _size(self, t: float, q: Tensor, v: Tensor) -> float:
         """How large the terms are that must cancel, the largest of a stack."""

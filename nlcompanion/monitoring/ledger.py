@@ -42,6 +42,7 @@ class Account:
         momentum: what the buffer of earlier gradients adds.
         decay: what weight decay takes.
         rates: what different learning rates for the law's parameters do; 0 where they have one.
+        source: what activations without a symmetry add to their neurons' balance; 0 for all other laws.
         outside: what was done to the weights between the steps, such as a projection.
         optimizer: for optimisers other than SGD ``2 form(d, q)``, all that is not the finite step.
         residual: what none of these explains; the symmetry forbids it, so it is rounding.
@@ -57,6 +58,7 @@ class Account:
     momentum: Tensor
     decay: Tensor
     rates: Tensor
+    source: Tensor
     outside: Tensor
     optimizer: Tensor
     residual: Tensor
@@ -160,6 +162,11 @@ class Ledger:
         if rule is not None:
             if model is not None or optimizer is not None:
                 raise ValueError("give a model with its optimizer, or rule= for descend, not both")
+            if any(law.sources for law in self.laws):
+                raise ValueError(
+                    "a law with a source is booked with the model's activations, and descend has none; give a model "
+                    "with its optimizer, or leave these laws out: [law for law in laws if not law.sources]"
+                )
             self._follower = DescentSteps(self, rule)
             self.tolerance = TOLERANCES[torch.float64]
         else:

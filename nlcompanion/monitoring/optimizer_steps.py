@@ -16,7 +16,8 @@ from nlcompanion.monitoring.diagnosis import diagnosis
 from nlcompanion.monitoring.evidence import evidence
 from nlcompanion.monitoring.find_parameters import find_parameters
 from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
-from nlcompanion.monitoring.stacked_forms import Tensors
+from nlcompanion.monitoring.sources import SourceReader
+from nlcompanion.monitoring.stacked_forms import Step, Tensors
 from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
 from nlcompanion.monitoring.step_settings import Settings, StepSettings
 from nlcompanion.monitoring.usual_step import UsualStep
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
 _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
+_OF_ROUNDING = 8  # units in the last place of the largest gradient of any law
 
 Versions = list[int]
 
@@ -67,6 +69,7 @@ class Ahead:
     outside: tuple[Tensor, Tensor] | None
     memory: tuple[Tensor, dict[str, float]] | None
     reads_gradients: bool
+    sources: Tensor | None
     gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     stepped: set[int] = field(default_factory=set)
     rescaled: bool = False
@@ -116,6 +119,9 @@ class OptimizerSteps:
         first = next(iter(self.parameters.values()))
         self.dtype = first.dtype
         self.forms.to(first.device)
+        if self.forms.has_shifts:
+            with torch.no_grad():
+                self.forms.floor = 1e-3 * max(float(p.abs().mean()) for p in self.parameters.values())
         self._of_sgd = {name for name in self.parameters if isinstance(self._owner(name), torch.optim.SGD)}
         chosen = torch.tensor([name in self._of_sgd for name in self.parameters], device=first.device)
         self._exact = self.forms.all_of(chosen)  # laws whose steps have a formula
@@ -130,13 +136,18 @@ class OptimizerSteps:
         self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
         self._longest: Tensor | None = None  # step so far, times the weights, likewise
         self.precision = GradientPrecision(self.parameters)
+        self._reader: SourceReader | None = None
+        if self.forms.has_sources:
+            sources = [source for law in self.forms.laws for source in law.sources]
+            self._reader = SourceReader(model, sources, first)
         self._usual = UsualStep.of(self.forms, self.parameters, self._before)
         self._unsettled = False  # whether usual steps were not yet handed to the ledger
         self.settings = StepSettings(self.optimizers, self.parameters, self._owners)
         self._addresses = [p.data_ptr() for p in self.parameters.values()]
 
     def attach(self) -> list:
-        return [*listen(self.optimizers, self), *self.precision.handles]
+        read = [] if self._reader is None else self._reader.handles
+        return [*listen(self.optimizers, self), *self.precision.handles, *read]
 
     def _of(self, optimizer: Optimizer) -> list[str]:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -192,7 +203,8 @@ class OptimizerSteps:
         reads = not self.is_exact or len(self.optimizers) > 1
         if settings.rate is None:
             reads = reads or self.forms.differ({name: rate.gradient for name, rate in settings.rates.items()})
-        return Ahead(settings, rest, outside, memory, reads)
+        sources = None if self._reader is None else self.forms.sources(self._reader.take())
+        return Ahead(settings, rest, outside, memory, reads, sources)
 
     def _move_to(self, addresses: list[int]) -> None:
         """The parameters' storage was replaced."""
@@ -227,7 +239,7 @@ class OptimizerSteps:
         scale = self.forms.scale(rest.squares, old)
         for name, p in self.parameters.items():
             torch.sub(p, old[name], out=old[name])
-        twice, square = self.forms.form(self.forms.pairs((old, self._weights()), (old, old)))
+        twice, square = self.forms.form(self.forms.pairs((Step(old), self._weights()), (Step(old), Step(old))))
         return self._rest_afresh(), (2 * twice - square, scale)
 
     @torch.no_grad()
@@ -237,7 +249,7 @@ class OptimizerSteps:
         names = None if len(self.optimizers) == 1 else {name for name, owner in self._owners.items() if owner == k}
         gradients = self._gradients()
         weights = self._weights()
-        (pairs,) = self.forms.pairs((gradients, weights), names=names)
+        (pairs,) = self.forms.pairs((Step(gradients), weights), names=names)
         lengths = torch.zeros(2, 0)
         if not self.is_exact:
             lengths = self.forms.squared_lengths(gradients, weights, names)
@@ -300,7 +312,7 @@ class OptimizerSteps:
         def step(name: str) -> None:
             old[name].sub_(self.parameters[name])  # minus the step
 
-        moved = forms.pairs((old, old, step), (old, self._weights()))
+        moved = forms.pairs((Step(old), Step(old), step), (Step(old), self._weights()))
         step_scale = forms.scale(moved[0], old)
         square, product, charges = forms.form(torch.cat([moved, squares[None]]))
         change = -2 * product - square
@@ -356,14 +368,19 @@ class OptimizerSteps:
             causes["momentum"] = -2 * forms.form(moving.of(pairs), of_buffer)
         of_decay = [rates[name].parameter for name in self.parameters]
         if any(of_decay):
-            if len(set(of_decay)) == 1 and moving.pairs is None:
+            if len(set(of_decay)) == 1 and moving.pairs is None and not forms.has_shifts:
                 causes["decay"] = -2 * of_decay[0] * charges
             else:
-                causes["decay"] = -2 * forms.form(moving.of(ahead.rest.squares), of_decay)
+                causes["decay"] = -2 * forms.form(moving.of(forms.as_steps(ahead.rest.squares)), of_decay)
         if along is not None and (self.is_exact or self._is_mixed):
             signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.settings.groups.items()}
             excess = -2 * forms.excess(along, [signs[name] * rates[name].gradient for name in rates], moving.whole)
             causes["rates"] = torch.where(self._exact, excess, 0.0) if self._is_mixed else excess
+        if ahead.sources is not None:
+            signs = [-1.0 if ahead.settings.groups[name].get("maximize") else 1.0 for name in self.parameters]
+            of_gradient = [sign * rates[name].gradient for sign, name in zip(signs, self.parameters, strict=True)]
+            source = -2 * forms.first_rates(of_gradient) * ahead.sources
+            causes["source"] = source if moving.whole is None else torch.where(moving.whole, source, 0.0)
         return causes
 
     def _judge(
@@ -386,7 +403,10 @@ class OptimizerSteps:
             return ratio, None
         squared = reduce(torch.add, [lengths for _, lengths in ahead.gradients.values()])
         slope, generator = squared.sqrt()
-        relative, cosine = self._of_slopes(self.forms.form(along), slope, generator, moving.whole)
+        of_gradient = self.forms.form(along)
+        if ahead.sources is not None:
+            of_gradient = of_gradient - ahead.sources
+        relative, cosine = self._of_slopes(of_gradient, slope, generator, moving.whole)
         return (torch.where(self._exact, ratio, relative) if self._is_mixed else relative), cosine
 
     def _of_slopes(
@@ -401,6 +421,9 @@ class OptimizerSteps:
             along, slope = torch.where(whole, along, zero), torch.where(whole, slope, zero)
         self._largest = slope if self._largest is None else torch.maximum(self._largest, slope)
         reference, lengths = self._largest * generator, slope * generator
+        # of a direction without effect all of the gradient is the rounding of larger ones
+        noise = _OF_ROUNDING * torch.finfo(self.dtype).eps * self._largest.max() * generator
+        along = torch.where((along.abs() <= noise) & noise.isfinite(), zero, along)
         relative = torch.where(reference > 0, along.abs() / reference, along.abs())
         return relative, torch.where(lengths > 0, along / lengths, zero)
 
@@ -468,7 +491,7 @@ class OptimizerSteps:
     def _of_buffers(self, buffers: list[Tensor | None]) -> Tensor:
         old = self._before
         known = {name: old[name] if b is None else b for name, b in zip(self.parameters, buffers, strict=True)}
-        return self.forms.pairs((known, old))[0]
+        return self.forms.pairs((Step(known), old))[0]
 
     def _weights(self) -> Tensors:
         return dict(self.parameters)
