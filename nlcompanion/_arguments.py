@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import math
 import numbers as abstract
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,6 +131,13 @@ def choice(name: str, value: Any, *allowed: str) -> str:
     if not (isinstance(value, str) and value in allowed):
         raise ValueError(f"{name} {described(value)} is unknown; choose from {', '.join(allowed)}")
     return value
+
+
+def a_path(name: str, value: Any) -> Path:
+    """A path as text or as one of Python's own path objects."""
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        raise TypeError(f"{name} must be a path, got {described(value)}")
+    return Path(value)
 
 
 def floating_dtype(name: str, value: Any) -> torch.dtype:
@@ -440,9 +449,17 @@ def _rounding(value: Any) -> float:
     return float(np.finfo(np.float64).eps)
 
 
+def floating_precision(name: str, value: Any) -> torch.dtype | None:
+    """Any floating-point dtype, or None."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        got = value if isinstance(value, torch.dtype) else described(value)
+        raise TypeError(f"{name} must be a floating-point dtype such as torch.bfloat16, or None, got {got}")
+    return value
+
+
 def names(name: str, value: Any) -> tuple[str, ...]:
     """Several names, of which a single string is none."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | Tensor | np.ndarray) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be several names in a list, got {described(value)}")
     found = tuple(value)
     if not all(isinstance(item, str) for item in found):

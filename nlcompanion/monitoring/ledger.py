@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import described, instance
 from nlcompanion.dynamics.descent import descend
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
@@ -432,6 +433,7 @@ def residual_in_steps(form: LawUnderRule, f, q0=None, *, steps: int, batches=Non
         >>> bool(residual_in_steps(form, f, steps=20).max() < 1e-12)
         True
     """
+    instance("form", form, LawUnderRule, "law.under(rule)")
     q0 = start_of(f) if q0 is None else q0
     ledger = Ledger(form.law, rule=form.rule, every=None)
     descend(form.rule, None if batches is not None else f, q0, steps=steps, batches=batches, record=ledger.record)
@@ -445,6 +447,8 @@ def _short(law: Law) -> str:
 
 
 def _laws(laws) -> tuple[Law, ...]:
+    if not isinstance(laws, Law | Iterable) or isinstance(laws, str | bytes | Tensor | np.ndarray):
+        raise TypeError(f"laws must be a Law such as homogeneous_law(f, 1), or several, got {described(laws)}")
     laws = (laws,) if isinstance(laws, Law) else tuple(laws)
     if not laws:
         raise ValueError(

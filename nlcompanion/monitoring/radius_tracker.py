@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import described, integer, layer_input, number_from
 from nlcompanion.dynamics.learning_rules import sgd
 
 
@@ -62,10 +63,12 @@ class RadiusTracker:
         window: int = 200,
     ):
         sgd(lr, momentum, weight_decay)
-        if not (isinstance(keep, int) and 0 <= keep <= weight.ndim):
-            raise ValueError(f"keep = {keep} of a weight with {weight.ndim} dimensions; 0 is the whole, 1 its filters")
-        if not window >= 1:
-            raise ValueError(f"window must be at least one step, got {window}")
+        layer_input(weight)
+        if isinstance(keep, bool) or not (isinstance(keep, int) and 0 <= keep <= weight.ndim):
+            raise ValueError(
+                f"keep = {described(keep)} of a weight with {weight.ndim} dimensions; 0 is the whole, 1 its filters"
+            )
+        integer("window", window, 1, 10**9)  # steps
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.steps, self._keep, self._window = 0, keep, window
         self._shape = weight.shape
@@ -88,12 +91,17 @@ class RadiusTracker:
         """
         if gradient is None:
             raise TypeError("the gradient is None, as after zero_grad(); update after backward(), before the step")
+        for tensor in (weight, gradient):
+            layer_input(tensor)
+            if not torch.isfinite(tensor).all():
+                raise ValueError("a weight or gradient is not finite; cut the run where it diverged")
         if weight.shape != self._shape or gradient.shape != self._shape:
             raise ValueError(
                 f"weight {tuple(weight.shape)} and gradient {tuple(gradient.shape)}; the tracker was made for "
                 f"{tuple(self._shape)}: make one tracker for each parameter"
             )
         if lr is not None:
+            lr = number_from("lr", lr, 0, "a step size is positive, or 0 where a schedule rests")
             if lr != 0:  # a schedule may rest at 0, where the momentum goes on averaging
                 sgd(lr, self.momentum, self.weight_decay)
             self.lr = lr

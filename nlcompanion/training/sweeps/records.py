@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
+from nlcompanion._arguments import a_path
 from nlcompanion._provenance import provenance
 from nlcompanion._storage import Damaged
 from nlcompanion.training.config import TrainConfig
@@ -190,7 +191,7 @@ def load_sweep(folder: Path | str) -> Sweep:
         ...     len(load_sweep(folder))
         0
     """
-    folder = Path(folder).absolute()
+    folder = Path(a_path("folder", folder)).absolute()
     if not folder.is_dir():
         raise SweepError(f"the folder {folder} does not exist, so there are no runs to read; sweep(...) makes it")
     records = []
