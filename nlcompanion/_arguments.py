@@ -207,40 +207,6 @@ def numbers(name: str, value: Any) -> Tensor:
     return array
 
 
-def quantities(**given: Any) -> list[Any]:
-    """Finite real numbers, arrays or tensors that one formula takes together: their shapes broadcast.
-
-    Numbers stay numbers; arrays become tensors beside a tensor.
-    """
-    found = {name: _quantity(name, value) for name, value in given.items()}
-    shapes = {name: tuple(value.shape) for name, value in found.items() if not isinstance(value, float)}
-    try:
-        np.broadcast_shapes(*shapes.values())
-    except ValueError:
-        raise ValueError(f"shapes do not go together: {shapes}; give numbers, or as many of each") from None
-    if any(isinstance(value, Tensor) for value in found.values()):
-        return [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in found.values()]
-    return list(found.values())
-
-
-def _quantity(name: str, value: Any) -> Any:
-    if isinstance(value, Tensor) and value.ndim:
-        x = as_tensor(name, value)
-        if known(~torch.isfinite(x).all()) or not x.numel():
-            raise ValueError(f"{name} must hold finite numbers, at least one")
-        return x
-    if isinstance(value, Tensor) and value.requires_grad:
-        return as_tensor(name, value)
-    return numbers(name, value).numpy() if isinstance(value, np.ndarray) and value.ndim else finite_number(name, value)
-
-
-def none_below(name: str, value: Any, least: float = 0.0, strictly: bool = False) -> None:
-    """Refuse a quantity with an entry below (or, strictly, at) a bound."""
-    smallest = float(value.min()) if not isinstance(value, float) else value
-    if smallest < least or (strictly and smallest == least):
-        raise ValueError(f"{name} must be {'>' if strictly else '>='} {least:g}, got {smallest:g}")
-
-
 def double(name: str, value: Any) -> Tensor:
     """Real numbers of any shape in float64, checked to be finite where that matters."""
     return real_array(name, value)

@@ -32,10 +32,8 @@ from nlcompanion._arguments import (
     at_least_zero,
     broadcast,
     known,
-    none_below,
     positive,
     positive_number,
-    quantities,
     real_number,
     times,
 )
@@ -44,10 +42,8 @@ from nlcompanion.adaptivity.settings import settings
 __all__ = [
     "Polar",
     "polar",
-    "radial_acceleration",
     "radius_gain",
     "radius_squared",
-    "radius_squared_acceleration",
     "radius_squared_of_steps",
     "rmsprop_accumulator",
 ]
@@ -278,86 +274,6 @@ def polar(q: Tensor, v: Tensor) -> Polar:
     u = q / r
     rate = (u * v).sum(-1, keepdim=True)
     return Polar(r[..., 0], u, rate[..., 0], (v - rate * u) / r)
-
-
-def radial_acceleration(r, radial_velocity, angular_speed, *, mass: float, friction: float, weight_decay: float = 0.0):
-    r"""The radial equation of motion, solved for the acceleration (TK Eq. 27).
-
-    .. math:: m\ddot r + \mu\dot r = \big(m|\dot{\hat q}|^2 - k\big)\, r
-
-    Exact for every scale-invariant loss: the centrifugal force and the spring are all that the length feels.
-
-    Args:
-        r: length, positive.
-        radial_velocity: :math:`\dot r`.
-        angular_speed: :math:`|\dot{\hat q}|`, in radians per time.
-        mass, friction, weight_decay: :math:`m > 0`, :math:`\mu`, :math:`k`; for SGD :math:`\eta(1+\beta)/2`,
-            :math:`1-\beta`, :math:`k`.
-
-    Returns:
-        :math:`\ddot r`, in the type and shape of the arguments.
-
-    Source: TK Eq. 27.
-
-    Example:
-        >>> radial_acceleration(2.0, 0.0, 3.0, mass=0.5, friction=1.0, weight_decay=0.5)
-        16.0
-    """
-    r, radial_velocity, angular_speed, mass, friction, weight_decay = quantities(
-        r=r,
-        radial_velocity=radial_velocity,
-        angular_speed=angular_speed,
-        mass=mass,
-        friction=friction,
-        weight_decay=weight_decay,
-    )
-    none_below("r", r, strictly=True)
-    none_below("angular_speed", angular_speed)
-    _check_mechanics(mass, friction, weight_decay)
-    return (angular_speed**2 - weight_decay / mass) * r - friction / mass * radial_velocity
-
-
-def _check_mechanics(mass, friction, weight_decay) -> None:
-    none_below("mass", mass, strictly=True)
-    none_below("friction", friction)
-    none_below("weight_decay", weight_decay)
-
-
-def radius_squared_acceleration(
-    r_squared, rate, speed_squared, *, mass: float, friction: float, weight_decay: float = 0.0
-):
-    r"""The equation of motion of :math:`r^2` without approximation, solved for the second derivative.
-
-    .. math:: m\,(r^2)'' + \mu\,(r^2)' = -2k\,r^2 + 2m\,|\dot q|^2
-
-    TK Eq. 16 follows with :math:`|\dot q| \approx |\nabla f(\hat q)|/(\mu r)`, which leaves out what inertia does.
-
-    Args:
-        r_squared, rate: :math:`r^2` and :math:`(r^2)' = 2\langle q, \dot q\rangle`.
-        speed_squared: :math:`|\dot q|^2`, of the whole velocity, radial part included.
-        mass, friction, weight_decay: as in :func:`radial_acceleration`.
-
-    Returns:
-        :math:`(r^2)''`, in the type and shape of the arguments.
-
-    Source: TK before Eq. 16.
-
-    Example:
-        >>> radius_squared_acceleration(4.0, 0.0, 9.0, mass=0.5, friction=1.0, weight_decay=0.5)
-        10.0
-    """
-    r_squared, rate, speed_squared, mass, friction, weight_decay = quantities(
-        r_squared=r_squared,
-        rate=rate,
-        speed_squared=speed_squared,
-        mass=mass,
-        friction=friction,
-        weight_decay=weight_decay,
-    )
-    none_below("r_squared", r_squared, strictly=True)
-    none_below("speed_squared", speed_squared)
-    _check_mechanics(mass, friction, weight_decay)
-    return 2 * speed_squared - (2 * weight_decay * r_squared + friction * rate) / mass
 
 
 def radius_squared_of_steps(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from nlcompanion._arguments import flag
-from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion.datasets.dataset import Dataset, check_split
 from nlcompanion.datasets.download import DataError, cache_folder, download, named_folder, nowhere, unreadable, verify
 
 __all__ = ["kmnist"]
@@ -217,7 +217,7 @@ def kmnist(
 
     Source: T. Clanuwat et al., Deep Learning for Classical Japanese Literature (2018), arXiv:1812.01718.
     """
-    _check_split(split, ("train", "test"))
+    check_split(split, ("train", "test"))
     flag("download", download)
     flag("progress", progress)
     images, labels = load(split, named_folder(folder), download, progress)

@@ -81,7 +81,9 @@ def bregman_momentum(rule: LearningRule) -> Callable[..., Tensor]:
     return momentum
 
 
-def lagrangian(rule: LearningRule, f: Callable[[Tensor], Tensor], *, t_ref: float | None = None):
+def lagrangian(
+    rule: LearningRule, f: Callable[[Tensor], Tensor], *, t_ref: float | None = None
+) -> Callable[..., Tensor]:
     r"""The Lagrangian of training ``f`` with ``rule``.
 
     .. math:: L = e^{\gamma_t - \gamma_{t_{ref}}}\left[T_h - e^{\alpha+\beta}\left(f + \tfrac k2|q|^2\right)\right]

@@ -157,8 +157,8 @@ def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
             refused[h] = error
     if refused and not laws:
         raise next(iter(refused.values()))
-    for h, error in refused.items():
-        warnings.warn(f"no law of hidden layer {h}, the others hold: {error}", stacklevel=2)
+    for h, reason in refused.items():
+        warnings.warn(f"no law of hidden layer {h}, the others hold: {reason}", stacklevel=2)
     return tuple(laws)
 
 

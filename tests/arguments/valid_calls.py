@@ -543,8 +543,6 @@ call("LawUnderRule", nl.LawUnderRule, law=law(), rule=nl.sgd(0.1))
 
 # --- adaptivity ---------------------------------------------------------------------------------------------------
 
-TENSORS = {"another shape", "with gradient"}
-MECHANICS = {"mass": POSITIVE | TENSORS, "friction": FROM_ZERO | TENSORS, "weight_decay": FROM_ZERO | TENSORS}
 call("angular_update", nl.angular_update, {**SGD, "weight_decay": POSITIVE, "decoupled": {"True"}})
 CALLS["angular_update"].arguments.update(lr=0.1, weight_decay=0.01, momentum=0.5, decoupled=False)
 call(
@@ -578,28 +576,6 @@ call(
     momentum=0.5,
 )
 call("polar", nl.polar, q=Q, v=V)
-call(
-    "radial_acceleration",
-    nl.radial_acceleration,
-    {"r": POSITIVE | TENSORS, "radial_velocity": NUMBERS | TENSORS, "angular_speed": FROM_ZERO | TENSORS} | MECHANICS,
-    r=2.0,
-    radial_velocity=0.1,
-    angular_speed=3.0,
-    mass=0.5,
-    friction=1.0,
-    weight_decay=0.5,
-)
-call(
-    "radius_squared_acceleration",
-    nl.radius_squared_acceleration,
-    {"r_squared": POSITIVE | TENSORS, "rate": NUMBERS | TENSORS, "speed_squared": FROM_ZERO | TENSORS} | MECHANICS,
-    r_squared=4.0,
-    rate=0.1,
-    speed_squared=9.0,
-    mass=0.5,
-    friction=1.0,
-    weight_decay=0.5,
-)
 ADAPTIVE = {**SGD, "r0_squared": POSITIVE, "persistence": FROM_ZERO}
 call(
     "radius_squared",
@@ -692,15 +668,6 @@ call(
     weight=Q,
     gradient=V,
     lr=0.1,
-)
-call(
-    "residual_in_steps",
-    lambda **kw: nl.residual_in_steps(batches=None, **kw),
-    {"q0": NONE, "steps": COUNTS | {"zero"}},
-    form=law().under(nl.sgd(0.1)),
-    f=loss(),
-    q0=loss().q0,
-    steps=2,
 )
 
 # --- laws as tests ------------------------------------------------------------------------------------------------
