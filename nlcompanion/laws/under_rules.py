@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import instance
+from nlcompanion._arguments import described
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.under_optimizers import heavy_ball_statement
@@ -57,9 +57,8 @@ class LawUnderRule:
     rule: LearningRule
 
     def __post_init__(self):
-        from nlcompanion.laws.law import Law
-
-        instance("law", self.law, Law, "homogeneous_law(f, layer=1)")
+        if not hasattr(self.law, "form"):  # a Law, which imports this module
+            raise TypeError(f"law must be a Law such as homogeneous_law(f, layer=1), got {described(self.law)}")
         if not isinstance(self.rule, LearningRule):
             raise TypeError(f"rule must be a LearningRule such as nesterov(), got {type(self.rule).__name__}")
         if not self.rule.is_euclidean:

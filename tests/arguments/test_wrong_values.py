@@ -17,7 +17,7 @@ import nlcompanion
 
 SECONDS = 10
 PACKAGE = Path(nlcompanion.__file__).parent
-FOLDERS = [found.name for found in pkgutil.iter_modules([str(PACKAGE)]) if found.ispkg]
+FOLDERS = [found.name for found in pkgutil.iter_modules([str(PACKAGE)]) if found.ispkg and found.name[0] != "_"]
 CASES = [(name, argument) for name, call in CALLS.items() for argument in call.arguments]
 
 

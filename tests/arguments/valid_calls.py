@@ -134,8 +134,17 @@ call("euler_lagrange", lambda L, path, t: nl.euler_lagrange(L, path)(t), {"t": N
 call("lift", of_state(nl.lift), ANY_TIME, F=lambda t, q: q * (1 + t), **STATE)
 call("action", nl.action, L=oscillator, path=path, t_span=(0.0, 1.0))
 call("first_variation", nl.first_variation, L=oscillator, path=path, deformation=bump, t_span=(0.0, 1.0))
-call("discrete_action", nl.discrete_action, {"midpoint": {"True"}}, L=oscillator, t=T, q=NODES, midpoint=False)
-call("variational_derivative", nl.variational_derivative, L=oscillator, t=T, q=NODES)
+BROKEN_LINE = {"q": {"with gradient"}}  # seven dimensions, five nodes; differentiable by q
+call(
+    "discrete_action",
+    nl.discrete_action,
+    {**BROKEN_LINE, "midpoint": {"True"}},
+    L=oscillator,
+    t=T,
+    q=NODES,
+    midpoint=False,
+)
+call("variational_derivative", nl.variational_derivative, BROKEN_LINE, L=oscillator, t=T, q=NODES)
 call(
     "stationary_path",
     nl.stationary_path,
