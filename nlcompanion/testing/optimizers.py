@@ -71,7 +71,8 @@ def check_optimizer(
         >>> report.broken[0].law
         'a shift shrinks by (1 - lr*decay)^n'
     """
-    function("factory", factory, "of a list of parameters, which returns a torch.optim.Optimizer", 1)
+    if not (isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer)):
+        function("factory", factory, "of a list of parameters, which returns a torch.optim.Optimizer", 1)
     if laws is not None:
         instance("laws", laws, OptimizerLaws, 'OptimizerLaws(decay="decoupled")')
     integer("steps", steps, 1, _MOST_STEPS)
