@@ -20,8 +20,8 @@ from torch import nn
 
 from nlcompanion.datasets import Dataset
 from nlcompanion.networks import vgg11
-from nlcompanion.training.arithmetic import _precision
-from nlcompanion.training.batches import Feed
+from nlcompanion.training.arithmetic import in_precision
+from nlcompanion.training.batches import Batches
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.step import Stepper
 
@@ -84,7 +84,7 @@ def stepper(batch: int, compiled: bool, **settings) -> Stepper:
     )
     device = torch.device("cuda")
     model = vgg11(CLASSES, size=SIDE).to(device, memory_format=torch.channels_last).train()
-    found = Stepper(model, Feed(data, config, device, torch.float32), config, device, stride=1)
+    found = Stepper(model, Batches(data, config, device, torch.float32), config, device, stride=1)
     if compiled:
         found.compile()
     found.start_epoch(0)
@@ -95,7 +95,7 @@ def step(made: Stepper) -> Callable[[], None]:
     """One of its steps, the epoch's first each time: the places for losses end with the epoch."""
 
     def run() -> None:
-        made._rewind()
+        made.rewind()
         made(record=False)
 
     return run
@@ -155,7 +155,7 @@ def main(names: list[str] | None = None, store: str | None = None) -> int:
         f"{torch.cuda.get_device_name()}: {top / 1e12:.0f} TFLOP/s in a bf16 product; {flops / 1e9:.2f} GFLOP an image"
     )
     found: dict = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "peak": top, "flop": flops}
-    with _precision("bf16"):
+    with in_precision("bf16"):
         for name in names or VARIANTS:
             batch, compiled, settings = VARIANTS[name]
             begin = time.perf_counter()

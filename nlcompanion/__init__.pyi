@@ -19,10 +19,8 @@ from .adaptivity import equilibrium as equilibrium
 from .adaptivity import gradient_persistence as gradient_persistence
 from .adaptivity import momentum_average as momentum_average
 from .adaptivity import polar as polar
-from .adaptivity import radial_acceleration as radial_acceleration
 from .adaptivity import radius_gain as radius_gain
 from .adaptivity import radius_squared as radius_squared
-from .adaptivity import radius_squared_acceleration as radius_squared_acceleration
 from .adaptivity import radius_squared_of_steps as radius_squared_of_steps
 from .adaptivity import rmsprop_accumulator as rmsprop_accumulator
 from .adaptivity import rmsprop_twin as rmsprop_twin
@@ -47,11 +45,13 @@ from .dynamics import integrate as integrate
 from .dynamics import kinetic_energy as kinetic_energy
 from .dynamics import lagrangian as lagrangian
 from .dynamics import linearized_dynamics as linearized_dynamics
+from .dynamics import loss_below as loss_below
 from .dynamics import modified_loss as modified_loss
 from .dynamics import natural_gradient as natural_gradient
 from .dynamics import nesterov as nesterov
 from .dynamics import newtonian as newtonian
 from .dynamics import sgd as sgd
+from .dynamics import steady as steady
 from .laws import Law as Law
 from .laws import LawUnderRule as LawUnderRule
 from .laws import data_rotation_law as data_rotation_law
@@ -74,7 +74,6 @@ from .monitoring import Account as Account
 from .monitoring import Ledger as Ledger
 from .monitoring import LedgerError as LedgerError
 from .monitoring import RadiusTracker as RadiusTracker
-from .monitoring import residual_in_steps as residual_in_steps
 from .networks import Ensemble as Ensemble
 from .networks import FlatLoss as FlatLoss
 from .networks import OutputMotion as OutputMotion

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
+from attrs import evolve
 
 from nlcompanion.datasets.download import DataError
 from nlcompanion.training.config import TrainConfig
@@ -32,7 +32,7 @@ Panel = tuple[str, Sequence[float], TrainConfig]  # the setting that varies, its
 @result("TK Fig. 4 on digits: free and constrained filter norm against step size, momentum and decay")
 def tk_fig4_digits() -> dict:
     base = TrainConfig(dataset="digits", model="conv_bn", batch_size=64, epochs=15, lr=0.1, momentum=0.9)
-    constant = replace(base, lr_drops=())
+    constant = evolve(base, lr_drops=())
     panels: dict[str, Panel] = {
         "a": ("lr", (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), constant),
         "b": ("momentum", (0.0, 0.5, 0.8, 0.9, 0.95, 0.98), base),
@@ -56,7 +56,7 @@ def tiny_imagenet_panels() -> dict[str, Panel]:
     """TK's experiment (SI D and E). What they do not state is ours: the values, the rate in B and C, the precision."""
     base = TrainConfig(dataset="tiny_imagenet", model="vgg11", lr=0.1, device="cuda", precision="bf16")
     return {
-        "a": ("lr", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), replace(base, lr_drops=())),
+        "a": ("lr", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), evolve(base, lr_drops=())),
         "b": ("momentum", (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), base),
         "c": ("weight_decay", (0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), base),
     }
@@ -78,7 +78,7 @@ def figure4(panels: Mapping[str, Panel], seeds: Sequence[int], executor: Executo
     with _folder() as folder:
         for name, (setting, values, base) in panels.items():
             configs = [
-                replace(base, **{setting: value}, constrain_norm=constrained, seed=seed)
+                evolve(base, **{setting: value}, constrain_norm=constrained, seed=seed)
                 for constrained in NORMS.values()
                 for value in values
                 for seed in seeds

@@ -16,11 +16,12 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
+from attrs import evolve
 
 from nlcompanion.book import results
 from nlcompanion.datasets import Dataset, tiny_imagenet
@@ -69,7 +70,7 @@ def figure2b_configs(size: Size) -> dict[str, TrainConfig]:
     precision = "float32" if size.device == "cpu" else "tf32"  # a gradient's direction to three digits and more
     base = size.base(epochs=size.epochs_2b, lr_drops=(), precision=precision)
     return {
-        f"lr_{lr:g}_scale_{scale:g}": replace(base, lr=lr, init_scale=scale)
+        f"lr_{lr:g}_scale_{scale:g}": evolve(base, lr=lr, init_scale=scale)
         for lr in (0.01, 0.1)
         for scale in (1.0, 2.0)
     }
@@ -79,7 +80,7 @@ def panels(size: Size) -> dict[str, Panel]:
     """The panels of Fig. 4 in order of their weight: A at constant rates, C and B with the paper's drops."""
     base = size.base()
     return {
-        "a": ("lr", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), replace(base, lr_drops=())),
+        "a": ("lr", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), evolve(base, lr_drops=())),
         "c": ("weight_decay", (0.0, 1e-4, 3e-4, 1e-3, 3e-3), base),
         "b": ("momentum", (0.0, 0.5, 0.8, 0.9, 0.95, 0.98), base),
     }
@@ -88,7 +89,7 @@ def panels(size: Size) -> dict[str, Panel]:
 def figure4_configs(size: Size) -> list[TrainConfig]:
     """All runs of Fig. 4, panel by panel, a whole panel with the first seed before any with the second."""
     chosen = [
-        replace(base, **{setting: value}, constrain_norm=constrained, seed=seed)
+        evolve(base, **{setting: value}, constrain_norm=constrained, seed=seed)
         for setting, values, base in panels(size).values()
         for seed in SEEDS
         for value in values
@@ -252,7 +253,7 @@ def figure4(folder: Path, size: Size) -> dict:
     found = {}
     for name, (setting, values, base) in panels(size).items():
         configs = [
-            replace(base, **{setting: value}, constrain_norm=constrained, seed=seed)
+            evolve(base, **{setting: value}, constrain_norm=constrained, seed=seed)
             for constrained in NORMS.values()
             for value in values
             for seed in SEEDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +30,7 @@ class DescentSteps:
 
     def record(self, t: float, q: Tensor, v: Tensor) -> dict[str, float]:
         law = self.forms.laws[0]
-        point = {name: law._of(q, term).clone() for name, term in self.forms.terms.items()}
+        point = {name: law.tensor_of(q, term).clone() for name, term in self.forms.terms.items()}
         if self.last is None:
             self.last = (t, point)
             return {"residual": 0.0}
@@ -72,5 +73,7 @@ class DescentSteps:
             entry["decay"] = -2 * share * steps.lr * k * pulled
         causes = {"finite_step": finite, **entry}
         scale = torch.maximum(forms.scale(position, old), forms.scale(squares, step))
-        self.ledger._enter(2 * product - square, scale, charges, causes)
+        change = 2 * product - square
+        excess = (change - reduce(torch.add, causes.values())).abs()
+        self.ledger._enter(change, causes, charges, excess / (scale + 1e-300))
         self.step = step

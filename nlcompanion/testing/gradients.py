@@ -86,6 +86,8 @@ def check_gradients(
         'sum of Qᵀ dQ = dKᵀ K'
     """
     if laws is not None and not inputs:
+        if not isinstance(function, nn.Module):
+            raise TypeError(f"laws= are held against a module's .grad, got {type(function).__name__}; pass the module")
         checks = [c for b in parameter_balances(function, laws, precision) for c in b.judge(resolution)]
         report = Report(tuple(checks))
     elif kind is not None:

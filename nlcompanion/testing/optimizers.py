@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlcompanion.testing import optimizer_trials as trials
+from nlcompanion.testing import optimizer_sizes as sizes
+from nlcompanion.testing import optimizer_symmetries as symmetries
 from nlcompanion.testing.optimizer_families import OptimizerLaws, known_laws
-from nlcompanion.testing.report import LawError, Report
+from nlcompanion.testing.optimizer_trials import Trial
+from nlcompanion.testing.report import LawCheck, LawError, Report
 
 SHAPES = ((8, 6), (6, 8), (5,), (4, 4))
 
@@ -68,17 +70,31 @@ def check_optimizer(
         'a shift shrinks by (1 - lr*decay)^n'
     """
     start = _start(parameters, laws, factory, seed)
-    trial = trials.Trial(factory, start, steps, seed)
-    optimizer = trial.fresh()
+    trial = Trial(factory, start, steps, seed)
+    optimizer = trial.fresh()[0]
     limits = []
     if laws is None and (laws := known_laws(optimizer)) is None:
         laws = OptimizerLaws(decay="unknown", elementwise=False)
         limits.append(f"{type(optimizer).__name__} is in no table: declare its laws=OptimizerLaws(...)")
-    checks = trials.all_checks(trial, laws, limits)
-    report = Report(tuple(checks), tuple(limits))
+    if laws.decay == "unknown":
+        limits.append("how the weights enter the step is not promised, so weight decay is not checked")
+    report = Report(tuple(_all_checks(trial, laws)), tuple(limits))
     if raise_error:
         report.raise_if_broken()
     return report
+
+
+def _all_checks(trial: Trial, laws: OptimizerLaws) -> list[LawCheck]:
+    """Every trial that the laws promise something for, in the order of the list above."""
+    base = trial.run()
+    return [
+        *sizes.shift(trial, laws, base),
+        *sizes.first_step(trial, laws),
+        *sizes.scaling(trial, laws),
+        *symmetries.equivariance(trial, laws, base),
+        *sizes.white(trial, laws),
+        *symmetries.bookkeeping(trial, laws, base),
+    ]
 
 
 def _start(parameters, laws, factory, seed: int) -> list[Tensor]:

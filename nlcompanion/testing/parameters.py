@@ -45,10 +45,9 @@ class GainIntoLinear:
 
     def slope(self, values: dict[str, Tensor], gradients: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         terms = {name: values[name] * gradients[name] for name in self.parameters}
-        above = [terms[name] for name in self.parameters if name not in self.weights]
-        below = [terms[name] for name in self.weights]
-        slope = sum(above) - sum(term.sum(0) for term in below)
-        return slope, sum(t.abs() for t in above) + sum(t.abs().sum(0) for t in below)
+        above = torch.stack([terms[name] for name in self.parameters if name not in self.weights])
+        below = torch.cat([terms[name] for name in self.weights])
+        return above.sum(0) - below.sum(0), above.abs().sum(0) + below.abs().sum(0)
 
 
 def laws_of(laws) -> tuple:
@@ -88,8 +87,8 @@ def _balance(law, values: dict, gradients: dict, precision: Precision) -> Balanc
         slope, size, numbers = _of_form(law, values, gradients)
     count = max(gradients[name].numel() for name in names)
     unit = precision.stored + precision.sums * count**0.5
-    parts = (slope, size, unit * numbers, size / 2)
-    return Balance(law.statement, ", ".join(names), *(part.reshape(1, -1) for part in parts))
+    difference, size, noise = slope.reshape(-1), size.reshape(-1), unit * numbers.reshape(-1)
+    return Balance.whole(law.statement, ", ".join(names), difference, size, noise, size / 2)
 
 
 def _of_form(law, values: dict, gradients: dict) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ class Record:
     """Tensors by role (``x``, ``weight``, ``y``, ...), the loss's gradients by the same roles, and options."""
 
     values: dict[str, Tensor]
-    gradients: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
     options: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype | None = None
 
@@ -50,7 +50,8 @@ class Record:
 
     @property
     def precision(self) -> Precision:
-        return Precision.of(*self.values.values(), *self.gradients.values(), dtype=self.dtype)
+        given = [gradient for gradient in self.gradients.values() if gradient is not None]
+        return Precision.of(*self.values.values(), *given, dtype=self.dtype)
 
     def check(self) -> None:
         """Errors for what no verdict can be given on: integers, shapes that do not fit, values that are not finite."""
