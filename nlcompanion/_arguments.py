@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_LARGEST_SEED = 2**63 - 1
+_LARGEST_SEED = 2**64 - 1  # torch takes no larger one
 _MOST_NUMBERS = 2**31
 
 # --- single numbers -----------------------------------------------------------------------------------------------

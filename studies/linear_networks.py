@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def end_to_end_velocity(P: Tensor, layers: int, optimum: Tensor) -> Tensor:
         return frame * s ** (2 * k / layers) @ frame.T if k else torch.eye(len(frame)).double()
 
     residual = optimum - P
-    return sum(power(a, layers - 1 - j) @ residual @ power(b.T, j) for j in range(layers))
+    return reduce(torch.add, [power(a, layers - 1 - j) @ residual @ power(b.T, j) for j in range(layers)])
 
 
 def flow_of_networks(starts: Sequence[Sequence[Tensor]], optimum: Tensor, **solver) -> tuple[Trajectory, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.testing import attention, linear_maps, normalization, pointwise  # noqa: F401 (they register kinds)
-from nlcompanion.testing.parameters import parameter_balances
+from nlcompanion.testing.parameters import limits_of, parameter_balances
 from nlcompanion.testing.record import Record, kind_of
 from nlcompanion.testing.recording import Recorder, cotangent, run_kernel
 from nlcompanion.testing.report import Report
@@ -55,7 +55,8 @@ def check_gradients(
             ``dim``; cross_entropy ``weight``, the largest of a sample in the loss; rotary ``interleaved``;
             convolution ``groups``, ``transposed``.
         kinds: for layers of your own in a module: their name or type, and their kind or ``(kind, options)``.
-        laws: laws of parameters, such as ``homogeneous_laws(f)``, :class:`GainIntoLinear`, or an audit.
+        laws: laws of parameters, such as ``homogeneous_laws(f)``, :class:`GainIntoLinear`, or an :func:`audit`: then
+            all that it found, symmetries without a charge included; the report says what each law survives.
         grad_output: the real gradient at the output, or None for random numbers.
         loss: makes a number of the output, in place of ``grad_output``.
         precision: the dtype of the arithmetic, where it is coarser than that of the tensors (autocast).
@@ -89,7 +90,7 @@ def check_gradients(
         if not isinstance(function, nn.Module):
             raise TypeError(f"laws= are held against a module's .grad, got {type(function).__name__}; pass the module")
         checks = [c for b in parameter_balances(function, laws, precision) for c in b.judge(resolution)]
-        report = Report(tuple(checks))
+        report = Report(tuple(checks), tuple(limits_of(laws)))
     elif kind is not None:
         record = run_kernel(function, inputs, kind, options, grad_output, loss, seed, precision)
         report = Report(tuple(_judge(kind, record, resolution)))
