@@ -398,7 +398,8 @@ def test_lemma_3_traces_with_all_matrices_determine_a_matrix(X):
 
 
 def test_rotations_have_the_signs_and_the_order_of_gu():
-    assert so(3).element([1.0, 2.0, 3.0]).tolist() == [[0, 1, 2], [-1, 0, 3], [-2, -3, 0]]
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert torch.einsum("m,mij->ij", weights, so(3).basis).tolist() == [[0, 1, 2], [-1, 0, 3], [-2, -3, 0]]
 
 
 @given(matrices(4))
