@@ -19,10 +19,8 @@ from .adaptivity import equilibrium as equilibrium
 from .adaptivity import gradient_persistence as gradient_persistence
 from .adaptivity import momentum_average as momentum_average
 from .adaptivity import polar as polar
-from .adaptivity import radial_acceleration as radial_acceleration
 from .adaptivity import radius_gain as radius_gain
 from .adaptivity import radius_squared as radius_squared
-from .adaptivity import radius_squared_acceleration as radius_squared_acceleration
 from .adaptivity import radius_squared_of_steps as radius_squared_of_steps
 from .adaptivity import rmsprop_accumulator as rmsprop_accumulator
 from .adaptivity import rmsprop_twin as rmsprop_twin
@@ -76,7 +74,6 @@ from .monitoring import Account as Account
 from .monitoring import Ledger as Ledger
 from .monitoring import LedgerError as LedgerError
 from .monitoring import RadiusTracker as RadiusTracker
-from .monitoring import residual_in_steps as residual_in_steps
 from .networks import Ensemble as Ensemble
 from .networks import FlatLoss as FlatLoss
 from .networks import OutputMotion as OutputMotion

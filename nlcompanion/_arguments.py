@@ -6,6 +6,7 @@ no seed is cut off to an integer, and nothing is left for torch or NumPy to comp
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers as abstract
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 _LARGEST_SEED = 2**63 - 1
+_MOST_NUMBERS = 2**31
 
 # --- single numbers -----------------------------------------------------------------------------------------------
 
@@ -64,12 +66,12 @@ def fraction(name: str, value: Any, why: str) -> float:
 
 def integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """An integer of Python or NumPy, within bounds; neither True nor 3.0."""
-    span = "" if least is None else f" >= {least}" if most is None else f" from {least} to {most}"
+    span = "" if least is None else f" >= {least}" if most is None else f" from {least} to {most:,}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, abstract.Integral):
         raise ValueError(f"{name} must be an integer{span}, got {described(value)}")
     number = int(value)
     if (least is not None and number < least) or (most is not None and number > most):
-        raise ValueError(f"{name} must be an integer{span}, got {number}")
+        raise ValueError(f"{name} must be an integer{span}, got {described(number)}")
     return number
 
 
@@ -78,15 +80,61 @@ def seed_number(name: str, value: Any) -> int:
     return integer(name, value, 0, _LARGEST_SEED)
 
 
+def check_size(numbers: int, what: str) -> None:
+    """Refuse a tensor that no machine holds, before torch tries to."""
+    if numbers > _MOST_NUMBERS:
+        raise ValueError(f"{what} would need a tensor of more than {_MOST_NUMBERS:,} numbers; make it smaller")
+
+
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {described(value)}")
     return bool(value)
 
 
-def function(name: str, value: Any, form: str) -> Callable[..., Any]:
+def function(name: str, value: Any, form: str, takes: int | None = None) -> Callable[..., Any]:
+    """Something to call, by its form such as ``f(q) -> scalar``; with ``takes`` arguments by place."""
     if not callable(value):
         raise TypeError(f"{name} must be a function {form}, got {described(value)}")
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a function {form}, got the class {value.__name__}; make one of it first")
+    if takes is not None and not _can_take(value, takes):
+        raise TypeError(f"{name} must be a function {form}, and this one does not take {takes} arguments by place")
+    return value
+
+
+def _can_take(value: Callable[..., Any], count: int) -> bool:
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # built-in functions have none
+        return True
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], example: str) -> Any:
+    """An object of a kind, with an example of how one is made."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise TypeError(
+            f"{name} must be a {' or '.join(k.__name__ for k in kinds)} such as {example}, got {described(value)}"
+        )
+    return value
+
+
+def choice(name: str, value: Any, *allowed: str) -> str:
+    if not (isinstance(value, str) and value in allowed):
+        raise ValueError(f"{name} {described(value)} is unknown; choose from {', '.join(allowed)}")
+    return value
+
+
+def floating_dtype(name: str, value: Any) -> torch.dtype:
+    if not isinstance(value, torch.dtype) or value not in (torch.float32, torch.float64):
+        got = value if isinstance(value, torch.dtype) else described(value)
+        raise ValueError(f"{name} must be torch.float32 or torch.float64, got {got}")
     return value
 
 
@@ -98,7 +146,9 @@ def described(value: Any) -> str:
         return f"an array of shape {value.shape} and {value.dtype}"
     if isinstance(value, int) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, str | int | float | complex | np.generic | type(None)):
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | complex | np.generic | type(None)):
         return f"{repr(value)[:60]} ({type(value).__name__})"
     return type(value).__name__
 
@@ -146,6 +196,40 @@ def numbers(name: str, value: Any) -> Tensor:
     if not torch.isfinite(array).all():
         raise ValueError(f"{name} holds a value that is not finite; cut the run where it diverged")
     return array
+
+
+def quantities(**given: Any) -> list[Any]:
+    """Finite real numbers, arrays or tensors that one formula takes together: their shapes broadcast.
+
+    Numbers stay numbers; arrays become tensors beside a tensor.
+    """
+    found = {name: _quantity(name, value) for name, value in given.items()}
+    shapes = {name: tuple(value.shape) for name, value in found.items() if not isinstance(value, float)}
+    try:
+        np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        raise ValueError(f"shapes do not go together: {shapes}; give numbers, or as many of each") from None
+    if any(isinstance(value, Tensor) for value in found.values()):
+        return [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in found.values()]
+    return list(found.values())
+
+
+def _quantity(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.ndim:
+        x = as_tensor(name, value)
+        if known(~torch.isfinite(x).all()) or not x.numel():
+            raise ValueError(f"{name} must hold finite numbers, at least one")
+        return x
+    if isinstance(value, Tensor) and value.requires_grad:
+        return as_tensor(name, value)
+    return numbers(name, value).numpy() if isinstance(value, np.ndarray) and value.ndim else finite_number(name, value)
+
+
+def none_below(name: str, value: Any, least: float = 0.0, strictly: bool = False) -> None:
+    """Refuse a quantity with an entry below (or, strictly, at) a bound."""
+    smallest = float(value.min()) if not isinstance(value, float) else value
+    if smallest < least or (strictly and smallest == least):
+        raise ValueError(f"{name} must be {'>' if strictly else '>='} {least:g}, got {smallest:g}")
 
 
 def double(name: str, value: Any) -> Tensor:
@@ -207,12 +291,57 @@ def as_point(name: str, value: Any) -> Tensor:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A floating-point tensor, differentiable where ``value`` is; complains by ``name`` otherwise."""
+    """A tensor of float32 or float64, differentiable where ``value`` is; complains by ``name`` otherwise."""
     if isinstance(value, Tensor):
-        if not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
-            raise TypeError(f"{name} has dtype {value.dtype}; actions are differentiated: pass {name}.double()")
+        if value.dtype not in (torch.float64, torch.float32):
+            raise TypeError(f"{name} has dtype {value.dtype}, which is too coarse or not real: pass {name}.double()")
+        if value.is_meta or value.layout != torch.strided:
+            raise TypeError(
+                f"{name} has no plain values (device {value.device}, {value.layout}): make it dense, .cpu()"
+            )
         return value
     return real_array(name, value)
+
+
+def layer_input(x: Any, shape: str = "(...)") -> Tensor:
+    """What a layer may be called with: real floating-point numbers of any precision."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
+        raise TypeError(f"x must be a tensor of real numbers of shape {shape}, got {described(x)}")
+    return x
+
+
+def vector(name: str, value: Any) -> Tensor:
+    """A finite tensor of shape (n,), differentiable where ``value`` is."""
+    x = as_tensor(name, value)
+    if x.ndim != 1 or x.numel() == 0:
+        raise ValueError(f"{name} must have shape (n,) with n > 0, got {tuple(x.shape)}; see flat_loss for networks")
+    if known(~torch.isfinite(x).all()):
+        raise ValueError(f"{name} holds NaN or infinity, where nothing is defined")
+    return x
+
+
+def state_of_motion(t: Any, q: Any, v: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Time, point and velocity of a function of (t, q, v)."""
+    t, q, v = as_time(t), vector("q", q), vector("v", v)
+    if q.shape != v.shape:
+        raise ValueError(f"q has {len(q)} components and v {len(v)}; a velocity lives in the space of the point")
+    return t, q, v
+
+
+def scalar_of(name: str, value: Any) -> Tensor:
+    """What a function returned, checked to be one number in a tensor."""
+    if not isinstance(value, Tensor) or value.ndim != 0 or value.is_complex():
+        raise TypeError(f"{name} must return a scalar tensor, got {described(value)}; use torch operations and .sum()")
+    return value
+
+
+def tensor_of(name: str, value: Any, shape: torch.Size | None = None) -> Tensor:
+    """What a function returned, checked to be a tensor of real numbers, of a shape where one is asked for."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must return a tensor of real numbers, got {described(value)}; use torch operations")
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name} must return shape {tuple(shape)}, got {tuple(value.shape)}")
+    return value
 
 
 def known(condition: Tensor) -> bool:
@@ -227,20 +356,46 @@ def known(condition: Tensor) -> bool:
 
 
 def as_time(t: Any) -> Tensor:
-    """A time as a float64 tensor, differentiable where ``t`` is."""
-    if isinstance(t, Tensor) and t.is_floating_point():
+    """A finite time as a float64 tensor without dimensions, differentiable where ``t`` is."""
+    if isinstance(t, Tensor) and t.is_floating_point() and not _is_odd(t):
         if t.numel() != 1:
             raise TypeError(f"t must be a single time, got {described(t)}")
-        return t if t.dtype == torch.float64 else t.double()
-    return torch.tensor(real_number("t", t), dtype=torch.float64)
+        time = t.double().reshape(())
+    else:
+        time = torch.tensor(real_number("t", t), dtype=torch.float64)
+    if known(~torch.isfinite(time)):
+        raise ValueError("t must be a finite time, got NaN or infinity")
+    return time
+
+
+def as_parameter(name: str, s: Any, like: Tensor) -> Tensor:
+    """The finite number of a one-parameter action, in the precision of a point, differentiable where ``s`` is."""
+    if isinstance(s, Tensor) and s.is_floating_point() and not _is_odd(s):
+        if s.numel() != 1:
+            raise TypeError(f"{name} must be a single number, got {described(s)}; call it for each")
+        number = s.to(like.device, like.dtype).reshape(())
+    else:
+        number = torch.tensor(real_number(name, s), dtype=like.dtype, device=like.device)
+    if known(~torch.isfinite(number)):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return number
+
+
+def ordered(name: str, value: Any, what: str) -> Any:
+    """Anything with an order, which sets and generators do not have twice."""
+    if not isinstance(value, list | tuple | np.ndarray | Tensor):
+        raise TypeError(f"{name} must be {what}, got {described(value)}")
+    return value
 
 
 def time_span(t_span: Any) -> tuple[float, float]:
-    try:
-        first, last = list(t_span)
-    except (TypeError, ValueError):
-        raise TypeError(f"t_span must be two times (t0, t1), got {described(t_span)}") from None
-    t0, t1 = real_number("t_span[0]", first), real_number("t_span[1]", last)
+    what = "two times (t0, t1)"
+    given = ordered("t_span", t_span, what)
+    if isinstance(given, Tensor | np.ndarray):
+        given = real_array("t_span", given).reshape(-1).tolist()
+    if len(given) != 2:
+        raise ValueError(f"t_span must be {what}, got {len(given)}")
+    t0, t1 = real_number("t_span[0]", given[0]), real_number("t_span[1]", given[1])
     if not (math.isfinite(t0) and math.isfinite(t1) and t0 < t1):
         raise ValueError(f"t_span = ({t0}, {t1}) is no interval; give finite (t0, t1) with t0 < t1")
     return t0, t1

@@ -115,11 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()  # a full disk is found here and not while the interpreter ends
-        except Mistake as error:
+        except (Mistake, ImportError) as error:  # the latter names the extra that brings what is missing
             say(f"error: {error}")
             return USAGE
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on from here")
+            say("interrupted" + ("; the same command goes on from here" if unfinished == FAILED else ""))
             return INTERRUPTED
         except BrokenPipeError:  # whoever read what is printed has left, as `head` does
             _silence()

@@ -135,6 +135,18 @@ class Statistic(NamedTuple):
     error: Tensor
     runs: int
 
+    def in_per_cent(self) -> str:
+        """One line: every mean with its standard error, in per cent, and of how many runs.
+
+        Example:
+            >>> Statistic(torch.tensor([0.012, -0.5]), torch.tensor([0.003, 0.04]), 4).in_per_cent()
+            '1.2 ± 0.3, -50.0 ± 4.0 per cent, mean of 4 runs'
+        """
+        both = zip(self.mean.flatten().tolist(), self.error.flatten().tolist(), strict=True)
+        rounded = [(round(100 * mean, 1) + 0.0, round(100 * error, 1)) for mean, error in both]  # no minus zero
+        numbers = ", ".join(f"{mean:.1f} ± {error:.1f}" for mean, error in rounded)
+        return f"{numbers} per cent, mean of {self.runs} runs"
+
 
 def mean_and_error(courses: Sequence[Course], measure: Callable[[Course], Tensor]) -> Statistic:
     """Mean and standard error over courses of what ``measure`` finds in each.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from attrs import fields
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlcompanion import TrainConfig, command_line, sweep
@@ -225,11 +225,12 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([setting.name for setting in fields(TrainConfig)]), values, max_size=3))
-def test_no_file_of_settings_ends_in_a_fault(settings):
+def test_no_file_of_settings_ends_in_a_fault(content):
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()) as said:
         file = Path(folder) / "settings.json"
-        file.write_text(json.dumps(settings))
+        file.write_text(json.dumps(content))
         assert main(["sweep", "--dry-run", "--config", str(file), "--folder", folder]) in (0, 2)
     assert FAULT not in said.getvalue()
 
@@ -241,6 +242,10 @@ def test_a_fault_of_the_program_is_a_line_too(call, monkeypatch):
     monkeypatch.setattr("nlcompanion.testing.command.run", lambda *words, **options: {}["nothing"])
     code, _, err = call("check", "mine:model")
     assert (code, err.count("\n"), f"error: {FAULT} (KeyError: 'nothing')" in err) == (2, 1, True)
+
+
+def with_this_package() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
 PROGRAM = f'"{sys.executable}" -m nlcompanion'
@@ -266,18 +271,29 @@ ADAM = "import torch\nadam = lambda parameters: torch.optim.Adam(parameters, lr=
         pytest.param(f"{PROGRAM} check mine:adam > /dev/full", 2, "could not be written", marks=pytest.mark.slow),
         pytest.param(f"{PROGRAM} train {TINY} 2>&-", 0, "", marks=pytest.mark.slow),
         pytest.param(f"{PROGRAM} train {TINY} >&- 2>&-", 0, "", marks=pytest.mark.slow),
+        pytest.param(f"{PROGRAM} sweep {TINY} --workers 1 >&- 2>&- <&-", 0, "", marks=pytest.mark.slow),
         pytest.param(f"{PROGRAM} sweep {TINY} > /dev/full", 1, "could not be written", marks=pytest.mark.slow),
     ],
 )
 def test_streams_and_folders_that_fail_end_no_command_in_a_traceback(tmp_path, command, code, said):
     (tmp_path / "mine.py").write_text(ADAM)
-    places = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=places)
+    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=with_this_package())
     assert (run.returncode, said in run.stderr) == (code, True), run.stderr
     assert "Traceback" not in run.stdout + run.stderr
     assert run.stderr.count("\n") <= 1, run.stderr
     if TINY in command:  # what was computed is kept
         assert len(list(tmp_path.glob("runs/*.json"))) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes streams")
+def test_no_file_takes_the_number_of_a_stream_that_is_missing(tmp_path):
+    """Else what a library writes to stderr would land in a run's file."""
+    opened = "f = open('found', 'w'); f.write(str(f.fileno()))"
+    fill = "from nlcompanion.__main__ import _fill_missing_streams as fill; fill(); "
+    for first, number in ((fill, 3), ("", 0)):  # the control: the lowest number that is free
+        command = f'"{sys.executable}" -c "{first}{opened}" <&- >&- 2>&-'
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, env=with_this_package(), check=True)
+        assert int((tmp_path / "found").read_text()) == number
 
 
 # --- running --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from nlcompanion._storage import Damaged, check_entries, read_json, write_json
 
 __all__ = ["ResultError", "read", "thin", "write"]
 
-_ENTRIES: dict[str, type | tuple[type, ...]] = {
+ENTRIES: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "title": str,
     "settings": dict,
@@ -104,7 +104,7 @@ def read(name: str, folder: Path | str | None = None) -> dict:
     path = path_of(name, folder)
     remedy = f"make it with: python -m studies {name}"
     try:
-        content = read_json(path, _ENTRIES)
+        content = read_json(path, ENTRIES)
         _check(content)
     except FileNotFoundError:
         raise ResultError(f"the result {path} does not exist, so its figure cannot be drawn; {remedy}") from None
@@ -132,12 +132,12 @@ def write(name: str, content: Mapping, folder: Path | str | None = None) -> Path
         ResultError: a number is not finite, a key is missing, or the content is of no type that JSON has.
     """
     path = path_of(name, folder)
-    lacking = [key for key in _ENTRIES if key not in content]
+    lacking = [key for key in ENTRIES if key not in content]
     if lacking:
         raise ResultError(f"the result {name} lacks {', '.join(lacking)} and was not stored; make() adds them")
     plain = _plain(content, name)
     try:
-        check_entries(plain, _ENTRIES)
+        check_entries(plain, ENTRIES)
         _check(plain)
     except Damaged as error:
         raise ResultError(f"the result {name} was not stored: {error}; mend the recipe that returns it") from error

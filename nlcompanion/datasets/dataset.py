@@ -142,7 +142,7 @@ class Dataset:
             >>> digits("train").balanced(25).labels.bincount().tolist()
             [2, 3, 3, 2, 3, 3, 2, 2, 3, 2]
         """
-        order = _random_order(len(self), seed)
+        order = random_order(len(self), seed)
         labels = self.labels.numpy()[order]
         turn = np.empty(len(self), dtype=np.int64)  # the how-many-th of its class a sample is, in that order
         for label in range(len(self.classes)):
@@ -215,7 +215,7 @@ class Dataset:
         return total / pixels, math.sqrt((squares * pixels - total**2) / pixels**2)
 
 
-def _random_order(n: int, seed: int) -> np.ndarray:
+def random_order(n: int, seed: int) -> np.ndarray:
     """A random permutation of 0..n-1. NumPy guarantees PCG64's raw stream, but not that of its shuffles."""
     seed = as_integer(seed)
     if seed < 0:
@@ -223,7 +223,7 @@ def _random_order(n: int, seed: int) -> np.ndarray:
     return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
 
 
-def _check_split(split: str, known: tuple[str, ...]) -> None:
+def check_split(split: str, known: tuple[str, ...]) -> None:
     if split not in known:
         raise ValueError(
             f"split is one of {', '.join(map(repr, known))}, got {split!r}; there is no such part of the data set"

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion.datasets.dataset import Dataset, check_split
 from nlcompanion.datasets.download import DataError, cache_folder, download, named_folder, nowhere, unreadable, verify
 
 __all__ = ["kmnist"]
@@ -216,7 +216,7 @@ def kmnist(
 
     Source: T. Clanuwat et al., Deep Learning for Classical Japanese Literature (2018), arXiv:1812.01718.
     """
-    _check_split(split, ("train", "test"))
+    check_split(split, ("train", "test"))
     images, labels = load(split, named_folder(folder), download, progress)
     return Dataset(
         name=f"kmnist {split}",

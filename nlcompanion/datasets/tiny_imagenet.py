@@ -24,7 +24,7 @@ import torch
 from nlcompanion._extras import needs, progress_bar
 from nlcompanion._storage import replacing
 from nlcompanion.datasets.archives import Entry, first_name, open_zip, read_file, read_tar
-from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion.datasets.dataset import Dataset, check_split
 from nlcompanion.datasets.download import (
     DataError,
     cache_folder,
@@ -237,7 +237,19 @@ def _class_names(source: Source, entries: dict[str, Entry]) -> dict[str, str]:
             f"{ROOT}/words.txt in {source.place} has no line for {missing[0]} (and {len(missing) - 1} more); "
             "the classes would have no names; fetch the official file again"
         )
-    return {wnid: words[wnid] for wnid in ids}
+    names = {wnid: words[wnid] for wnid in ids}
+    if OFFICIAL.digests is not None and source.kind != "zip":  # which has been verified as a whole
+        published = _digests(OFFICIAL.digests, "words")
+        if ids != list(published) or any(not _has(text.encode(), published[wnid]) for wnid, text in names.items()):
+            raise DataError(
+                f"the classes that wnids.txt and words.txt in {source.place} name, or their order, are not the "
+                "published ones; labels would be wrong without a warning; fetch the official files again"
+            )
+    return names
+
+
+def _has(content: bytes, digest: str) -> bool:
+    return hashlib.sha256(content).hexdigest().startswith(digest)
 
 
 def _by_class(source: Source, entries: dict[str, Entry], split: str) -> dict[str, list[tuple[int, str]]]:
@@ -306,10 +318,7 @@ def _check_published(
     for wnid, group in groups.items():
         if wnid not in known or len(group) != getattr(OFFICIAL, split):
             continue  # a part of a class has no digest
-        digest = hashlib.sha256()
-        for _, name in group:
-            digest.update(entries[name].read())
-        if not digest.hexdigest().startswith(known[wnid]):
+        if not _has(b"".join(entries[name].read() for _, name in group), known[wnid]):
             raise DataError(
                 f"the {len(group)} {split} images of class {wnid} in {source.place} are not the published ones: one or "
                 "more are damaged or others, and would give wrong data without a warning; unpack the official archive "
@@ -319,7 +328,7 @@ def _check_published(
 
 @cache
 def _digests(file: str, split: str) -> dict[str, str]:
-    """The first 16 digits of SHA-256 over the bytes of each class's images, in the order of their numbers."""
+    """The first 16 digits of SHA-256 over each class's images, in the order of their numbers, or over its name."""
     text = (files("nlcompanion.datasets") / file).read_text(encoding="utf-8")
     return {row["class"]: row[split] for row in csv.DictReader(text.splitlines())}
 
@@ -441,7 +450,7 @@ def tiny_imagenet(
 
     Source: the course CS231n of Stanford University, from ImageNet (O. Russakovsky et al., 2015).
     """
-    _check_split(split, ("train", "val"))
+    check_split(split, ("train", "val"))
     official = OFFICIAL
     classes = _up_to(official.classes, classes, "classes")
     per_class = _up_to(getattr(official, split), per_class, "per_class")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, hessian
 
-from nlcompanion._arguments import as_point
+from nlcompanion._arguments import as_point, function
 from nlcompanion.dynamics.gradient import LossGradient
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.dynamics.trajectory import FlowError, Trajectory
@@ -256,8 +256,7 @@ def set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[System, np.nda
         if v0.shape != q0.shape:
             raise ValueError(f"v0 has {len(v0)} components, q0 has {n}; a velocity lives in the space of the point")
     if not isinstance(rule, LearningRule):
-        if not callable(rule):
-            raise TypeError(f"rule must be a LearningRule or a Lagrangian L(t, q, v), got {type(rule).__name__}")
+        function("rule", rule, "L(t, q, v) of a Lagrangian, or a LearningRule", 3)
         if f is not None:
             raise ValueError("a Lagrangian already holds its potential; pass f=None, or a LearningRule with this f")
         motion = Lagrange(rule, n, max_nfev)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nlcompanion._arguments import (
     as_point,
+    choice,
     function,
     number_from,
     positive_number,
@@ -130,12 +131,12 @@ def integrate(
     if not max_nfev >= 1:
         raise ValueError(f"max_nfev must be at least 1, got {max_nfev}; math.inf removes the limit")
     if record is not None:
-        function("record", record, "record(t, q, v) -> dict of scalars")
+        function("record", record, "record(t, q, v) -> dict of scalars", 3)
     motion, y0 = set_up(rule, f, q0, v0, t0, max_nfev)
     solver_class = _choose(method, rule, motion, len(y0), t0, t1)
     system: System | WithIntegral = motion
     if integrand is not None:
-        system = WithIntegral(motion, function("integrand", integrand, "integrand(t, q, v)"), t0, y0)
+        system = WithIntegral(motion, function("integrand", integrand, "integrand(t, q, v)", 3), t0, y0)
         y0 = system.start
         _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
     times = None if t_eval is None else times_within("t_eval", t_eval, t0, t1)
@@ -169,8 +170,7 @@ def integrate(
 
 
 def _choose(method: str, rule, system: System | WithIntegral, size: int, t0: float, t1: float):
-    if method not in _EXPLICIT + _IMPLICIT:
-        raise ValueError(f"method {method!r} is unknown; choose from {', '.join(_EXPLICIT + _IMPLICIT)}")
+    choice("method", method, *_EXPLICIT, *_IMPLICIT)
     if method in _IMPLICIT and 8 * size**2 > _MAX_JACOBIAN_BYTES:
         raise ValueError(
             f"{method} would need a dense Jacobian of {size} x {size}, {8 * size**2 / 2**30:,.1f} GiB; "

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import finite_number, positive_number
+from nlcompanion._arguments import finite_number, function, positive_number, scalar_of
 
 if TYPE_CHECKING:
     from nlcompanion.dynamics.equations import System, WithIntegral
@@ -68,12 +68,11 @@ def loss_below(f: Callable[[Tensor], Tensor], level: float) -> Callable[[float, 
         0.5
     """
     level = finite_number("level", level)
-    if not callable(f):
-        raise TypeError(f"f must be a function f(q) -> scalar, got {type(f).__name__}")
+    function("f", f, "f(q) -> scalar", 1)
 
     def condition(t: float, q: Tensor, v: Tensor) -> bool:
         with torch.no_grad():
-            return bool(f(q) <= level)
+            return bool(scalar_of("f(q)", f(q)) <= level)
 
     return condition
 
@@ -82,11 +81,8 @@ class StopCondition:
     """A condition as the solver's steps meet it, and the time in a step at which it begins to hold."""
 
     def __init__(self, stop: Any, system: System | WithIntegral):
-        if not (callable(stop) or isinstance(stop, Steady)):
-            raise TypeError(
-                f"stop must be a function stop(t, q, v) -> bool, or a ready one such as steady(1e-6), got "
-                f"{type(stop).__name__}"
-            )
+        if not isinstance(stop, Steady):
+            function("stop", stop, "stop(t, q, v) -> bool, or a ready one such as steady(1e-6)", 3)
         self.stop, self.system = stop, system
 
     def holds(self, t: float, y: np.ndarray, slope: np.ndarray | None = None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from nlcompanion._arguments import described, flag, instance, real_number
 from nlcompanion.laws.confirmation import confirmed
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Gram, Squares, Term, Torque, expression
@@ -83,10 +84,8 @@ def homogeneous_law(f: FlatLoss, layer: int, *, p: float | None = None, across: 
     """
     chain = _chain(f)
     _check_layer(chain, layer, across)
-    if p is not None and (isinstance(p, bool) or not isinstance(p, int | float)):
-        raise TypeError(
-            f"p is the degree of homogeneity, a number such as 2.0, got {p!r}; leave it out for the known one"
-        )
+    p = None if p is None else real_number("p", p)
+    flag("verify", verify)
     if not verify and p is None:
         raise ValueError("with verify=False nothing tells the degree; give it as p=1.0 or what you want to try")
     for (name, module), _ in chain[layer - 1 : layer + across]:
@@ -158,8 +157,8 @@ def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
             refused[h] = error
     if refused and not laws:
         raise next(iter(refused.values()))
-    for h, error in refused.items():
-        warnings.warn(f"no law of hidden layer {h}, the others hold: {error}", stacklevel=2)
+    for h, reason in refused.items():
+        warnings.warn(f"no law of hidden layer {h}, the others hold: {reason}", stacklevel=2)
     return tuple(laws)
 
 
@@ -267,12 +266,14 @@ def data_rotation_law(f: FlatLoss, layer: int = 1, *, weight: str | None = None)
         >>> law.momentum(f.q0, v)[0].tolist()
         [0.0, -1.5, -1.5]
     """
+    if isinstance(layer, bool) or not isinstance(layer, int) or layer != 1:
+        raise ValueError(
+            f"layer {described(layer)} does not see the data, only what the layers before make of them; rotations of "
+            "the data act on layer 1"
+        )
+    if weight is not None:
+        instance("weight", weight, str, '"1.weight"')
     if weight is None:
-        if layer != 1 or isinstance(layer, bool):
-            raise ValueError(
-                f"layer {layer!r} does not see the data, only what the layers before make of them; rotations of the "
-                "data act on layer 1"
-            )
         weight = f"{_first(f)}.weight"
     elif not isinstance(f, FlatLoss):
         raise TypeError(f"laws are made from flat_loss(model, ...), got {type(f).__name__}; wrap the model in it")

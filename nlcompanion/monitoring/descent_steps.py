@@ -30,7 +30,7 @@ class DescentSteps:
 
     def record(self, t: float, q: Tensor, v: Tensor) -> dict[str, float]:
         law = self.forms.laws[0]
-        point = {name: law._of(q, term).clone() for name, term in self.forms.terms.items()}
+        point = {name: law.tensor_of(q, term).clone() for name, term in self.forms.terms.items()}
         if self.last is None:
             self.last = (t, point)
             return {"residual": 0.0}

@@ -198,7 +198,7 @@ def _factors(law: Law, own: Mapping[str, Moved]) -> dict[str, float] | None:
         return None
     factors = lengths / kernel[-1]
     factors = factors / factors.median()
-    return {term.name: float(factor) for term, factor in zip(law._terms, factors, strict=True)}
+    return {term.name: float(factor) for term, factor in zip(law.terms, factors, strict=True)}
 
 
 def _penalty(law: Law, own: Mapping[str, Moved]) -> str | None:
@@ -214,7 +214,7 @@ def _penalty(law: Law, own: Mapping[str, Moved]) -> str | None:
         misfit = torch.linalg.vector_norm(columns @ strength - slopes)
         if misfit <= _rounding(own) * torch.linalg.vector_norm(shares):
             strong = [k for k in range(len(strength)) if strength[k].abs() > 1e-3 * strength.abs().max()]
-            terms = ", ".join(f"{float(strength[k]):.4g} on {law._terms[k].name}" for k in strong)
+            terms = ", ".join(f"{float(strength[k]):.4g} on {law.terms[k].name}" for k in strong)
             return (
                 f"the loss holds a penalty on {what}, of strength {terms}; make it the optimizer's weight_decay, which "
                 "is booked as decay, or make the laws of a loss without it"
@@ -224,16 +224,16 @@ def _penalty(law: Law, own: Mapping[str, Moved]) -> str | None:
 
 def _has_enough_entries(law: Law) -> bool:
     """Whether a number for each tensor cannot but fail to explain all entries of a law."""
-    return math.prod(law.shape) >= len(law._terms) + 2
+    return math.prod(law.shape) >= len(law.terms) + 2
 
 
 def _shares(law: Law, own: Mapping[str, Moved], pick) -> Tensor | None:
     """What each tensor adds to ``form(x, q)``, entry by entry of the law: one column for each."""
-    if any(pick(own[term.name]) is None for term in law._terms):
+    if any(pick(own[term.name]) is None for term in law.terms):
         return None
     columns = [
         term.coefficient * term.pair(pick(own[term.name]).double(), own[term.name].before.double()).reshape(-1)
-        for term in law._terms
+        for term in law.terms
     ]
     return torch.stack(torch.broadcast_tensors(*columns), 1)
 

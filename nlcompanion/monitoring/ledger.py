@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlcompanion.dynamics.descent import descend
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.under_optimizers import CAUSES
-from nlcompanion.laws.under_rules import LawUnderRule, start_of
 from nlcompanion.monitoring.descent_steps import DescentSteps
 from nlcompanion.monitoring.diagnosis import undiagnosed
 from nlcompanion.monitoring.optimizer_steps import OptimizerSteps
@@ -153,7 +151,7 @@ class Ledger:
         self._entries: list[tuple[int, Tensor, Tensor | None]] = []
         self._block: Tensor | None = None  # sums since the last entry
         self._found: _Found | None = None
-        self._nothing = torch.zeros(())
+        self._largest = 0.0  # residual so far
         self._skipped: Tensor | int = 0
         self._first: _Breach | None = None
         self._diagnosis: str | None = None  # of what is behind it
@@ -313,7 +311,7 @@ class Ledger:
         lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", judged]]
         for account, place in zip(self, self._forms.places, strict=True):
             law = account.law
-            shown = (lambda x: x.norm()) if law._is_matrix else (lambda x: x.sum())
+            shown = (lambda x: x.norm()) if law.is_matrix else (lambda x: x.sum())
             columns = [getattr(account, name).sum(0) for name in ("change", *used, "residual")]
             figures = [f"{float(shown(x)):.6g}" for x in (self._found.start[place], *columns)]
             figures[-1] = f"{float(figures[-1]):.1e}"
@@ -341,33 +339,42 @@ class Ledger:
         Returns:
             Whether this is the first step with more left than rounding, as far as that is known without waiting.
         """
+        nothing = torch.zeros_like(change)
+        sums = torch.stack([change, *(causes.get(name, nothing) for name in CAUSES)])
+        return self._add(sums, start, ratio, cosine, skipped)
+
+    def _add(
+        self, sums: Tensor, start: Tensor, ratio: Tensor, cosine: Tensor | None = None, skipped: Tensor | None = None
+    ) -> bool:
+        """As :meth:`_enter`, of the change and all causes in one tensor."""
         self.steps += 1
-        if self._found is None:
-            nothing = torch.zeros_like(change)
-            self._found = _Found(start, nothing, nothing.long(), nothing, None)
-            self._nothing = nothing
-        sums = torch.stack([change, *(causes.get(name, self._nothing) for name in CAUSES)])
         found = self._found
-        keep = (ratio <= found.worst) | found.worst.isnan()  # NaN must not pass, and the first one is told
-        worst = torch.where(keep, found.worst, ratio)
-        self._found = _Found(found.start, worst, torch.where(keep, found.worst_step, self.steps), ratio, cosine)
-        self._block = sums if self._block is None else self._block + sums
+        if found is None:
+            nothing = torch.zeros_like(ratio)
+            found = _Found(start, nothing, nothing.long(), nothing, None)
+        # on a CPU, where it costs no waiting, most steps are seen to be none of the worst
+        largest = float(ratio.max()) if ratio.device.type == "cpu" else math.nan
+        step = found.worst_step
+        if not largest <= self._largest:
+            grown = (ratio > found.worst) | (ratio.isnan() & ~found.worst.isnan())
+            step, self._largest = torch.where(grown, self.steps, step), largest
+        worst = torch.maximum(found.worst, ratio)  # NaN must not pass, and the first one is told
+        self._found = _Found(found.start, worst, step, ratio, cosine)
+        self._block = sums if self._block is None else self._block.add_(sums)
         if self.every and self.steps % self.every == 0:
             self._entries.append((self.steps, self._block, cosine))
             self._block = None
         if skipped is not None:
             self._skipped = self._skipped + skipped
-        return self._notice(ratio)
+        return ratio.device.type == "cpu" and not largest <= self.tolerance and self._notice(ratio)
 
     def _notice(self, ratio: Tensor) -> bool:
-        """Note the first step that leaves more than rounding; on a CPU, where it costs no waiting."""
-        if self._first is not None or ratio.device.type != "cpu":
+        """Note the first step that leaves more than rounding."""
+        if self._first is not None:
             return False
         largest, entry = ratio.max(0)
-        if float(largest) <= self.tolerance:
-            return False
         if (not_a_number := ratio.isnan()).any():
-            largest, entry = ratio.max(0)[0], not_a_number.int().argmax()
+            entry = not_a_number.int().argmax()
         self._first = _Breach(self.steps, int(entry), float(largest))
         return True
 
@@ -403,45 +410,10 @@ class _Found:
     cosine: Tensor | None
 
 
-def residual_in_steps(form: LawUnderRule, f, q0=None, *, steps: int, batches=None) -> Tensor:
-    r"""By how much the discrete algorithm violates its own form of the law; shape ``law.shape``.
-
-    The algorithm is run with a :class:`Ledger`: the largest residual of any step, relative to the squares of the
-    law's parameters. On the flow the finite step would be a violation, here it is booked.
-
-    Args:
-        form: a law under a rule, ``law.under(rule)``.
-        f: loss ``f(q) -> scalar``; None when ``batches`` gives one per step and ``q0`` is given.
-        q0: start; None takes ``f.q0``.
-        steps, batches: as for :func:`descend`.
-
-    Returns:
-        A dimensionless tensor; rounding, 1e-12 or less, if the law holds.
-
-    Raises:
-        ValueError: for a rule without a discrete algorithm, or arguments that :func:`descend` refuses.
-
-    Source: this book's; GU leave discrete time open.
-
-    Example:
-        >>> import torch
-        >>> from nlcompanion import flat_loss, homogeneous_law, mlp, nesterov
-        >>> x, y = torch.eye(4).double(), torch.arange(4) % 2
-        >>> f = flat_loss(mlp((4, 3, 2), "relu"), x, y, torch.nn.functional.cross_entropy)
-        >>> form = homogeneous_law(f, layer=1).under(nesterov(lr=0.1))
-        >>> bool(residual_in_steps(form, f, steps=20).max() < 1e-12)
-        True
-    """
-    q0 = start_of(f) if q0 is None else q0
-    ledger = Ledger(form.law, rule=form.rule, every=None)
-    descend(form.rule, None if batches is not None else f, q0, steps=steps, batches=batches, record=ledger.record)
-    return ledger[0].worst
-
-
 def _short(law: Law) -> str:
     if len(law.shape) == 1:
-        return f"{law.total._expression} (sum of {len(law)})"
-    return law._expression + (" (norm)" if law.shape else "")
+        return f"{law.total.expression} (sum of {len(law)})"
+    return law.expression + (" (norm)" if law.shape else "")
 
 
 def _laws(laws) -> tuple[Law, ...]:
@@ -454,6 +426,6 @@ def _laws(laws) -> tuple[Law, ...]:
     for law in laws:
         if not isinstance(law, Law):
             raise TypeError(f"laws must be Laws such as homogeneous_law(f, 1), got {type(law).__name__}")
-    if len({law._size for law in laws}) > 1:
+    if len({law.size for law in laws}) > 1:
         raise ValueError("the laws belong to networks of different sizes; make them from one flat_loss")
     return laws

@@ -16,14 +16,16 @@ from nlcompanion.monitoring.diagnosis import Moved, diagnosis
 from nlcompanion.monitoring.find_parameters import find_parameters
 from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
 from nlcompanion.monitoring.stacked_forms import Tensors
-from nlcompanion.monitoring.step_hooks import innermost, listen
+from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
+from nlcompanion.monitoring.usual_step import UsualStep
 
 if TYPE_CHECKING:
     from nlcompanion.monitoring.ledger import Ledger
 
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
 _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
-
+_EMPTY: dict[str, Any] = {}
+_READ = ("momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize")
 
 Versions = list[int]
 
@@ -45,15 +47,40 @@ class Rest:
     last: tuple[Tensor, dict[str, float]] | None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the optimizers are set to.
+
+    Attributes:
+        key: what they were read from; the same key has the same settings.
+        groups: of each parameter.
+        rates: of each parameter.
+        rate: of all parameters, if these are the same.
+        differ: whether parameters of one law have different rates.
+        lr, inverse_lr: of each parameter; the inverse of 0 counts as 0.
+        fading: by how much decay shrinks the logarithm of the squares in a step, at most.
+        is_idle: whether some parameter takes no part.
+    """
+
+    key: tuple
+    groups: dict[str, Mapping[str, Any]]
+    rates: dict[str, StepRates]
+    rate: StepRates | None
+    differ: bool
+    lr: dict[str, float]
+    inverse_lr: dict[str, float]
+    fading: float
+    is_idle: bool
+
+
 @dataclass
 class Ahead:
     """What is known of a step before it is taken.
 
     Attributes:
-        groups: each parameter's settings.
+        settings: of the optimizers.
         rest: the weights that it starts from.
         outside: what was written to the weights since the last step: the change of the charges, and their scale.
-        rates: of each parameter.
         memory: pairings of the buffers with the weights, each to be multiplied by a number; None without momentum.
         reads_gradients: whether the books need them.
         gradients: of each optimizer pairings of its gradients with the weights, and squared lengths, where needed.
@@ -61,10 +88,9 @@ class Ahead:
         rescaled: whether a gradient scaler takes part, which may skip the step.
     """
 
-    groups: dict[str, Mapping[str, Any]]
+    settings: Settings
     rest: Rest
     outside: tuple[Tensor, Tensor] | None
-    rates: dict[str, StepRates]
     memory: tuple[Tensor, dict[str, float]] | None
     reads_gradients: bool
     gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -121,7 +147,7 @@ class OptimizerSteps:
         self._exact = self.forms.all_of(chosen)  # laws whose steps have a formula
         self.is_exact = bool(self._exact.all())
         self._is_mixed = bool(self._exact.any()) and not self.is_exact
-        self._cannot_skip = all(map(_steps_as_torch_does, self.optimizers))
+        self._cannot_skip = all(map(steps_as_torch_does, self.optimizers))
         self._never = torch.tensor(False, device=first.device)
         self._before: Tensors = {name: torch.empty_like(p) for name, p in self.parameters.items()}
         self._rest: Rest | None = None
@@ -132,6 +158,10 @@ class OptimizerSteps:
         self._known_groups: dict[str, Mapping[str, Any]] = {}
         self._idle: dict[str, tuple[str, int]] = {}  # parameters at rest: why, and since which step
         self.precision = GradientPrecision(self.parameters)
+        self._usual = UsualStep.of(self.forms, self.parameters, self._before)
+        self._settings: Settings | None = None  # of the last step
+        self._addresses = [p.data_ptr() for p in self.parameters.values()]
+        self._kept = [(p, self._owners[name], name in self._of_sgd) for name, p in self.parameters.items()]
 
     def attach(self) -> list:
         return [*listen(self.optimizers, self), *self.precision.handles]
@@ -154,7 +184,6 @@ class OptimizerSteps:
 
     # --- before a step --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def before(self, k: int) -> None:
         if self._ahead is not None and k in self._ahead.stepped:
             self._book(self._ahead)  # the others sit this one out
@@ -165,7 +194,6 @@ class OptimizerSteps:
         if ahead.reads_gradients:
             ahead.gradients[k] = self._of_gradients(k)
 
-    @torch.no_grad()
     def evaluated_again(self, k: int) -> None:
         if self._ahead is not None and self._ahead.reads_gradients:
             self._ahead.gradients[k] = self._of_gradients(k)
@@ -178,12 +206,36 @@ class OptimizerSteps:
                 self._book(ahead)
 
     def _look_ahead(self) -> Ahead:
+        buffers = self._buffers()
+        settings = self._read_settings(buffers)
+        if [p.data_ptr() for p in self.parameters.values()] != self._addresses:
+            self._check_kind()
+        rest, outside = self._still_at_rest(buffers)
+        memory = None
+        if any(rate.buffer for rate in settings.rates.values()):
+            memory = _of_last_step(rest, settings)
+            memory = memory or (self._of_buffers(buffers), dict.fromkeys(self.parameters, 1.0))
+        reads = not self.is_exact or len(self.optimizers) > 1 or settings.differ
+        return Ahead(settings, rest, outside, memory, reads)
+
+    def _read_settings(self, buffers: list[Tensor | None]) -> Settings:
+        """The settings now; where nothing has changed since the last step, those of the last step."""
+        groups = [group for one in self.optimizers for group in one.param_groups]
+        key = (
+            [(float(group["lr"]), *[group.get(name) for name in _READ]) for group in groups],
+            [list(map(id, group["params"])) for group in groups],
+            [p.grad is not None and p.requires_grad for p in self.parameters.values()],
+            [b is None for b in buffers],
+        )
+        if self._settings is None or self._settings.key != key:
+            self._settings = self._made_of(key, buffers)
+        return self._settings
+
+    def _made_of(self, key: tuple, of_all: list[Tensor | None]) -> Settings:
         now = self._groups()
         self._known_groups |= now
         groups = dict(self._known_groups)  # those of parameters that were taken out of their optimizer as they were
-        self._check_kind()
-        rest, outside = self._still_at_rest()
-        rates, buffers = {}, dict(zip(self.parameters, self._buffers(), strict=True))
+        rates, buffers = {}, dict(zip(self.parameters, of_all, strict=True))
         for name, p in self.parameters.items():
             rates[name] = step_rates(self._owner(name), groups[name], buffers[name] is not None)
             if p.grad is None or name not in now:
@@ -193,12 +245,18 @@ class OptimizerSteps:
                 self._idle[name] = reason, self._idle.get(name, (reason, self.ledger.steps + 1))[1]
             else:
                 self._idle.pop(name, None)
-        memory = None
-        if any(rate.buffer for rate in rates.values()):
-            memory = _of_last_step(rest, groups) or (self._of_buffers(buffers), dict.fromkeys(buffers, 1.0))
-        reads = not self.is_exact or len(self.optimizers) > 1
-        reads = reads or self.forms.differ({name: rate.gradient for name, rate in rates.items()})
-        return Ahead(groups, rest, outside, rates, memory, reads)
+        lr = {name: float(group["lr"]) for name, group in groups.items()}
+        return Settings(
+            key=key,
+            groups=groups,
+            rates=rates,
+            rate=next(iter(rates.values())) if len(set(rates.values())) == 1 else None,
+            differ=self.forms.differ({name: rate.gradient for name, rate in rates.items()}),
+            lr=lr,
+            inverse_lr={name: 1 / x if x else 0.0 for name, x in lr.items()},
+            fading=max((fading(group) for group in groups.values()), default=0.0),
+            is_idle=bool(self._idle),
+        )
 
     def _groups(self) -> dict[str, Mapping[str, Any]]:
         of_ids = {id(p): group for one in self.optimizers for group in one.param_groups for p in group["params"]}
@@ -214,18 +272,19 @@ class OptimizerSteps:
                     "close() this ledger and make a new one"
                 )
 
-    def _still_at_rest(self) -> tuple[Rest, tuple[Tensor, Tensor] | None]:
+    def _still_at_rest(self, buffers: list[Tensor | None]) -> tuple[Rest, tuple[Tensor, Tensor] | None]:
         """The weights as they are now, and what was written to them since the last step."""
         rest = self._rest
         if rest is None:
             return self._rest_afresh(), None
-        weights, buffers = self._versions()
+        weights, memories = self._versions(buffers)
         if weights != rest.weights or not self._trusts_versions:
             return self._moved_between_steps(rest)
-        if buffers != rest.buffers:
+        if memories != rest.buffers:
             rest = replace(rest, last=None)
         return rest, None
 
+    @torch.no_grad()
     def _moved_between_steps(self, rest: Rest) -> tuple[Rest, tuple[Tensor, Tensor]]:
         old = self._before
         scale = self.forms.scale(rest.squares, old)
@@ -234,6 +293,7 @@ class OptimizerSteps:
         twice, square = self.forms.form(self.forms.pairs((old, self._weights()), (old, old)))
         return self._rest_afresh(), (2 * twice - square, scale)
 
+    @torch.no_grad()
     def _of_gradients(self, k: int) -> tuple[Tensor, Tensor]:
         """Pairings of an optimizer's gradients with the weights, and squared lengths, as their scaler leaves them."""
         optimizer = self.optimizers[k]
@@ -251,9 +311,43 @@ class OptimizerSteps:
 
     # --- after it -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _book(self, ahead: Ahead) -> None:
         self._ahead = None
+        usual, rate = self._usual, ahead.settings.rate
+        if usual is None or rate is None or not self._is_usual(ahead):
+            self._book_in_full(ahead)
+        elif not usual.is_in_place():  # a parameter's storage was replaced
+            self._usual = UsualStep.of(self.forms, self.parameters, self._before)
+            self._book_in_full(ahead)
+        else:
+            self._book_as_usual(ahead, usual, rate)
+
+    def _is_usual(self, ahead: Ahead) -> bool:
+        """Whether a step is a single SGD's, of one setting for all, with nothing beside it."""
+        memory = ahead.memory
+        return (
+            self.ledger.steps > 0
+            and not ahead.reads_gradients
+            and ahead.outside is None
+            and not ahead.rescaled
+            and not ahead.settings.is_idle
+            and self._cannot_skip
+            and self.precision.dtype is None
+            and (memory is None or len(set(memory[1].values())) == 1)
+        )
+
+    def _book_as_usual(self, ahead: Ahead, usual: UsualStep, rate: StepRates) -> None:
+        buffer, scale = None, 0.0
+        if ahead.memory is not None:
+            buffer, scales = ahead.memory
+            scale = next(iter(scales.values()))
+        booked = usual.book(ahead.rest.squares, buffer, scale * rate.buffer, rate.parameter)
+        if self.ledger._add(booked.sums, booked.charges, booked.ratio):
+            self.ledger._diagnosis = self._diagnose(ahead)
+        self._rest = self._rest_after(ahead, None)
+
+    @torch.no_grad()
+    def _book_in_full(self, ahead: Ahead) -> None:
         if self.ledger.steps == 0:
             self._decide_tolerance()
         forms, old, squares = self.forms, self._before, ahead.rest.squares
@@ -311,7 +405,7 @@ class OptimizerSteps:
 
     def _causes(self, ahead: Ahead, moving: Moving, charges: Tensor, along: Tensor | None) -> dict[str, Tensor]:
         """What momentum, decay and unequal rates make of a step."""
-        forms, rates, causes = self.forms, ahead.rates, {}
+        forms, rates, causes = self.forms, ahead.settings.rates, {}
         if ahead.memory is not None:
             pairs, scales = ahead.memory
             of_buffer = [scales[name] * rates[name].buffer for name in self.parameters]
@@ -323,7 +417,7 @@ class OptimizerSteps:
             else:
                 causes["decay"] = -2 * forms.form(moving.of(ahead.rest.squares), of_decay)
         if along is not None and (self.is_exact or self._is_mixed):
-            signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.groups.items()}
+            signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.settings.groups.items()}
             excess = -2 * forms.excess(along, [signs[name] * rates[name].gradient for name in rates], moving.whole)
             causes["rates"] = torch.where(self._exact, excess, 0.0) if self._is_mixed else excess
         return causes
@@ -368,6 +462,7 @@ class OptimizerSteps:
 
     # --- what is behind a residual --------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def _diagnose(self, ahead: Ahead) -> str:
         """Of the step just taken, whose negative ``_before`` holds."""
         for name, p in self.parameters.items():
@@ -380,9 +475,10 @@ class OptimizerSteps:
     def _moved(self, name: str, ahead: Ahead) -> Moved:
         p, step = self.parameters[name], -self._before[name]
         weight = p.detach() - step
-        gradient, expected = p.grad, ()
+        gradient: Tensor | None = p.grad
+        expected: tuple[Tensor, ...] = ()
         if gradient is not None and name in self._of_sgd:
-            gradient, expected = self._as_sgd_steps(name, ahead.groups[name], weight, gradient)
+            gradient, expected = self._as_sgd_steps(name, ahead.settings.groups[name], weight, gradient)
         return Moved(weight, step, gradient, expected, self._idle.get(name))
 
     def _as_sgd_steps(
@@ -410,22 +506,31 @@ class OptimizerSteps:
 
     # --- the weights at rest --------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def _rest_afresh(self) -> Rest:
         torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
         self._faded = 0.0
         weights, buffers = self._versions()
         return Rest(self.forms.pairs((self._before, self._before))[0], weights, buffers, None)
 
-    def _rest_after(self, ahead: Ahead, moved: Tensor) -> Rest:
-        """The squares from the last step's, or summed afresh every so often."""
-        self._faded += max((fading(group) for group in ahead.groups.values()), default=0.0)
+    def _rest_after(self, ahead: Ahead, moved: Tensor | None) -> Rest:
+        """The squares from the last step's, or summed afresh every so often; ``moved`` is None after a usual step."""
+        settings, usual = ahead.settings, self._usual
+        self._faded += settings.fading
+        if moved is None:
+            assert usual is not None
+            usual.go_on()
+            product, squares = usual.last, usual.squares
+        else:
+            product, squares = moved[1], ahead.rest.squares - 2 * moved[1] - moved[0]
         if self.ledger.steps % _AFRESH == 0 or self._faded > 1 or self.forms.has_matrices:
             rest = self._rest_afresh()
         else:
-            torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
-            rest = Rest(ahead.rest.squares - 2 * moved[1] - moved[0], *self._versions(), None)
+            if moved is not None:
+                torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
+            rest = Rest(squares, *self._versions(), None)
         if self._keeps_its_buffer(ahead, rest):
-            rest = replace(rest, last=(moved[1], {name: float(group["lr"]) for name, group in ahead.groups.items()}))
+            rest = Rest(rest.squares, rest.weights, rest.buffers, (product, settings.lr))
         return rest
 
     def _keeps_its_buffer(self, ahead: Ahead, rest: Rest) -> bool:
@@ -435,23 +540,26 @@ class OptimizerSteps:
         has_buffer = dict(zip(self.parameters, rest.buffers, strict=True))
         return not self._idle and not any(
             group["nesterov"] or (has_buffer[name] and not group["momentum"])  # a buffer laid aside for a while
-            for name, group in ahead.groups.items()
+            for name, group in ahead.settings.groups.items()
         )
 
-    def _versions(self) -> tuple[Versions, list[tuple[int, int] | None]]:
+    def _versions(self, buffers: list[Tensor | None] | None = None) -> tuple[Versions, list[tuple[int, int] | None]]:
+        buffers = self._buffers() if buffers is None else buffers
         weights = [p._version for p in self.parameters.values()]
-        return weights, [None if b is None else (id(b), b._version) for b in self._buffers()]
+        return weights, [None if b is None else (id(b), b._version) for b in buffers]
 
     def _buffers(self) -> list[Tensor | None]:
         """The momentum buffers of SGD; what other optimizers call so is something else."""
+        states = [one.state for one in self.optimizers]  # loading a checkpoint makes new ones
         return [  # a state's [] would add entries to it
-            self._owner(name).state.get(p, {}).get("momentum_buffer") if name in self._of_sgd else None
-            for name, p in self.parameters.items()
+            states[k].get(p, _EMPTY).get("momentum_buffer") if is_sgd else None for p, k, is_sgd in self._kept
         ]
 
-    def _of_buffers(self, buffers: dict[str, Tensor | None]) -> Tensor:
+    @torch.no_grad()
+    def _of_buffers(self, buffers: list[Tensor | None]) -> Tensor:
         old = self._before
-        return self.forms.pairs(({name: old[name] if b is None else b for name, b in buffers.items()}, old))[0]
+        known = {name: old[name] if b is None else b for name, b in zip(self.parameters, buffers, strict=True)}
+        return self.forms.pairs((known, old))[0]
 
     def _weights(self) -> Tensors:
         return dict(self.parameters)
@@ -460,17 +568,19 @@ class OptimizerSteps:
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
 
 
-def _of_last_step(rest: Rest, groups: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, dict[str, float]] | None:
+def _of_last_step(rest: Rest, settings: Settings) -> tuple[Tensor, dict[str, float]] | None:
     """The buffer's pairings with the weights from the last step's: a heavy ball's step is -lr times its buffer.
 
     Spares a look at the buffers. Where the rate has grown much since, the last step's rounding would be enlarged.
     """
     if rest.last is None:
         return None
-    pairs, rate = rest.last
-    if any(rate[name] < float(group["lr"]) / 2 for name, group in groups.items()):
+    pairs, lr = rest.last
+    if lr is settings.lr:
+        return pairs, settings.inverse_lr
+    if any(lr[name] < now / 2 for name, now in settings.lr.items()):
         return None
-    return pairs, {name: 1 / x if x else 0.0 for name, x in rate.items()}
+    return pairs, {name: 1 / x if x else 0.0 for name, x in lr.items()}
 
 
 def _why_idle(p: nn.Parameter, is_held: bool) -> str | None:
@@ -479,9 +589,3 @@ def _why_idle(p: nn.Parameter, is_held: bool) -> str | None:
     if not p.requires_grad:
         return "was frozen (requires_grad is off)"
     return "was without a gradient" if p.grad is None else None
-
-
-def _steps_as_torch_does(optimizer: Optimizer) -> bool:
-    """Whether its step is one of ``torch.optim``, and not a subclass's own."""
-    kind = next(kind for kind in type(optimizer).__mro__ if "step" in vars(kind))
-    return kind.__module__.startswith("torch.optim")

@@ -25,27 +25,28 @@ class StackedForms:
 
     def __init__(self, laws: tuple[Law, ...]):
         self.laws = laws
-        self.terms = {term.name: term for law in laws for term in law._terms}  # one of each parameter
+        self.terms = {term.name: term for law in laws for term in law.terms}  # one of each parameter
         self.places = _consecutive(math.prod(law.shape) for law in laws)
-        self.keys = {_key(term): term for law in laws for term in law._terms}
+        self.keys = {_key(term): term for law in laws for term in law.terms}
         ways: dict[str, list[Term]] = {}
         for term in self.keys.values():
             ways.setdefault(term.name, []).append(term)
         self._ways, self._scratch = ways, _Scratch()
         where = dict(zip(self.keys, _consecutive(pairing_size(term) for term in self.keys.values()), strict=True))
-        names, size, most = list(self.terms), self.places[-1].stop, max(len(law._terms) for law in laws)
+        self._where = where
+        names, size, most = list(self.terms), self.places[-1].stop, max(len(law.terms) for law in laws)
         self._index = torch.zeros(size, most, dtype=torch.long)
         self._owner = torch.zeros(size, most, dtype=torch.long)  # which parameter
         self._coefficient = torch.zeros(size, most, dtype=torch.float64)
         for place, law in zip(self.places, laws, strict=True):
-            for k, term in enumerate(law._terms):
+            for k, term in enumerate(law.terms):
                 span = where[_key(term)]
                 self._index[place, k] = torch.arange(span.start, span.stop)
                 self._owner[place, k] = names.index(term.name)
                 self._coefficient[place, k] = term.coefficient
         owners = [torch.full((pairing_size(term),), names.index(term.name)) for term in self.keys.values()]
         self.owner_of_pairs = torch.cat(owners)  # which parameter each pairing belongs to
-        self._matrices = [(place, law) for place, law in zip(self.places, laws, strict=True) if law._is_matrix]
+        self._matrices = [(place, law) for place, law in zip(self.places, laws, strict=True) if law.is_matrix]
 
     @property
     def has_matrices(self) -> bool:
@@ -54,6 +55,15 @@ class StackedForms:
     def to(self, device: torch.device) -> None:
         for name in ("_index", "_owner", "_coefficient", "owner_of_pairs"):
             setattr(self, name, getattr(self, name).to(device))
+
+    @property
+    def gathering(self) -> tuple[Tensor, Tensor]:
+        """Which pairings make up each entry of the laws, and how much of each: two of shape ``(size, most terms)``."""
+        return self._index, self._coefficient
+
+    def spans(self, name: str) -> list[tuple[Term, slice]]:
+        """The ways in which a parameter is paired, each with its place among the pairings."""
+        return [(term, self._where[_key(term)]) for term in self._ways[name]]
 
     def pairs(
         self,
@@ -124,13 +134,13 @@ class StackedForms:
 
     def differ(self, rates: dict[str, float]) -> bool:
         """Whether parameters of one law have different rates."""
-        return any(len({rates[term.name] for term in law._terms}) > 1 for law in self.laws)
+        return any(len({rates[term.name] for term in law.terms}) > 1 for law in self.laws)
 
     def scale(self, pairs: Tensor, x: Tensors) -> Tensor:
         """How large the parameters are of which each law speaks: squared lengths, shape ``(size,)``."""
         scale = (pairs[self._index] * self._coefficient.abs()).sum(-1)
         for place, law in self._matrices:  # one figure for all entries
-            scale[place] = sum(torch.linalg.vector_norm(x[term.name]) ** 2 for term in law._terms)
+            scale[place] = sum(torch.linalg.vector_norm(x[term.name]) ** 2 for term in law.terms)
         return scale
 
     def squared_lengths(self, g: Tensors, x: Tensors, names: Collection[str] | None = None) -> Tensor:
@@ -141,7 +151,7 @@ class StackedForms:
         """
         lengths = torch.zeros(2, self.places[-1].stop, dtype=torch.float64, device=self._owner.device)
         for place, law in zip(self.places, self.laws, strict=True):
-            for term in law._terms:
+            for term in law.terms:
                 if names is None or term.name in names:
                     pair = term.lengths(g[term.name], x[term.name])
                     lengths[:, place] += torch.stack([part.reshape(-1).double() for part in pair])

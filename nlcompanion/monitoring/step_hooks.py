@@ -58,6 +58,12 @@ def _runs_hooks(optimizer: object) -> bool:
     )
 
 
+def steps_as_torch_does(optimizer: Optimizer) -> bool:
+    """Whether its step is one of ``torch.optim``, and not a subclass's own."""
+    kind = next(kind for kind in type(optimizer).__mro__ if "step" in vars(kind))
+    return kind.__module__.startswith("torch.optim")
+
+
 def listen(optimizers: Iterable[Optimizer], listener: Listener) -> list:
     """Tell a listener of every step; returns the handles that end it."""
     handles = []

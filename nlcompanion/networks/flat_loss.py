@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nlcompanion._arguments import described, function
 from nlcompanion.networks.copies import copied, loose_tensors, other_names, refuse_random_draws, unwrapped
 from nlcompanion.networks.function_of_parameters import check_function_of_parameters, explained
 from nlcompanion.networks.nested_data import Precision, arguments, cast, tensors_in
@@ -66,8 +67,8 @@ class FlatLoss:
             raise ValueError(
                 f"q has shape {tuple(q.shape)}, this model's parameters make {tuple(self.q0.shape)}; start from .q0"
             )
-        if not q.is_floating_point():
-            raise TypeError(f"q has dtype {q.dtype}; parameters are real floating-point numbers: pass q.double()")
+        if not q.is_floating_point() or q.is_meta or q.layout != torch.strided:
+            raise TypeError(f"q is {described(q)}; parameters are real floating-point numbers: pass q.double()")
         pieces = q.split(self._sizes)  # one node in the graph, whose backward is a single concatenation
         return {name: x.view(shape) for (name, shape), x in zip(self._shapes.items(), pieces, strict=True)}
 
@@ -252,6 +253,7 @@ def flat_loss(model: nn.Module, inputs: Any, targets: Any = None, loss: Callable
             f"loss must be a function, got {type(loss).__name__}; give loss(outputs, targets), or without targets "
             "flat_loss(model, batch, loss=lambda model, batch: ...)"
         )
+    function("loss", loss, "loss(outputs, targets) -> scalar, or loss(model, batch) -> scalar", 2)
     _check_data(inputs, targets)
     refuse_random_draws(unwrapped(model))
     with torch.inference_mode(False):  # its tensors cannot be differentiated later

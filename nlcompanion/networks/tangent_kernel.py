@@ -18,6 +18,7 @@ from torch.func import jacrev, jvp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from nlcompanion._arguments import as_tensor, described, flag, instance, integer, vector
 from nlcompanion.networks.flat_loss import FlatLoss
 
 __all__ = ["OutputMotion", "ntk", "output_motion"]
@@ -86,8 +87,16 @@ def ntk(
         if not isinstance(x, Tensor) or x.ndim < 1 or len(x) == 0:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name} must be a tensor of inputs, samples first and at least one, got {got}")
+        if x.is_complex() or x.is_meta or x.layout != torch.strided:
+            raise ValueError(f"{name} must hold real numbers or integers, got {described(x)}")
+    flag("vectorize", vectorize)
+    max_memory = integer("max_memory", max_memory, 1)
+    if not (isinstance(output, str) and output in ("full", "trace")):
+        integer("output", output, 0)
+    if chunk is not None:
+        integer("chunk", chunk, 1)
     f = model if isinstance(model, FlatLoss) else _outputs_of(model, x1)
-    q = (f.q0 if q is None else q).detach()
+    q = f.q0 if q is None else as_tensor("q", q).detach()
     if q.shape != f.q0.shape:
         raise ValueError(f"q has shape {tuple(q.shape)}, this model's parameters make {tuple(f.q0.shape)}")
     x1 = _inputs(f, q, x1, "x1")
@@ -295,5 +304,13 @@ def output_motion(f: FlatLoss, q: Tensor, v: Tensor, a: Tensor) -> OutputMotion:
         >>> [x.item() for x in output_motion(f, q, v, a)]
         [11.0, 0.0, 4.0]
     """
+    instance("f", f, FlatLoss, "flat_loss(model, x, y, loss)")
+    q, v, a = (vector(name, given) for name, given in (("q", q), ("v", v), ("a", a)))
+    for name, given in (("q", q), ("v", v), ("a", a)):
+        if given.shape != f.q0.shape or given.dtype != q.dtype:
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)} and {given.dtype}, this model's parameters make "
+                f"{tuple(f.q0.shape)}; give all three in one precision"
+            )
     rate, bend, *_ = jvp(lambda p: jvp(f.outputs, (p,), (v,))[1], (q,), (v,))
     return OutputMotion(rate, jvp(f.outputs, (q,), (a,))[1], bend)

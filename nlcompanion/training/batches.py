@@ -1,4 +1,4 @@
-"""The batches of a training run (private): the data on the device, and what is drawn for an epoch."""
+"""The batches of a training run: the data on the device, and what is drawn for an epoch."""
 
 from __future__ import annotations
 

@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
-from attrs.validators import deep_mapping, ge, in_, instance_of
 from torch import Tensor
 
+from nlcompanion._extras import needs
 from nlcompanion._storage import Damaged, replacing, set_aside
 from nlcompanion.training.config import TrainConfig
+
+with needs("training"):
+    import attrs
+    from attrs.validators import deep_mapping, ge, in_, instance_of
 
 _FORMAT = 1
 _COUNT = [instance_of(int), ge(0)]
@@ -76,6 +79,9 @@ class Checkpoint:
         last = config.epochs - (self.status == "running")
         if not (config.epochs if self.status == "finished" else min(1, last)) <= self.epoch <= last:
             yield "epoch"
+        weights = [x for name, x in self.model.items() if not name.endswith(("running_mean", "running_var"))]
+        if not diverged and not all(x.isfinite().all() for x in weights):
+            yield "weights"
         whole = self.epoch * steps_per_epoch
         if not (whole - steps_per_epoch if diverged else whole) <= self.steps <= whole:
             yield "steps"

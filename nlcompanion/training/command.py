@@ -17,11 +17,12 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from nlcompanion._extras import needs
 from nlcompanion._terminal import Mistake, say
 from nlcompanion.training.config import TrainConfig
+
+with needs("training"):
+    import attrs
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -1,4 +1,4 @@
-"""The training loop (private; public as ``nlcompanion.training.train``)."""
+"""The training loop."""
 
 from __future__ import annotations
 

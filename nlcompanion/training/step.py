@@ -1,4 +1,4 @@
-"""One step of training (private), the same function eagerly on a CPU and captured in a CUDA graph.
+"""One step of training, the same function eagerly on a CPU and captured in a CUDA graph.
 
 Nothing in the step waits for the device or depends on the host: its batch, its step size and the places where it
 records are tensors that keep their addresses, so that a replay needs nothing but its launch.

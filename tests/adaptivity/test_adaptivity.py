@@ -151,16 +151,26 @@ def test_radius_and_its_square_obey_their_equations_alone(m, mu, k):
     r, _, fall, turning = ad.polar(path.q, path.v)
     rate, speed, angular = r * fall, path.v.square().sum(1), turning.norm(dim=1)
 
+    def of_radius(r, r_dot, turning):
+        """TK Eq. 27: m r'' + mu r' = (m |u'|^2 - k) r."""
+        return (turning**2 - k / m) * r - mu / m * r_dot
+
+    def of_square(square, square_dot, speed_squared):
+        """TK before Eq. 16: m (r^2)'' + mu (r^2)' = 2 m |q'|^2 - 2 k r^2."""
+        return 2 * speed_squared - (2 * k * square + mu * square_dot) / m
+
     def again(acceleration, forcing, start):
-        spline = lambda t: np.interp(t, path.t, forcing)  # noqa: E731
-        slope = lambda t, y: [y[1], acceleration(y[0], y[1], spline(t), mass=m, friction=mu, weight_decay=k)]  # noqa: E731
+        def slope(t, y):
+            return [y[1], acceleration(y[0], y[1], np.interp(t, path.t, forcing))]
+
         return solve_ivp(slope, (0, 6), start, rtol=1e-9, atol=1e-11, max_step=0.01).y[0, -1]
 
-    radius = again(ad.radial_acceleration, angular.numpy(), [r[0].item(), (rate[0] / r[0]).item()])
-    square = again(ad.radius_squared_acceleration, speed.numpy(), [r[0].item() ** 2, 2 * rate[0].item()])
+    start = [r[0].item(), (rate[0] / r[0]).item()]
+    radius = again(of_radius, angular.numpy(), start)
+    square = again(of_square, speed.numpy(), [r[0].item() ** 2, 2 * rate[0].item()])
     assert abs(radius / r[-1].item() - 1) < 1e-5  # the forcing is a broken line
     assert abs(square / r[-1].item() ** 2 - 1) < 1e-5
-    unforced = again(ad.radial_acceleration, 0 * angular.numpy(), [r[0].item(), (rate[0] / r[0]).item()])
+    unforced = again(of_radius, 0 * angular.numpy(), start)
     assert abs(unforced / r[-1].item() - 1) > 0.1
 
 

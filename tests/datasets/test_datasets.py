@@ -18,6 +18,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import damages
 import dataset_server as made
 import numpy as np
 import pytest
@@ -783,6 +784,32 @@ def test_an_official_zip_is_verified_before_it_is_opened(folder, tiny_files, mon
         tiny(folder)
 
 
+def published(monkeypatch, **digests: dict[str, str]) -> None:
+    """Let the small data set be one whose digests are known."""
+    words = {wnid: hashlib.sha256(f"thing {wnid[-1]}, stuff".encode()).hexdigest()[:16] for wnid in WNIDS}
+    known = {"words": words, "train": {}, "val": {}} | digests
+    monkeypatch.setattr(_tiny_imagenet, "_digests", lambda file, part: known[part])
+    monkeypatch.setattr(_tiny_imagenet, "OFFICIAL", replace(_tiny_imagenet.OFFICIAL, digests="any.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("wnids.txt", "\n".join(sorted(WNIDS))),  # another order gives other labels
+        ("words.txt", "".join(f"{wnid}\tthing {wnid[-1]}, stufg\n" for wnid in WNIDS)),
+    ],
+)
+def test_lists_that_are_not_the_published_ones(folder, tiny_files, monkeypatch, name, content):
+    published(monkeypatch)
+    lay_out("folder", folder, change(name, content.encode())(tiny_files), monkeypatch)
+    with pytest.raises(DataError, match=r"or their order, are not the published ones; labels would be wrong"):
+        tiny(folder)
+    again = folder / "again"
+    again.mkdir()
+    lay_out("folder", again, tiny_files, monkeypatch)  # the control
+    assert len(tiny(again)) > 0
+
+
 @pytest.mark.parametrize("kind", ["folder", "gzipped tars"])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_images_that_are_not_the_published_ones(folder, cache, tiny_files, monkeypatch, kind, split):
@@ -793,9 +820,7 @@ def test_images_that_are_not_the_published_ones(folder, cache, tiny_files, monke
     for i in range({"train": TRAIN, "val": VAL}[split]):
         same = f"train/{W}/images/{W}_{i}.JPEG" if split == "train" else f"val/images/val_{i * 3 + label}.JPEG"
         digest.update(tiny_files[f"{ROOT}/{same}"])
-    known = {W: digest.hexdigest()[:16]}
-    monkeypatch.setattr(_tiny_imagenet, "_digests", lambda file, part: known if part == split else {})
-    monkeypatch.setattr(_tiny_imagenet, "OFFICIAL", replace(_tiny_imagenet.OFFICIAL, digests="any.csv"))
+    published(monkeypatch, **{split: {W: digest.hexdigest()[:16]}})
     lay_out(kind, folder, change(image, made.jpeg((9, 9, 9)))(tiny_files), monkeypatch)
     with pytest.raises(DataError, match=rf"{split} images of class {W} in .* are not the published ones"):
         tiny(folder, split)
@@ -810,6 +835,7 @@ def test_images_that_are_not_the_published_ones(folder, cache, tiny_files, monke
 def test_the_digests_are_of_every_class():
     for split in ("train", "val"):
         known = _tiny_imagenet._digests(_tiny_imagenet.OFFICIAL.digests, split)
+        assert list(known) == list(_tiny_imagenet._digests(_tiny_imagenet.OFFICIAL.digests, "words"))
         assert len(known) == len(set(known.values())) == _tiny_imagenet.OFFICIAL.classes
         assert all(re.fullmatch(r"n\d{8}", wnid) and re.fullmatch(r"[0-9a-f]{16}", x) for wnid, x in known.items())
 
@@ -849,6 +875,40 @@ def test_a_damaged_tar_is_noticed(tmp_path, tiny_files, mode):
         else:
             with pytest.raises(DataError, match="truncated or damaged"):
                 names()
+
+
+@pytest.mark.parametrize("kind", ["w:", "w:gz", "zip"])
+def test_no_damage_of_an_archive_costs_memory_or_ends_in_a_bare_error(folder, tiny_files, monkeypatch, kind):
+    """Hundreds of random damages: the images, or a DataError, within a few MB; any image that differs was damaged."""
+    content = made.zip_bytes(tiny_files) if kind == "zip" else made.tar_bytes(tiny_files, mode=kind)
+    wanted = lambda name: name.endswith((".txt", ".JPEG"))  # noqa: E731
+    path, refused, other = folder / "x", 0, 0
+
+    def read() -> dict[str, bytes]:
+        if kind != "zip":
+            return {name: entry.read() for name, entry in _archives.read_tar(path, wanted).items()}
+        with _archives.open_zip(path, wanted) as entries:
+            return {name: entry.read() for name, entry in entries.items()}
+
+    path.write_bytes(content)
+    sound = read()
+    tracemalloc.start()
+    try:
+        for _, bad in damages.damaged(content, damages.OF_BYTES, each=30, seed=kind):
+            path.write_bytes(bad)
+            try:
+                other += read() != sound
+            except DataError:
+                refused += 1
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    if kind == "w:":  # it has checksums of headers alone: what is inside is told by the digests of the data set
+        assert refused > 60
+        assert other > 20
+    else:
+        assert refused > 120
+        assert other == 0
 
 
 def link(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:

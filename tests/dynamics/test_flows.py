@@ -380,7 +380,7 @@ def test_bad_arguments():
         integrate(gradient_flow(), quadratic, START, START, t_span=(0, 1))
     with pytest.raises(ValueError, match="f=None"):
         integrate(lambda t, q, v: v @ v, quadratic, START, t_span=(0, 1))
-    with pytest.raises(TypeError, match="LearningRule or a Lagrangian"):
+    with pytest.raises(TypeError, match="of a Lagrangian, or a LearningRule"):
         integrate("sgd", quadratic, START, t_span=(0, 1))
     with pytest.raises(ValueError, match="domain of h"):
         integrate(natural_gradient(ENTROPY, 0.1, 1.0), quadratic, -START, t_span=(0, 1))

@@ -499,7 +499,7 @@ def test_rotations_want_skew_generators(A):
         (lambda: linear_pair(slice(0, 4), slice(4, 8), SHEAR)(Q, 0.1), "beyond the 7"),
         (lambda: linear_pair(slice(0, 4, 2), slice(4, 6), SHEAR)(Q, 0.1), "no block"),
         (lambda: so(1), "a line has no rotations"),
-        (lambda: gl(0), "d >= 1"),
+        (lambda: gl(0), "d must be an integer from 1"),
         (lambda: LieAlgebra(torch.stack([SPIN, 2 * SPIN])), "only 1 independent"),
         (lambda: LieAlgebra(SPIN), r"\(m, d, d\)"),
         (lambda: so(3).pack(torch.ones(2)), "3 elements"),

@@ -15,6 +15,7 @@ from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
 
+import damages
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from nlcompanion import SweepError, TrainConfig, _storage, load_sweep, sweep
 from nlcompanion.training import loop as _train_loop
 from nlcompanion.training import train
+from nlcompanion.training.sweeps import records as _records
 from nlcompanion.training.sweeps import store as _sweep_files
 from nlcompanion.training.sweeps import sweep as _sweep
 from nlcompanion.training.sweeps import workers as _workers
@@ -233,6 +235,32 @@ def test_a_damaged_file_is_set_aside_and_the_run_done_again(tmp_path, undisturbe
     assert aside.read_text() == bad
     aside.unlink()
     assert outcome(tmp_path)[CONFIGS[0].key] == outcome(undisturbed)[CONFIGS[0].key]
+
+
+def without_a_checksum(path: Path) -> object:
+    """The control: what a reader makes of a file that it does not compare with its checksum."""
+    try:
+        return _records.interpret(json.loads(path.read_text()), path).run.to_dict()
+    except (ValueError, AttributeError, KeyError):
+        return None
+
+
+def test_no_damage_of_a_stored_run_is_read_as_sound(tmp_path, undisturbed):
+    path = tmp_path / f"{CONFIGS[0].key}.json"
+    path.write_bytes((undisturbed / path.name).read_bytes())
+    (sound,) = sweep(CONFIGS[:1], tmp_path, run=False)
+    stored = without_a_checksum(path)
+    refused, mistaken = 0, 0
+    for kind, other in damages.damaged(path.read_bytes(), damages.OF_TEXT, each=20, seed="run"):
+        path.write_bytes(other)
+        (record,) = sweep(CONFIGS[:1], tmp_path, run=False)
+        if record.status == "damaged":
+            refused += 1
+        else:
+            assert (record.run.to_dict(), record.provenance) == (sound.run.to_dict(), sound.provenance), kind
+        mistaken += without_a_checksum(path) not in (None, stored)
+    assert refused > 190  # of 260
+    assert mistaken > 30  # so many would be taken for good without the checksum
 
 
 def test_a_file_that_cannot_be_read_is_neither_used_nor_moved(tmp_path, undisturbed, calls):

@@ -1,21 +1,22 @@
-"""What a sweep gives back (private; public as ``nlcompanion.training``): one record per run, read from its file."""
+"""What a sweep gives back: one record per run, read from its file."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import attrs
-
+from nlcompanion._extras import needs
 from nlcompanion._provenance import provenance
 from nlcompanion._storage import Damaged
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.sweeps import store as files
 from nlcompanion.training.sweeps.store import SweepError
+
+with needs("training"):
+    import attrs
 
 if TYPE_CHECKING:
     from nlcompanion.training.run import Run
@@ -24,7 +25,7 @@ _SETTINGS = tuple(setting.name for setting in attrs.fields(TrainConfig))
 _ENVIRONMENT = ("nlcompanion", "torch", "python", "platform", "device", "threads")  # a Run's, within the provenance
 
 
-@dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class Record:
     """One run of a sweep, as its file tells it.
 
@@ -40,9 +41,9 @@ class Record:
     config: TrainConfig
     status: str
     path: Path
-    run: Run | None = field(default=None, repr=False)
-    error: str | None = field(default=None, repr=False)
-    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    run: Run | None = attrs.field(default=None, repr=False)
+    error: str | None = attrs.field(default=None, repr=False)
+    provenance: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
     @property
     def key(self) -> str:
@@ -50,7 +51,7 @@ class Record:
         return self.config.key
 
 
-@dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class Sweep(Sequence[Record]):
     """The records of a sweep, in the order of their configurations.
 

@@ -1,4 +1,4 @@
-"""What a sweep keeps on disk (private): one JSON file per run, a checkpoint while it runs, a lock while it is at work.
+"""What a sweep keeps on disk: one JSON file per run, a checkpoint while it runs, a lock while it is at work.
 
 .. code-block:: text
 

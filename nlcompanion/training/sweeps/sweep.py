@@ -1,4 +1,4 @@
-"""Sweeps (private; public as ``nlcompanion.training.sweep``): many runs, one file each, whatever happens meanwhile."""
+"""Sweeps: many runs, one file each, whatever happens meanwhile."""
 
 from __future__ import annotations
 
