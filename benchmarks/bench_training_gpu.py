@@ -75,14 +75,14 @@ def peak() -> float:
     return 2.0 * PRODUCT**3 / seconds(lambda: torch.mm(a, b, out=out))
 
 
-def stepper(batch: int, compiled: bool, **settings) -> Stepper:
+def stepper(batch: int, compiled: bool, count: int = IMAGES, device_name: str = "cuda", **settings) -> Stepper:
     g = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (IMAGES, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
-    data = Dataset("noise", images, torch.arange(IMAGES) % CLASSES, tuple(map(str, range(CLASSES))))
+    images = torch.randint(256, (count, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
+    data = Dataset("noise", images, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
     config = TrainConfig(
-        dataset="custom", model="vgg11", batch_size=batch, device="cuda", precision="bf16", lr=0.01, **settings
+        dataset="custom", model="vgg11", batch_size=batch, device=device_name, precision="bf16", lr=0.01, **settings
     )
-    device = torch.device("cuda")
+    device = torch.device(device_name)
     model = vgg11(CLASSES, size=SIDE).to(device, memory_format=torch.channels_last).train()
     found = Stepper(model, Batches(data, config, device, torch.float32), config, device, stride=1)
     if compiled:

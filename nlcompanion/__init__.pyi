@@ -52,8 +52,12 @@ from .dynamics import nesterov as nesterov
 from .dynamics import newtonian as newtonian
 from .dynamics import sgd as sgd
 from .dynamics import steady as steady
+from .laws import Audit as Audit
+from .laws import AuditError as AuditError
 from .laws import Law as Law
 from .laws import LawUnderRule as LawUnderRule
+from .laws import audit as audit
+from .laws import count_laws as count_laws
 from .laws import data_rotation_law as data_rotation_law
 from .laws import homogeneous_law as homogeneous_law
 from .laws import homogeneous_laws as homogeneous_laws

@@ -32,11 +32,13 @@ exit status:
 """
 
 _TOP = """\
-Train networks and sweep over their settings, and keep every run in a file; hold gradients against their laws.
+Train networks and sweep over their settings, and keep every run in a file; find the laws of a model,
+and hold gradients against theirs.
 
 commands:
   train    one run
   sweep    every combination of the settings that are given as lists
+  audit    the laws of a model, and what an optimiser makes of them
   check    the laws of a model's gradients, or of an optimiser
 
 `python -m nlcompanion COMMAND --help` tells more.
@@ -84,6 +86,24 @@ exit status:
     1  a law is broken
     2  no verdict: wrong usage, the factory failed, or the report could not be printed
     3  it cannot be told: rounding would hide a fault, or something has no law
+  130  interrupted
+"""
+
+
+_AUDIT = """\
+Find the laws of a model: the continuous symmetries of its loss, what each conserves, and what training makes of it. The
+factory takes nothing and returns (model, inputs, targets, loss), or (model, inputs) of a model with its own loss.
+"""
+
+_AUDIT_EXAMPLES = """\
+example, with a file mine.py beside you:
+  def net(): return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)), x, y, nn.functional.cross_entropy
+  python -m nlcompanion audit mine:net --optimizer adamw:lr=1e-3,weight_decay=0.01
+
+exit status:
+    0  the laws are printed
+    1  they could not be printed, or the factory failed
+    2  no audit: wrong usage, or a model that cannot be audited
   130  interrupted
 """
 
@@ -254,10 +274,23 @@ def _options_of_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from nlcompanion.laws.audit.command import run
+
+    return run(options)
+
+
+def _options_of_audit(parser: argparse.ArgumentParser) -> None:
+    from nlcompanion.laws.audit.command import add_options
+
+    add_options(parser)
+
+
 _SETTINGS = "[options] [settings]"
 _TARGET = "[options] PACKAGE.MODULE:FACTORY"
 _COMMANDS = {
     "train": _Command(_TRAIN, _TRAIN_EXAMPLES, _SETTINGS, partial(_options_of_runs, several=False), _runs, FAILED),
     "sweep": _Command(_SWEEP, _SWEEP_EXAMPLES, _SETTINGS, partial(_options_of_runs, several=True), _runs, FAILED),
+    "audit": _Command(_AUDIT, _AUDIT_EXAMPLES, _TARGET, _options_of_audit, _audit, FAILED),
     "check": _Command(_CHECK, _CHECK_EXAMPLES, _TARGET, _options_of_check, _check, USAGE),
 }

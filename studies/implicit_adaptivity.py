@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from attrs import evolve
@@ -26,7 +27,7 @@ RUNS = "NLCOMPANION_RUNS"  # a folder in which unfinished sweeps are kept, so th
 NORMS = {"free": False, "constrained": True}
 TINY_SEEDS = range(4)
 
-Panel = tuple[str, Sequence[float], TrainConfig]  # the setting that varies, its values, and the rest
+Panel = tuple[str, Sequence[Any], TrainConfig]  # the setting that varies, its values, and the rest
 
 
 @result("TK Fig. 4 on digits: free and constrained filter norm against step size, momentum and decay")
@@ -91,7 +92,9 @@ def figure4(panels: Mapping[str, Panel], seeds: Sequence[int], executor: Executo
 
 def figure4_of(panels: Mapping[str, Panel], seeds: Sequence[int], found: Mapping[str, Sweep]) -> dict:
     """The same from runs that are done, a sweep for each panel; those that it lacks are left out of the means."""
-    curves, durations, data = {}, {}, None
+    curves: dict[str, Any] = {}
+    durations: dict[str, float] = {}
+    data = None
     for name, (setting, values, _) in panels.items():
         durations |= {record.key: record.run.duration for record in found[name] if record.run}
         data = data or found[name].runs[0].data["train"]
@@ -175,4 +178,4 @@ def _numbers(panel: dict, varied: dict[str, list]) -> dict:
 
 
 def _differences(a: Sequence[float | None], b: Sequence[float | None]) -> list[float | None]:
-    return [None if None in pair else pair[0] - pair[1] for pair in zip(a, b, strict=True)]
+    return [None if x is None or y is None else x - y for x, y in zip(a, b, strict=True)]

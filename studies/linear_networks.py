@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 
 import torch
 from torch import Tensor
@@ -45,6 +45,22 @@ class WhitenedDigits:
         return size * self.out @ self.into
 
 
+def oriented_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin singular value decomposition in which the largest entry of every left vector is positive.
+
+    A decomposition leaves the signs of its vectors free, and each processor chooses its own: what is drawn at random
+    beside them would then belong to other coordinates.
+
+    Example:
+        >>> left, sizes, right = oriented_svd(torch.tensor([[-2.0, 0.0], [0.0, -1.0]]))
+        >>> left.diag().tolist(), right.diag().tolist()
+        ([1.0, 1.0], [-1.0, -1.0])
+    """
+    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))[0]
+    return left * largest.sign(), sizes, right * largest.sign()[:, None]
+
+
 @cache
 def whitened_digits() -> WhitenedDigits:
     """The training digits, whitened.
@@ -56,11 +72,11 @@ def whitened_digits() -> WhitenedDigits:
     """
     images, labels = nl.digits("train").tensors(flatten=True)
     images = images.double()
-    U, *_ = torch.linalg.svd(images - images.mean(0), full_matrices=False)
+    U, *_ = oriented_svd(images - images.mean(0))
     inputs = torch.cat([torch.ones(len(U), 1, dtype=U.dtype), U[:, :12] * len(U) ** 0.5], dim=1)
     targets = one_hot(labels, 10).double()
     optimum = targets.T @ inputs / len(inputs)
-    return WhitenedDigits(inputs, targets, optimum, *torch.linalg.svd(optimum, full_matrices=False))
+    return WhitenedDigits(inputs, targets, optimum, *oriented_svd(optimum))
 
 
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -98,7 +114,7 @@ def balanced_factors(P: Tensor, layers: int) -> list[Tensor]:
         >>> bool((first @ first.T - second.T @ second).norm() < 1e-12)
         True
     """
-    a, s, b = torch.linalg.svd(P, full_matrices=False)
+    a, s, b = oriented_svd(P)
     frames = [b.T, *(random_rotation(k) for k in range(layers - 1)), a]
     return [frames[j + 1] * s ** (1 / layers) @ frames[j].T for j in range(layers)]
 
@@ -111,7 +127,7 @@ def end_to_end_velocity(P: Tensor, layers: int, optimum: Tensor) -> Tensor:
         return frame * s ** (2 * k / layers) @ frame.T if k else torch.eye(len(frame)).double()
 
     residual = optimum - P
-    return sum(power(a, layers - 1 - j) @ residual @ power(b.T, j) for j in range(layers))
+    return reduce(torch.add, [power(a, layers - 1 - j) @ residual @ power(b.T, j) for j in range(layers)])
 
 
 def flow_of_networks(starts: Sequence[Sequence[Tensor]], optimum: Tensor, **solver) -> tuple[Trajectory, Tensor]:

@@ -112,6 +112,7 @@ def torque_defect(f: FlatLoss, law: Law, mixers: Tensor, rule, velocity: Tensor,
         return t**3 * torch.stack([v @ law.generator(v, A) for A in mixers])
 
     run = integrate(rule, f, f.q0, velocity, t_span=t_span, t_eval=t_span, integrand=driven, **solver)
+    assert run.integral is not None
     first, last = (torques(*state) for state in zip(run.t, run.q, run.v, strict=True))
     return (last - first - run.integral[1]) / last.norm()
 
@@ -124,6 +125,7 @@ def second_difference_defect(f: FlatLoss, law: Law, velocity: Tensor, *, t_span,
         return (end - t) * law.form(v)
 
     run = integrate(nl.newtonian(), f, f.q0, velocity, t_span=t_span, t_eval=t_span, integrand=twice, **solver)
+    assert run.integral is not None
     rate = law.form(run.v[0], run.q[0]) * (end - start)
     gained = law.change(*run.q) / 2 - (rate + rate.T) / 2
     return (gained - run.integral[1]) / run.integral[1].norm()

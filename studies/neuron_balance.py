@@ -68,7 +68,8 @@ def squares_gained(f: FlatLoss, start: Tensor, end: Tensor) -> dict[str, Tensor]
 
 def drift_after(f: FlatLoss, law: Law, rule: LearningRule, time: float) -> Tensor:
     """How far a charge has moved when a discrete algorithm has run for a time, in its own clock."""
-    steps = round(time / rule.time_step)
+    assert rule.steps is not None
+    steps = round(time / rule.steps.time_step)
     return law.change(f.q0, descend(rule, f, f.q0, steps=steps, every=steps).q[-1])
 
 
@@ -114,10 +115,11 @@ def two_forces(
         f, law: the loss, and one law of it.
         looks_ahead: whether the rule takes its gradient ahead of the weights, as Nesterov's algorithm does.
     """
+    assert rule.steps is not None
     q = descend(rule, f, f.q0, steps=steps).q
     weights, step, before = q[1:-1], q[2:] - q[1:-1], q[1:-1] - q[:-2]
     ahead = weights + memory * before
-    kick = (q[2:] - ahead) / rule.lr
+    kick = (q[2:] - ahead) / rule.steps.lr
     sides = vmap(law.sides)
     at, elsewhere = (ahead, weights) if looks_ahead else (weights, ahead)
     return Forces(sides(weights), sides(at, kick), sides(elsewhere, kick), sides(weights, step))

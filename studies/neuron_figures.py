@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ def draw_norms(axis: Axes, t: Tensor, reads: Tensor, writes: Tensor, names: Sequ
     twin.grid(False)
     twin.spines["right"].set_visible(True)
     twin.tick_params(axis="y", colors=COLORS["measurement"])
-    place = "upper left" if p == 1 else (0.4, 0.16)
+    place: Any = "upper left" if p == 1 else (0.4, 0.16)
     axis.legend(handles=[*axis.lines, *twin.lines], loc=place)
 
 
@@ -78,7 +79,7 @@ def draw_plane_of_two_weights(axis: Axes) -> None:
             start = [(low**2 + max(c, 0)) ** 0.5, (low**2 + max(-c, 0)) ** 0.5]
             path = integrate(nl.gradient_flow(), two_weights, start, t_span=(0, 9), rtol=1e-6)
             axis.plot(*path.q.T, color=COLORS["measurement"], linestyle=(0, (2, 1.2)), linewidth=3)
-            axis.scatter(*start, color=COLORS["measurement"], s=22, zorder=3)
+            axis.scatter(start[0], start[1], color=COLORS["measurement"], s=22, zorder=3)
     u = torch.tensor([0.55, 0.8, 1.3, 1.75])
     axis.quiver(u, 1 / u, u, -1 / u, color=COLORS["neutral"], width=0.007, zorder=3)
     axis.set(xlim=(0, 2.2), ylim=(0, 2.2), xlabel="$u$, reads", ylabel="$v$, writes", aspect="equal")

@@ -19,6 +19,7 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from attrs import evolve
@@ -55,7 +56,8 @@ class Size:
 
     def base(self, **settings) -> TrainConfig:
         """TK's experiment (SI E), in bfloat16 products: batches of 128, momentum 0.9, decay 1e-4, step size 0.1."""
-        rest = {"subset": self.images, "batch_size": self.batch_size, "width": self.width, "device": self.device}
+        rest: dict[str, Any] = {"subset": self.images, "batch_size": self.batch_size}
+        rest |= {"width": self.width, "device": self.device}
         return TrainConfig(
             **{"dataset": "tiny_imagenet", "model": "vgg11", "epochs": self.epochs, "precision": "bf16", **rest}
             | settings
@@ -114,7 +116,9 @@ def measure(folder: Path, size: Size, seconds: float, workers: int = 4) -> None:
     """
     _data(size.images, size.test_images)  # decoded once, before several processes want it
     until = time.time() + seconds
-    todo = [(_course, size, folder, name, config) for name, config in figure2b_configs(size).items()]
+    todo: list[tuple[Any, ...]] = [
+        (_course, size, folder, name, config) for name, config in figure2b_configs(size).items()
+    ]
     todo += [(_run, size, folder, config.key, config) for config in figure4_configs(size)]
     with Workers(workers) as pool:
         futures = {pool.submit(_in_time, until, task): _label(task[3], task[4]) for task in todo}
@@ -161,8 +165,8 @@ def _course(size: Size, folder: Path, name: str, config: TrainConfig) -> str:
         stride=max(1, steps // 400),
         progress=False,
     )
-    content = {"name": name, "run": json.dumps(records.content_of(run))}
-    if run.status == "finished":
+    content: dict[str, Any] = {"name": name, "run": json.dumps(records.content_of(run))}
+    if run.status == "finished" and run.model is not None:
         content["course"] = watch.course(run.model, run.steps)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(content, path.with_suffix(".part"))
@@ -280,7 +284,7 @@ def _write(name: str, title: str, content: dict, where: Path | None) -> Path:
     runs = list(content.pop("made").values())
     kept = ("nlcompanion", "torch", "numpy", "scipy", "python", "platform", "device", "threads", "made")
     provenance = {key: runs[0][key] for key in kept if key in runs[0]}
-    empty = {"settings": {}, "data": None, "curves": {}, "numbers": {}}
+    empty: dict[str, Any] = {"settings": {}, "data": None, "curves": {}, "numbers": {}}
     return results.write(name, {"name": name, "title": title, **empty, **content, "provenance": provenance}, where)
 
 

@@ -1,4 +1,4 @@
-"""Types that are true: the package is clean to mypy, and a user's editor sees real signatures."""
+"""Types that are true: package and studies are clean to mypy, and a user's editor sees real signatures."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import nlcompanion
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ["nlcompanion"]
+FOLDERS = ["nlcompanion", "studies"]
 
 USE = """\
 import nlcompanion as nl

@@ -28,7 +28,7 @@ def code_lines(source: str) -> int:
         >>> code_lines('# why\\n\\ndef one():\\n    "What it is."\\n    return (\\n        1  # one\\n    )\\n')
         4
     """
-    lines = set()
+    lines: set[int] = set()
     for piece in tokenize.generate_tokens(io.StringIO(source).readline):
         if piece.type not in _NO_CODE:
             lines.update(range(piece.start[0], piece.end[0] + 1))

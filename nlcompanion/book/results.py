@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nlcompanion._storage import Damaged, check_entries, read_json, write_json
 
@@ -35,7 +36,7 @@ class ResultError(RuntimeError):
     """A result that is missing, damaged or cannot be stored; the message names the file and the command."""
 
 
-def thin(curves: Mapping[str, Sequence], points: int = 200) -> dict[str, list]:
+def thin(curves: Mapping[str, Any], points: int = 200) -> dict[str, list]:
     """About ``points`` entries of each curve, evenly spaced, first and last included.
 
     Args:

@@ -9,6 +9,7 @@ makes :math:`\mathrm{form}(g, q) = 0`, and what remains are the causes that a le
 ``momentum``     :math:`-2\,\mathrm{form}(r_b\, b, q)`
 ``decay``        :math:`-2\,\mathrm{form}(r_k\, q, q)`, also of AdamW and others whose decay is decoupled
 ``rates``        :math:`-2\,\mathrm{form}(r_g\, g, q)`, not 0 where a law's parameters have different rates
+``source``       :math:`-2\,r_g\,\mathrm{form}(g, q)` of a balance through activations without a symmetry
 ``outside``      what was written to the weights between two steps
 ``optimizer``    :math:`2\,\mathrm{form}(d, q)` of any other optimiser less its decay: no formula is known here
 ===============  ======================================================================================
@@ -24,7 +25,7 @@ import torch
 if TYPE_CHECKING:
     from nlcompanion.laws.law import Law
 
-CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
+CAUSES = ("finite_step", "momentum", "decay", "rates", "source", "outside", "optimizer")
 
 
 class StepRates(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import instance
+from nlcompanion._arguments import described
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.under_optimizers import heavy_ball_statement
@@ -57,9 +57,8 @@ class LawUnderRule:
     rule: LearningRule
 
     def __post_init__(self):
-        from nlcompanion.laws.law import Law
-
-        instance("law", self.law, Law, "homogeneous_law(f, layer=1)")
+        if not callable(getattr(self.law, "under", None)):  # Law's own module imports this one
+            raise TypeError(f"law must be a Law such as homogeneous_law(f, layer=1), got {described(self.law)}")
         if not isinstance(self.rule, LearningRule):
             raise TypeError(f"rule must be a LearningRule such as nesterov(), got {type(self.rule).__name__}")
         if not self.rule.is_euclidean:
@@ -162,12 +161,12 @@ class LawUnderRule:
         """What the law says of the momentum's rate; for gradient flow the momentum and what decay makes of it."""
         law, k = self.law, self.rule.weight_decay
         if self.rule.massless:
-            return torch.stack([law.form(v, q), k * law.form(q)])
+            return torch.stack([law.form(v, q), k * law.form(q, q)])
         c1, c2 = self.rule.equation(t)
-        rate = law.form(v)
+        rate = law.square(v)
         if c1:
             rate = rate - c1 * law.form(v, q)
-        return rate - c2 * k * law.form(q) if k else rate
+        return rate - c2 * k * law.form(q, q) if k else rate
 
     def _size(self, t: float, q: Tensor, v: Tensor) -> float:
         """How large the terms are that must cancel, the largest of a stack."""

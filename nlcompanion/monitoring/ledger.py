@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import described
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.under_optimizers import CAUSES
@@ -42,6 +43,7 @@ class Account:
         momentum: what the buffer of earlier gradients adds.
         decay: what weight decay takes.
         rates: what different learning rates for the law's parameters do; 0 where they have one.
+        source: what activations without a symmetry add to their neurons' balance; 0 for all other laws.
         outside: what was done to the weights between the steps, such as a projection.
         optimizer: for optimisers other than SGD ``2 form(d, q)``, all that is not the finite step.
         residual: what none of these explains; the symmetry forbids it, so it is rounding.
@@ -57,6 +59,7 @@ class Account:
     momentum: Tensor
     decay: Tensor
     rates: Tensor
+    source: Tensor
     outside: Tensor
     optimizer: Tensor
     residual: Tensor
@@ -160,6 +163,11 @@ class Ledger:
         if rule is not None:
             if model is not None or optimizer is not None:
                 raise ValueError("give a model with its optimizer, or rule= for descend, not both")
+            if any(law.sources for law in self.laws):
+                raise ValueError(
+                    "a law with a source is booked with the model's activations, and descend has none; give a model "
+                    "with its optimizer, or leave these laws out: [law for law in laws if not law.sources]"
+                )
             self._follower = DescentSteps(self, rule)
             self.tolerance = TOLERANCES[torch.float64]
         else:
@@ -341,44 +349,51 @@ class Ledger:
         """
         nothing = torch.zeros_like(change)
         sums = torch.stack([change, *(causes.get(name, nothing) for name in CAUSES)])
-        return self._add(sums, start, ratio, cosine, skipped)
-
-    def _add(
-        self, sums: Tensor, start: Tensor, ratio: Tensor, cosine: Tensor | None = None, skipped: Tensor | None = None
-    ) -> bool:
-        """As :meth:`_enter`, of the change and all causes in one tensor."""
         self.steps += 1
-        found = self._found
-        if found is None:
+        if self._found is None:
             nothing = torch.zeros_like(ratio)
-            found = _Found(start, nothing, nothing.long(), nothing, None)
-        # on a CPU, where it costs no waiting, most steps are seen to be none of the worst
-        largest = float(ratio.max()) if ratio.device.type == "cpu" else math.nan
-        step = found.worst_step
-        if not largest <= self._largest:
-            grown = (ratio > found.worst) | (ratio.isnan() & ~found.worst.isnan())
-            step, self._largest = torch.where(grown, self.steps, step), largest
-        worst = torch.maximum(found.worst, ratio)  # NaN must not pass, and the first one is told
-        self._found = _Found(found.start, worst, step, ratio, cosine)
-        self._block = sums if self._block is None else self._block.add_(sums)
+            self._found = _Found(start, nothing, nothing.long(), nothing, None)
+        self._add_up(sums, ratio, ratio, cosine)
+        if skipped is not None:
+            self._skipped = self._skipped + skipped
+        return ratio.device.type == "cpu" and not float(ratio.max()) <= self.tolerance and self._notice(ratio)
+
+    def _count_step(self, largest: float) -> bool:
+        """One step whose sums come later; returns whether they must come now.
+
+        Args:
+            largest: what is left of it, relative to what it is compared with.
+        """
+        self.steps += 1
+        ends_entry = self.every is not None and self.steps % self.every == 0
+        is_worst = not largest <= self._largest
+        self._largest = largest if is_worst else self._largest
+        return ends_entry or is_worst
+
+    def _add_up(self, sums: Tensor, worst: Tensor, latest: Tensor, cosine: Tensor | None = None) -> None:
+        """The change and its causes of the last steps, the worst that was left, and what was left of the last step."""
+        found = self._need_steps()
+        grown = (worst > found.worst) | (worst.isnan() & ~found.worst.isnan())  # NaN must not pass; the first is told
+        step = torch.where(grown, self.steps, found.worst_step)
+        self._found = _Found(found.start, torch.maximum(found.worst, worst), step, latest, cosine)
+        self._block = sums if self._block is None else self._block + sums
         if self.every and self.steps % self.every == 0:
             self._entries.append((self.steps, self._block, cosine))
             self._block = None
-        if skipped is not None:
-            self._skipped = self._skipped + skipped
-        return ratio.device.type == "cpu" and not largest <= self.tolerance and self._notice(ratio)
 
     def _notice(self, ratio: Tensor) -> bool:
         """Note the first step that leaves more than rounding."""
-        if self._first is not None:
-            return False
         largest, entry = ratio.max(0)
+        if self._first is not None or float(largest) <= self.tolerance:
+            return False
         if (not_a_number := ratio.isnan()).any():
             entry = not_a_number.int().argmax()
         self._first = _Breach(self.steps, int(entry), float(largest))
         return True
 
     def _need_steps(self) -> _Found:
+        if isinstance(self._follower, OptimizerSteps):
+            self._follower.settle()
         if self._found is None:
             raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
         return self._found
@@ -417,6 +432,8 @@ def _short(law: Law) -> str:
 
 
 def _laws(laws) -> tuple[Law, ...]:
+    if not isinstance(laws, Law | Iterable) or isinstance(laws, str | bytes | Tensor | np.ndarray):
+        raise TypeError(f"laws must be a Law such as homogeneous_law(f, 1), or several, got {described(laws)}")
     laws = (laws,) if isinstance(laws, Law) else tuple(laws)
     if not laws:
         raise ValueError(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nlcompanion.laws.under_optimizers import StepRates, fading, step_rates
-from nlcompanion.monitoring.diagnosis import Moved, diagnosis
+from nlcompanion.laws.under_optimizers import StepRates
+from nlcompanion.monitoring.diagnosis import diagnosis
+from nlcompanion.monitoring.evidence import evidence
 from nlcompanion.monitoring.find_parameters import find_parameters
 from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
-from nlcompanion.monitoring.stacked_forms import Tensors
+from nlcompanion.monitoring.sources import SourceReader
+from nlcompanion.monitoring.stacked_forms import Step, Tensors
 from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
+from nlcompanion.monitoring.step_settings import Settings, StepSettings
 from nlcompanion.monitoring.usual_step import UsualStep
 
 if TYPE_CHECKING:
@@ -24,8 +27,7 @@ if TYPE_CHECKING:
 
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
 _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
-_EMPTY: dict[str, Any] = {}
-_READ = ("momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize")
+_OF_ROUNDING = 8  # units in the last place of the largest gradient of any law
 
 Versions = list[int]
 
@@ -45,32 +47,6 @@ class Rest:
     weights: Versions
     buffers: list[tuple[int, int] | None]
     last: tuple[Tensor, dict[str, float]] | None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the optimizers are set to.
-
-    Attributes:
-        key: what they were read from; the same key has the same settings.
-        groups: of each parameter.
-        rates: of each parameter.
-        rate: of all parameters, if these are the same.
-        differ: whether parameters of one law have different rates.
-        lr, inverse_lr: of each parameter; the inverse of 0 counts as 0.
-        fading: by how much decay shrinks the logarithm of the squares in a step, at most.
-        is_idle: whether some parameter takes no part.
-    """
-
-    key: tuple
-    groups: dict[str, Mapping[str, Any]]
-    rates: dict[str, StepRates]
-    rate: StepRates | None
-    differ: bool
-    lr: dict[str, float]
-    inverse_lr: dict[str, float]
-    fading: float
-    is_idle: bool
 
 
 @dataclass
@@ -93,6 +69,7 @@ class Ahead:
     outside: tuple[Tensor, Tensor] | None
     memory: tuple[Tensor, dict[str, float]] | None
     reads_gradients: bool
+    sources: Tensor | None
     gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     stepped: set[int] = field(default_factory=set)
     rescaled: bool = False
@@ -142,6 +119,9 @@ class OptimizerSteps:
         first = next(iter(self.parameters.values()))
         self.dtype = first.dtype
         self.forms.to(first.device)
+        if self.forms.has_shifts:
+            with torch.no_grad():
+                self.forms.floor = 1e-3 * max(float(p.abs().mean()) for p in self.parameters.values())
         self._of_sgd = {name for name in self.parameters if isinstance(self._owner(name), torch.optim.SGD)}
         chosen = torch.tensor([name in self._of_sgd for name in self.parameters], device=first.device)
         self._exact = self.forms.all_of(chosen)  # laws whose steps have a formula
@@ -155,16 +135,19 @@ class OptimizerSteps:
         self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
         self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
         self._longest: Tensor | None = None  # step so far, times the weights, likewise
-        self._known_groups: dict[str, Mapping[str, Any]] = {}
-        self._idle: dict[str, tuple[str, int]] = {}  # parameters at rest: why, and since which step
         self.precision = GradientPrecision(self.parameters)
+        self._reader: SourceReader | None = None
+        if self.forms.has_sources:
+            sources = [source for law in self.forms.laws for source in law.sources]
+            self._reader = SourceReader(model, sources, first)
         self._usual = UsualStep.of(self.forms, self.parameters, self._before)
-        self._settings: Settings | None = None  # of the last step
+        self._unsettled = False  # whether usual steps were not yet handed to the ledger
+        self.settings = StepSettings(self.optimizers, self.parameters, self._owners)
         self._addresses = [p.data_ptr() for p in self.parameters.values()]
-        self._kept = [(p, self._owners[name], name in self._of_sgd) for name, p in self.parameters.items()]
 
     def attach(self) -> list:
-        return [*listen(self.optimizers, self), *self.precision.handles]
+        read = [] if self._reader is None else self._reader.handles
+        return [*listen(self.optimizers, self), *self.precision.handles, *read]
 
     def _of(self, optimizer: Optimizer) -> list[str]:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -206,61 +189,27 @@ class OptimizerSteps:
                 self._book(ahead)
 
     def _look_ahead(self) -> Ahead:
-        buffers = self._buffers()
-        settings = self._read_settings(buffers)
-        if [p.data_ptr() for p in self.parameters.values()] != self._addresses:
+        buffers = self.settings.buffers()
+        settings = self.settings.read(buffers, self.ledger.steps + 1)
+        addresses = [p.data_ptr() for p in self.parameters.values()]
+        if addresses != self._addresses:
             self._check_kind()
+            self._move_to(addresses)
         rest, outside = self._still_at_rest(buffers)
         memory = None
         if any(rate.buffer for rate in settings.rates.values()):
             memory = _of_last_step(rest, settings)
             memory = memory or (self._of_buffers(buffers), dict.fromkeys(self.parameters, 1.0))
-        reads = not self.is_exact or len(self.optimizers) > 1 or settings.differ
-        return Ahead(settings, rest, outside, memory, reads)
+        reads = not self.is_exact or len(self.optimizers) > 1
+        if settings.rate is None:
+            reads = reads or self.forms.differ({name: rate.gradient for name, rate in settings.rates.items()})
+        sources = None if self._reader is None else self.forms.sources(self._reader.take())
+        return Ahead(settings, rest, outside, memory, reads, sources)
 
-    def _read_settings(self, buffers: list[Tensor | None]) -> Settings:
-        """The settings now; where nothing has changed since the last step, those of the last step."""
-        groups = [group for one in self.optimizers for group in one.param_groups]
-        key = (
-            [(float(group["lr"]), *[group.get(name) for name in _READ]) for group in groups],
-            [list(map(id, group["params"])) for group in groups],
-            [p.grad is not None and p.requires_grad for p in self.parameters.values()],
-            [b is None for b in buffers],
-        )
-        if self._settings is None or self._settings.key != key:
-            self._settings = self._made_of(key, buffers)
-        return self._settings
-
-    def _made_of(self, key: tuple, of_all: list[Tensor | None]) -> Settings:
-        now = self._groups()
-        self._known_groups |= now
-        groups = dict(self._known_groups)  # those of parameters that were taken out of their optimizer as they were
-        rates, buffers = {}, dict(zip(self.parameters, of_all, strict=True))
-        for name, p in self.parameters.items():
-            rates[name] = step_rates(self._owner(name), groups[name], buffers[name] is not None)
-            if p.grad is None or name not in now:
-                rates[name] = rates[name]._replace(buffer=0.0, parameter=0.0)
-            reason = _why_idle(p, name in now)
-            if reason:
-                self._idle[name] = reason, self._idle.get(name, (reason, self.ledger.steps + 1))[1]
-            else:
-                self._idle.pop(name, None)
-        lr = {name: float(group["lr"]) for name, group in groups.items()}
-        return Settings(
-            key=key,
-            groups=groups,
-            rates=rates,
-            rate=next(iter(rates.values())) if len(set(rates.values())) == 1 else None,
-            differ=self.forms.differ({name: rate.gradient for name, rate in rates.items()}),
-            lr=lr,
-            inverse_lr={name: 1 / x if x else 0.0 for name, x in lr.items()},
-            fading=max((fading(group) for group in groups.values()), default=0.0),
-            is_idle=bool(self._idle),
-        )
-
-    def _groups(self) -> dict[str, Mapping[str, Any]]:
-        of_ids = {id(p): group for one in self.optimizers for group in one.param_groups for p in group["params"]}
-        return {name: of_ids[id(p)] for name, p in self.parameters.items() if id(p) in of_ids}
+    def _move_to(self, addresses: list[int]) -> None:
+        """The parameters' storage was replaced."""
+        self.settle()
+        self._addresses, self._usual = addresses, UsualStep.of(self.forms, self.parameters, self._before)
 
     def _check_kind(self) -> None:
         for name, p in self.parameters.items():
@@ -290,7 +239,7 @@ class OptimizerSteps:
         scale = self.forms.scale(rest.squares, old)
         for name, p in self.parameters.items():
             torch.sub(p, old[name], out=old[name])
-        twice, square = self.forms.form(self.forms.pairs((old, self._weights()), (old, old)))
+        twice, square = self.forms.form(self.forms.pairs((Step(old), self._weights()), (Step(old), Step(old))))
         return self._rest_afresh(), (2 * twice - square, scale)
 
     @torch.no_grad()
@@ -300,7 +249,7 @@ class OptimizerSteps:
         names = None if len(self.optimizers) == 1 else {name for name, owner in self._owners.items() if owner == k}
         gradients = self._gradients()
         weights = self._weights()
-        (pairs,) = self.forms.pairs((gradients, weights), names=names)
+        (pairs,) = self.forms.pairs((Step(gradients), weights), names=names)
         lengths = torch.zeros(2, 0)
         if not self.is_exact:
             lengths = self.forms.squared_lengths(gradients, weights, names)
@@ -315,9 +264,7 @@ class OptimizerSteps:
         self._ahead = None
         usual, rate = self._usual, ahead.settings.rate
         if usual is None or rate is None or not self._is_usual(ahead):
-            self._book_in_full(ahead)
-        elif not usual.is_in_place():  # a parameter's storage was replaced
-            self._usual = UsualStep.of(self.forms, self.parameters, self._before)
+            self.settle()
             self._book_in_full(ahead)
         else:
             self._book_as_usual(ahead, usual, rate)
@@ -341,10 +288,19 @@ class OptimizerSteps:
         if ahead.memory is not None:
             buffer, scales = ahead.memory
             scale = next(iter(scales.values()))
-        booked = usual.book(ahead.rest.squares, buffer, scale * rate.buffer, rate.parameter)
-        if self.ledger._add(booked.sums, booked.charges, booked.ratio):
-            self.ledger._diagnosis = self._diagnose(ahead)
+        self._unsettled = True
+        largest = usual.book(ahead.rest.squares, buffer, scale * rate.buffer, rate.parameter)
+        if self.ledger._count_step(largest):
+            self.settle()
+            if self.ledger._notice(torch.from_numpy(usual.ratio)):
+                self.ledger._diagnosis = self._diagnose(ahead)
         self._rest = self._rest_after(ahead, None)
+
+    def settle(self) -> None:
+        """Hand the ledger what usual steps have summed up."""
+        if self._unsettled and self._usual is not None:
+            self._unsettled = False
+            self.ledger._add_up(*self._usual.take())
 
     @torch.no_grad()
     def _book_in_full(self, ahead: Ahead) -> None:
@@ -356,7 +312,7 @@ class OptimizerSteps:
         def step(name: str) -> None:
             old[name].sub_(self.parameters[name])  # minus the step
 
-        moved = forms.pairs((old, old, step), (old, self._weights()))
+        moved = forms.pairs((Step(old), Step(old), step), (Step(old), self._weights()))
         step_scale = forms.scale(moved[0], old)
         square, product, charges = forms.form(torch.cat([moved, squares[None]]))
         change = -2 * product - square
@@ -412,14 +368,19 @@ class OptimizerSteps:
             causes["momentum"] = -2 * forms.form(moving.of(pairs), of_buffer)
         of_decay = [rates[name].parameter for name in self.parameters]
         if any(of_decay):
-            if len(set(of_decay)) == 1 and moving.pairs is None:
+            if len(set(of_decay)) == 1 and moving.pairs is None and not forms.has_shifts:
                 causes["decay"] = -2 * of_decay[0] * charges
             else:
-                causes["decay"] = -2 * forms.form(moving.of(ahead.rest.squares), of_decay)
+                causes["decay"] = -2 * forms.form(moving.of(forms.as_steps(ahead.rest.squares)), of_decay)
         if along is not None and (self.is_exact or self._is_mixed):
             signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.settings.groups.items()}
             excess = -2 * forms.excess(along, [signs[name] * rates[name].gradient for name in rates], moving.whole)
             causes["rates"] = torch.where(self._exact, excess, 0.0) if self._is_mixed else excess
+        if ahead.sources is not None:
+            signs = [-1.0 if ahead.settings.groups[name].get("maximize") else 1.0 for name in self.parameters]
+            of_gradient = [sign * rates[name].gradient for sign, name in zip(signs, self.parameters, strict=True)]
+            source = -2 * forms.first_rates(of_gradient) * ahead.sources
+            causes["source"] = source if moving.whole is None else torch.where(moving.whole, source, 0.0)
         return causes
 
     def _judge(
@@ -442,7 +403,10 @@ class OptimizerSteps:
             return ratio, None
         squared = reduce(torch.add, [lengths for _, lengths in ahead.gradients.values()])
         slope, generator = squared.sqrt()
-        relative, cosine = self._of_slopes(self.forms.form(along), slope, generator, moving.whole)
+        of_gradient = self.forms.form(along)
+        if ahead.sources is not None:
+            of_gradient = of_gradient - ahead.sources
+        relative, cosine = self._of_slopes(of_gradient, slope, generator, moving.whole)
         return (torch.where(self._exact, ratio, relative) if self._is_mixed else relative), cosine
 
     def _of_slopes(
@@ -457,6 +421,9 @@ class OptimizerSteps:
             along, slope = torch.where(whole, along, zero), torch.where(whole, slope, zero)
         self._largest = slope if self._largest is None else torch.maximum(self._largest, slope)
         reference, lengths = self._largest * generator, slope * generator
+        # of a direction without effect all of the gradient is the rounding of larger ones
+        noise = _OF_ROUNDING * torch.finfo(self.dtype).eps * self._largest.max() * generator
+        along = torch.where((along.abs() <= noise) & noise.isfinite(), zero, along)
         relative = torch.where(reference > 0, along.abs() / reference, along.abs())
         return relative, torch.where(lengths > 0, along / lengths, zero)
 
@@ -468,41 +435,17 @@ class OptimizerSteps:
         for name, p in self.parameters.items():
             self.precision.look_at(name, p.grad)
         half = self.precision.latest() if self.precision.dtype is None else None
-        own_step = not self._cannot_skip
-        parameters = {name: self._moved(name, ahead) for name in self.parameters}
-        return diagnosis(self.ledger._broken_law, parameters, optimizer=self.name, own_step=own_step, half=half)
-
-    def _moved(self, name: str, ahead: Ahead) -> Moved:
-        p, step = self.parameters[name], -self._before[name]
-        weight = p.detach() - step
-        gradient: Tensor | None = p.grad
-        expected: tuple[Tensor, ...] = ()
-        if gradient is not None and name in self._of_sgd:
-            gradient, expected = self._as_sgd_steps(name, ahead.settings.groups[name], weight, gradient)
-        return Moved(weight, step, gradient, expected, self._idle.get(name))
-
-    def _as_sgd_steps(
-        self, name: str, group: Mapping[str, Any], weight: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The gradient that SGD was given, and the steps it may make of it and of its buffer."""
-        p, lr, beta = self.parameters[name], float(group["lr"]), float(group["momentum"])
-        buffer = self._owner(name).state.get(p, {}).get("momentum_buffer") if beta else None
-        scale = getattr(self._owner(name), "grad_scale", None)
-        readings = [gradient] if scale is None else [gradient, gradient / scale]
-        steps = []
-        for g in readings:
-            pull = (-g if group["maximize"] else g) + float(group["weight_decay"]) * weight
-            if buffer is None:
-                steps.append(-lr * pull)
-            elif group["nesterov"]:
-                steps.append(-lr * (pull + beta * buffer))
-        if buffer is not None and not group["nesterov"]:
-            steps.append(-lr * buffer)
-        if buffer is not None and group["nesterov"]:  # some kernels add the buffer to the gradient in its place
-            overwritten = -lr * gradient
-            if torch.allclose(overwritten, -self._before[name], rtol=1e-3, atol=0):
-                return gradient - beta * buffer, (overwritten,)
-        return gradient, tuple(steps)
+        moved = {
+            name: evidence(
+                p,
+                -self._before[name],
+                self._owner(name),
+                ahead.settings.groups[name],
+                self.settings.idle.get(name),
+            )
+            for name, p in self.parameters.items()
+        }
+        return diagnosis(self.ledger._broken_law, moved, optimizer=self.name, own_step=not self._cannot_skip, half=half)
 
     # --- the weights at rest --------------------------------------------------------------------------------------
 
@@ -529,37 +472,26 @@ class OptimizerSteps:
             if moved is not None:
                 torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
             rest = Rest(squares, *self._versions(), None)
-        if self._keeps_its_buffer(ahead, rest):
+        if self._keeps_its_buffer(ahead):
             rest = Rest(rest.squares, rest.weights, rest.buffers, (product, settings.lr))
         return rest
 
-    def _keeps_its_buffer(self, ahead: Ahead, rest: Rest) -> bool:
+    def _keeps_its_buffer(self, ahead: Ahead) -> bool:
         """Whether the step was the buffer times the rate, for every parameter; not so if it may have been left out."""
         if not self.is_exact or not self._cannot_skip or ahead.rescaled or len(self.optimizers) > 1:
             return False
-        has_buffer = dict(zip(self.parameters, rest.buffers, strict=True))
-        return not self._idle and not any(
-            group["nesterov"] or (has_buffer[name] and not group["momentum"])  # a buffer laid aside for a while
-            for name, group in ahead.settings.groups.items()
-        )
+        return ahead.settings.keeps_buffer and not ahead.settings.is_idle
 
     def _versions(self, buffers: list[Tensor | None] | None = None) -> tuple[Versions, list[tuple[int, int] | None]]:
-        buffers = self._buffers() if buffers is None else buffers
+        buffers = self.settings.buffers() if buffers is None else buffers
         weights = [p._version for p in self.parameters.values()]
         return weights, [None if b is None else (id(b), b._version) for b in buffers]
-
-    def _buffers(self) -> list[Tensor | None]:
-        """The momentum buffers of SGD; what other optimizers call so is something else."""
-        states = [one.state for one in self.optimizers]  # loading a checkpoint makes new ones
-        return [  # a state's [] would add entries to it
-            states[k].get(p, _EMPTY).get("momentum_buffer") if is_sgd else None for p, k, is_sgd in self._kept
-        ]
 
     @torch.no_grad()
     def _of_buffers(self, buffers: list[Tensor | None]) -> Tensor:
         old = self._before
         known = {name: old[name] if b is None else b for name, b in zip(self.parameters, buffers, strict=True)}
-        return self.forms.pairs((known, old))[0]
+        return self.forms.pairs((Step(known), old))[0]
 
     def _weights(self) -> Tensors:
         return dict(self.parameters)
@@ -581,11 +513,3 @@ def _of_last_step(rest: Rest, settings: Settings) -> tuple[Tensor, dict[str, flo
     if any(lr[name] < now / 2 for name, now in settings.lr.items()):
         return None
     return pairs, {name: 1 / x if x else 0.0 for name, x in lr.items()}
-
-
-def _why_idle(p: nn.Parameter, is_held: bool) -> str | None:
-    if not is_held:
-        return "left the optimizer"
-    if not p.requires_grad:
-        return "was frozen (requires_grad is off)"
-    return "was without a gradient" if p.grad is None else None

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Mapping
-from typing import Any
 
+from nlcompanion._target import load
 from nlcompanion._terminal import Mistake, say
 from nlcompanion.testing.report import BROKEN, LAWFUL, Report
 
 LAWFUL_CODE, BROKEN_CODE, WRONG_CODE, UNTOLD_CODE = 0, 1, 2, 3
-
-
-def load(target: str) -> Any:
-    """The object that ``package.module:name`` names; the current folder is searched too."""
-    module, colon, name = target.partition(":")
-    if not (module and colon and name):
-        raise Mistake(f"{target!r} names no factory; write package.module:factory")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise Mistake(f"{target} cannot be loaded: {error}") from error
-    if not callable(found):
-        raise Mistake(f"{target} is {type(found).__name__}, not a function that makes what is checked")
-    return found
 
 
 def check(target: str, *, resolution: float = 0.5, seed: int = 0) -> Report:

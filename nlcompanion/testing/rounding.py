@@ -56,6 +56,7 @@ class Balance:
     noise: Tensor
     side: Tensor
     head: str = ""
+    survives: tuple[str, ...] = ()
 
     @staticmethod
     def whole(law: str, tensors: str, difference: Tensor, size: Tensor, noise: Tensor, side: Tensor) -> Balance:
@@ -91,7 +92,9 @@ class Balance:
             verdict = BROKEN if broken else CANNOT_TELL if visible > resolution else LAWFUL
             defect, relative = (float(x.flatten()[worst]) / scale for x in (difference, floor))
             head = f"{self.head} {k}" if self.head else ""
-            checks.append(LawCheck(self.law, prefix + self.tensors, head, defect, relative, visible, verdict))
+            checks.append(
+                LawCheck(self.law, prefix + self.tensors, head, defect, relative, visible, verdict, self.survives)
+            )
         return checks
 
 

@@ -136,16 +136,18 @@ def test_no_damage_of_a_stored_result_is_read_as_sound(tmp_path, name):
     """What is read of a damaged file is what was stored, or nothing."""
     sound, content = read(name), results.path_of(name).read_bytes()
     stored = json.loads(content)
-    refused, mistaken = 0, 0
-    for kind, other in damages.damaged(content, damages.OF_TEXT, each=5, seed=name):
+    each = 5 if len(content) < 100_000 else 2
+    count, refused, mistaken = 0, 0, 0
+    for kind, other in damages.damaged(content, damages.OF_TEXT, each, seed=name):
         (tmp_path / f"{name}.json").write_bytes(other)
+        count += 1
         try:
             assert read(name, tmp_path) == sound, kind  # a blank more or less, or lines in another order
         except ResultError:
             refused += 1
         mistaken += without_a_checksum(other) not in (None, stored)
-    assert refused > 45  # of 65
-    assert mistaken > 8  # so many would be taken for good without the checksum
+    assert refused > 0.7 * count
+    assert mistaken > 0.1 * count  # so many would be taken for good without the checksum
 
 
 def test_a_curve_that_is_none_is_not_stored(tmp_path):

@@ -15,6 +15,7 @@ from studies.linear_networks import (
     deep_loss,
     end_to_end_velocity,
     flow_of_networks,
+    oriented_svd,
     product,
     random_rotation,
     whitened_digits,
@@ -40,6 +41,21 @@ def push_by_hand(first, second, rows):
     g = (x @ (second @ first).T - y).T @ x / len(rows)
     g_first, g_second = second.T @ g, g @ first.T
     return g_first @ g_first.T - g_second.T @ g_second
+
+
+def test_another_processors_signs_make_no_difference(monkeypatch):
+    matrix, svd = pair()[0], torch.linalg.svd
+    ours = oriented_svd(matrix)
+    signs = torch.tensor([1.0, -1.0]).repeat(5)
+
+    def of_another_processor(*given, **options):
+        left, sizes, right = svd(*given, **options)
+        return left * signs, sizes, right * signs[:, None]
+
+    monkeypatch.setattr(torch.linalg, "svd", of_another_processor)
+    for mine, theirs in zip(ours, oriented_svd(matrix), strict=True):
+        assert torch.equal(mine, theirs)
+    assert not torch.equal(torch.linalg.svd(matrix, full_matrices=False)[0], svd(matrix, full_matrices=False)[0])
 
 
 def test_the_mean_push_is_the_mean_over_all_batches():
