@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, replace_all_batch_norm_modules_, vmap
 
+from nlcompanion._arguments import described, integer, seed_number
+
 _TOLERANCE = 1e-9  # singular values below it, relative to the largest, count as zero
 _NEEDED_GAP = 1e3
 _DEEPEST = 4
+_LONGEST = 12  # each bracket doubles the work
 _MOST = 1000  # parameters
 
 
@@ -58,16 +61,14 @@ def count_laws(model: nn.Module, inputs: Any, *, depth: int = _DEEPEST, seed: in
         >>> count_laws(nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 1)), torch.randn(5, 2))
         0
     """
-    if not isinstance(depth, int) or depth < 1:
-        raise ValueError(
-            f"depth must be an integer >= 1, got {depth!r}: 1 takes the fields alone, 2 their brackets too"
-        )
+    depth = integer("depth", depth, 1, _LONGEST)
+    seed = seed_number("seed", seed)
     fields = _fields_of(model, inputs)
     if _has_fused_norm(model):
         depth = min(depth, 2)
     best, size = 0, len(fields.start)
     for number in range(3):
-        generator = torch.Generator().manual_seed(seed * 1009 + number)
+        generator = torch.Generator().manual_seed((seed * 1009 + number) % 2**63)
         best = max(best, _dimension(fields, generator, depth))
         if best == size:
             break
@@ -83,8 +84,13 @@ class _Fields:
     start: Tensor
 
     def __post_init__(self) -> None:
-        with torch.no_grad():
-            found = self.output(self.start, self.inputs)
+        try:
+            with torch.no_grad():
+                found = self.output(self.start, self.inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"the model fails on these inputs ({error}), so nothing can be counted; pass what its forward takes"
+            ) from error
         if not isinstance(found, Tensor):
             raise ValueError(f"the model puts out {type(found).__name__}, and a tensor is counted; wrap it to give one")
         self.shape = found.shape
@@ -129,6 +135,9 @@ def _fields_of(model: nn.Module, inputs: Any) -> _Fields:
     rest = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     rest |= dict(model.named_buffers())
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    for x in given:
+        if not isinstance(x, Tensor) or x.is_complex():
+            raise TypeError(f"inputs must be a real tensor or a tuple of them, got {described(x)}")
     given = tuple(x.double() if x.is_floating_point() else x for x in given)
     sizes = [p.numel() for p in named.values()]
 

@@ -913,6 +913,34 @@ call(
 )
 call("load_sweep", nl.load_sweep, folder=empty_folder())
 
+# --- the audit ------------------------------------------------------------------------------------------------------
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+
+call(
+    "audit",
+    nl.audit,
+    {"seed": SEEDS, "optimizer": NONE},
+    model=small(),
+    inputs=samples()[0],
+    targets=samples()[1],
+    loss=nn.functional.cross_entropy,
+    seed=0,
+)
+call(
+    "count_laws",
+    nl.count_laws,
+    {"seed": SEEDS, "depth": COUNTS, "inputs": {"another shape"}},
+    model=small(),
+    inputs=samples()[0],
+    depth=2,
+    seed=0,
+)
+
 # --- the book's claims --------------------------------------------------------------------------------------------
 
 MANY_NUMBERS = {"another shape", "ragged", "with gradient", "set", "generator"}
@@ -928,6 +956,7 @@ call(
 # what calls return, and errors: nobody makes them by hand
 RESULTS = {
     "Account",
+    "Audit",
     "BeforeStep",
     "ConservedQuantities",
     "ConservedQuantity",
@@ -948,5 +977,5 @@ RESULTS = {
     "Sweep",
     "Trajectory",
 }
-ERRORS = {"ClaimError", "DataError", "DescentError", "FlowError", "LawError", "LedgerError", "SweepError"}
+ERRORS = {"AuditError", "ClaimError", "DataError", "DescentError", "FlowError", "LawError", "LedgerError", "SweepError"}
 TYPES = {"Lagrangian", "Part"}  # aliases for annotations

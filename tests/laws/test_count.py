@@ -76,5 +76,5 @@ def test_bad_input(model, error, says):
 
 
 def test_a_depth_that_is_none():
-    with pytest.raises(ValueError, match="depth must be an integer >= 1"):
+    with pytest.raises(ValueError, match="depth must be an integer from 1"):
         count_laws(nn.Linear(2, 2), torch.randn(3, 2), depth=0)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nlcompanion._arguments import seed_number
 from nlcompanion.laws.audit.confirm import confirm, defects
 from nlcompanion.laws.audit.double_copy import DoubleCopy, double_copy, probe, undisturbed, unwrap
 from nlcompanion.laws.audit.equations import collect, find_sources
@@ -88,6 +89,7 @@ def audit(
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; leave it out for gradient flow"
         )
+    seed = seed_number("seed", seed)
     began = time.perf_counter()
     with undisturbed():
         room = double_copy(model, inputs, targets, loss, seed=seed)
