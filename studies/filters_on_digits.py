@@ -93,7 +93,7 @@ def follow(*, nudge: float = 0.0, data: tuple[Dataset, Dataset] | None = None, *
 
     common: dict[str, Any] = {"eps": 0, "lr_drops": (), "precision": "float64"}
     config = TrainConfig(**common | settings)
-    run = train(config, data=data, stride=1, evaluate_every=config.epochs, watch=keep)
+    run = train(config, data=data, stride=1, evaluate_every=config.epochs, watch=keep, progress=False)
     return Course(run, tuple(torch.stack(layer) for layer in zip(*seen, strict=True)))
 
 
@@ -249,7 +249,7 @@ def windows(courses: Sequence[Course], *, width: int = 100, skip: int = 100) -> 
 def learn(**settings) -> dict[str, Tensor]:
     """Records of 14 epochs of clean mini-batches at a rate of 0.02, in float32, with settings of one's own."""
     common: dict[str, Any] = CLEAN | {"lr": 0.02, "epochs": 14, "eps": 0, "lr_drops": ()}
-    return train(TrainConfig(**common | settings), stride=1, evaluate_every=14).records
+    return train(TrainConfig(**common | settings), stride=1, evaluate_every=14, progress=False).records
 
 
 class Twins(NamedTuple):
@@ -315,7 +315,7 @@ def steps_of_filters(**settings) -> tuple[Tensor, Tensor]:
     def keep(moment) -> None:
         path.append(moment.model.get_parameter("conv2.weight").detach().flatten(1).clone())
 
-    train(config, watch=keep)
+    train(config, watch=keep, progress=False)
     weights = torch.stack(path)
     return weights.diff(dim=0).square().sum(2), weights.square().sum(2)
 
