@@ -112,10 +112,10 @@ def hunt(bug: Bug, copy: Path) -> list[str]:
 
 
 def first_failure(copy: Path, tests: Sequence[str]) -> str:
-    """The test that failed first, what else stopped pytest, or nothing where all is green.
+    """The test that failed first, or nothing where all is green.
 
     Raises:
-        TimeoutError: there was no end; a slow machine is no test that noticed.
+        TimeoutError, ChildProcessError: there was no end, or pytest ran nothing; neither is a test that noticed.
     """
     receiver, sender = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(target=_run_pytest, args=(copy, list(tests), sender))
@@ -127,8 +127,7 @@ def first_failure(copy: Path, tests: Sequence[str]) -> str:
             raise TimeoutError(f"{', '.join(tests)}: no end within {TIMEOUT} s; {advice}")
         return receiver.recv()
     except EOFError:
-        process.join()
-        return f"the process ended with {process.exitcode}"
+        raise ChildProcessError(f"pytest did not run {' '.join(tests)}; are these tests still there?") from None
     finally:
         process.kill()
         process.join()
@@ -160,7 +159,9 @@ def _run_pytest(copy: Path, tests: list[str], sender: Connection) -> None:
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         status = pytest.main([*_PYTEST, *_PLUGINS, *tests], plugins=[Watch()])
-    sender.send("" if status == 0 else failures[0] if failures else f"pytest's status {int(status)}")
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not failures:
+        return  # nothing ran, and nothing is known
+    sender.send(failures[0] if failures else "")
 
 
 def _copies(count: int, folder: Path) -> Queue[Path]:

@@ -274,14 +274,22 @@ def _collect(row: Row, role: str, value) -> list[tuple[str, float]]:
 def _numbers(value, name: str) -> Iterator[tuple[str, float]]:
     # tolist() turns NumPy arrays and torch tensors of any shape into Python numbers, and needs neither library here
     if hasattr(value, "tolist"):
-        value = value.tolist()
+        try:
+            value = value.tolist()
+        except (RuntimeError, NotImplementedError) as error:  # meta and sparse tensors
+            raise TypeError(f"{name} is a {type(value).__name__} without plain numbers in it; make it dense") from error
     if isinstance(value, bool):
         raise TypeError(
             f"{name} is the bool {value}; a verdict reached beforehand hides its measurement: "
             "pass the residual, the slope or the ratio itself"
         )
     if isinstance(value, Real):
-        yield name, float(value)
+        try:
+            yield name, float(value)
+        except OverflowError:
+            raise TypeError(
+                f"{name} is an integer beyond floating-point numbers; pass a ratio or a logarithm"
+            ) from None
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(item, f"{name}[{key!r}]")

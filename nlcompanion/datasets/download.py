@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nlcompanion._arguments import a_path
 from nlcompanion._extras import needs, progress_bar
 
 VARIABLE = "NLCOMPANION_DATA"
@@ -56,7 +57,7 @@ def named_folder(folder: str | os.PathLike | None) -> Path | None:
     value = folder if folder is not None else os.environ.get(VARIABLE) or None
     if value is None:
         return None
-    path = Path(value).expanduser()
+    path = a_path("folder", value).expanduser()
     if not path.is_dir():
         origin = "folder=" if folder is not None else f"the environment variable {VARIABLE}"
         what = "is not a folder" if path.exists() else "does not exist"

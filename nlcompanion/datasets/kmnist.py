@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from nlcompanion._arguments import flag
 from nlcompanion.datasets.dataset import Dataset, check_split
 from nlcompanion.datasets.download import DataError, cache_folder, download, named_folder, nowhere, unreadable, verify
 
@@ -217,6 +218,8 @@ def kmnist(
     Source: T. Clanuwat et al., Deep Learning for Classical Japanese Literature (2018), arXiv:1812.01718.
     """
     check_split(split, ("train", "test"))
+    flag("download", download)
+    flag("progress", progress)
     images, labels = load(split, named_folder(folder), download, progress)
     return Dataset(
         name=f"kmnist {split}",

@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
-from operator import index as as_integer
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from nlcompanion._arguments import described, flag
 from nlcompanion._extras import needs, progress_bar
 from nlcompanion._storage import replacing
 from nlcompanion.datasets.archives import Entry, first_name, open_zip, read_file, read_tar
@@ -451,6 +452,8 @@ def tiny_imagenet(
     Source: the course CS231n of Stanford University, from ImageNet (O. Russakovsky et al., 2015).
     """
     check_split(split, ("train", "val"))
+    flag("download", download)
+    flag("progress", progress)
     official = OFFICIAL
     classes = _up_to(official.classes, classes, "classes")
     per_class = _up_to(getattr(official, split), per_class, "per_class")
@@ -469,9 +472,10 @@ def tiny_imagenet(
 def _up_to(most: int, value: int | None, name: str) -> int:
     if value is None:
         return most
-    count = as_integer(value)
-    if isinstance(value, bool) or not 1 <= count <= most:
+    count = 0 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if not 1 <= count <= most:
         raise ValueError(
-            f"{name} is an integer from 1 to {most} for this split, got {value!r}; leave it out to have all {most}"
+            f"{name} is an integer from 1 to {most} for this split, got {described(value)}; leave it out to have "
+            f"all {most}"
         )
     return count

@@ -7,7 +7,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from nlcompanion._arguments import double, finite_number, numbers, real_array, real_number
+from nlcompanion._arguments import finite_number, numbers, real_array, real_number
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule, as_rule, gradient_flow
 
@@ -80,7 +80,7 @@ def linearized_dynamics(
     """
     rule = gradient_flow() if rule is None else rule
     _check_rule(rule)
-    u0, y = double("u0", u0), double("y", y)
+    u0, y = real_array("u0", u0), real_array("y", y)
     H = _matrix(kernel, u0.shape, u0.shape, "kernel")
     if y.shape != u0.shape or u0.ndim not in (1, 2):
         raise ValueError(f"u0 has shape {tuple(u0.shape)} and y {tuple(y.shape)}; both are (N,) or both (N, C)")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import described
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.under_optimizers import CAUSES
@@ -431,6 +432,8 @@ def _short(law: Law) -> str:
 
 
 def _laws(laws) -> tuple[Law, ...]:
+    if not isinstance(laws, Law | Iterable) or isinstance(laws, str | bytes | Tensor | np.ndarray):
+        raise TypeError(f"laws must be a Law such as homogeneous_law(f, 1), or several, got {described(laws)}")
     laws = (laws,) if isinstance(laws, Law) else tuple(laws)
     if not laws:
         raise ValueError(

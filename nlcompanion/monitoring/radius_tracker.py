@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import described, integer, layer_input, number_from
 from nlcompanion.dynamics.learning_rules import sgd
 from nlcompanion.monitoring.radius_settings import RadiusSettings, settings_of, sgd_that_holds
 
@@ -76,10 +77,12 @@ class RadiusTracker:
         keep: int = 0,
         window: int = 200,
     ):
-        if not (isinstance(keep, int) and 0 <= keep <= weight.ndim):
-            raise ValueError(f"keep = {keep} of a weight with {weight.ndim} dimensions; 0 is the whole, 1 its filters")
-        if not window >= 1:
-            raise ValueError(f"window must be at least one step, got {window}")
+        layer_input(weight)
+        if isinstance(keep, bool) or not (isinstance(keep, int) and 0 <= keep <= weight.ndim):
+            raise ValueError(
+                f"keep = {described(keep)} of a weight with {weight.ndim} dimensions; 0 is the whole, 1 its filters"
+            )
+        integer("window", window, 1, 10**9)  # steps
         self._settings, self._optimizer = _start_settings(weight, optimizer, lr, momentum, weight_decay)
         self.steps, self._keep, self._window = 0, keep, window
         self._weight, self._shape = weight, weight.shape
@@ -134,6 +137,10 @@ class RadiusTracker:
     def _check(self, weight: Tensor, gradient: Tensor) -> None:
         if gradient is None:
             raise TypeError("the gradient is None, as after zero_grad(); update after backward(), before the step")
+        for tensor in (weight, gradient):
+            layer_input(tensor)
+            if tensor.device.type == "cpu" and not torch.isfinite(tensor).all():  # elsewhere a look would wait
+                raise ValueError("a weight or gradient is not finite; cut the run where it diverged")
         if weight.shape != self._shape or gradient.shape != self._shape:
             raise ValueError(
                 f"weight {tuple(weight.shape)} and gradient {tuple(gradient.shape)}; the tracker was made for "
@@ -145,7 +152,9 @@ class RadiusTracker:
             if lr is not None:
                 raise ValueError("the tracker reads its optimizer's lr at every update; leave lr out")
             return settings_of(self._optimizer, self._weight)
-        return self._settings if lr is None else self._settings.at(lr)
+        if lr is None:
+            return self._settings
+        return self._settings.at(number_from("lr", lr, 0, "a step size is positive, or 0 where a schedule rests"))
 
     def _buffer(self) -> Tensor | None:
         """The optimizer's momentum buffer, which it has if it has taken steps before."""
@@ -219,4 +228,4 @@ def _start_settings(
     if lr is None:
         raise TypeError("a tracker needs the optimizer that moves the weight: RadiusTracker(weight, optimizer); or lr=")
     sgd(lr, momentum, weight_decay)
-    return RadiusSettings(lr, momentum, weight_decay), None
+    return RadiusSettings(float(lr), float(momentum), float(weight_decay)), None

@@ -91,10 +91,6 @@ def ntk(
             raise ValueError(f"{name} must hold real numbers or integers, got {described(x)}")
     flag("vectorize", vectorize)
     max_memory = integer("max_memory", max_memory, 1)
-    if not (isinstance(output, str) and output in ("full", "trace")):
-        integer("output", output, 0)
-    if chunk is not None:
-        integer("chunk", chunk, 1)
     f = model if isinstance(model, FlatLoss) else _outputs_of(model, x1)
     q = f.q0 if q is None else as_tensor("q", q).detach()
     if q.shape != f.q0.shape:
@@ -227,11 +223,11 @@ def _finite(what: str, x: Tensor) -> None:
 
 
 def _picked(output: str | int, width: int) -> range:
-    if output in ("full", "trace"):
+    if isinstance(output, str) and output in ("full", "trace"):
         return range(width)
     if isinstance(output, int) and not isinstance(output, bool) and 0 <= output < width:
         return range(output, output + 1)
-    raise ValueError(f"output must be 'full', 'trace' or an integer from 0 to {width - 1}, got {output!r}")
+    raise ValueError(f"output must be 'full', 'trace' or an integer from 0 to {width - 1}, got {described(output)}")
 
 
 def _kept(f: FlatLoss, q: Tensor, sample: Tensor) -> int:
@@ -252,7 +248,7 @@ def _kept(f: FlatLoss, q: Tensor, sample: Tensor) -> int:
 def _chunk(chunk: int | None, shape: tuple[int, ...], block: int, itemsize: int, max_memory: int) -> int:
     """How many samples' rows to hold at a time, or why there is no such number."""
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
-        raise ValueError(f"chunk is a number of samples, an integer >= 1, got {chunk!r}; None chooses one")
+        raise ValueError(f"chunk is a number of samples, an integer >= 1, got {described(chunk)}; None chooses one")
     result = itemsize * int(np.prod(shape))
     most = (max_memory - result) // block
     wanted = 1 if chunk is None else chunk

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import described, instance, names
 from nlcompanion.testing.rounding import Balance, Precision
 
 
@@ -36,6 +37,14 @@ class GainIntoLinear:
     weights: tuple[str, ...]
     shift: str | None = None
 
+    def __post_init__(self) -> None:
+        instance("gain", self.gain, str, '"norm.weight"')
+        object.__setattr__(self, "weights", names("weights", self.weights))
+        if not self.weights:
+            raise ValueError("weights names no weight, so nothing reads the gain; name every one that does")
+        if self.shift is not None:
+            instance("shift", self.shift, str, '"norm.bias"')
+
     @property
     def statement(self) -> str:
         return "γ dγ + β dβ = sum of W dW" if self.shift else "γ dγ = sum of W dW"
@@ -59,8 +68,13 @@ DEAD = "clipping number by number"
 def laws_of(laws) -> tuple:
     """A sequence of laws, or anything that has ``.laws``, as an audit has, with its ``.identities``."""
     found = getattr(laws, "laws", laws)
-    found = tuple(found) if isinstance(found, Sequence) else (found,)
-    return (*found, *getattr(laws, "identities", ()))
+    several = tuple(found) if isinstance(found, Sequence) and not isinstance(found, str) else (found,)
+    if not several and found is laws:
+        raise ValueError("there is no law to check; homogeneous_laws(f) finds those of a network")
+    for law in several:
+        if not hasattr(law, "parameters") or not (isinstance(law, SlopeLaw) or hasattr(law, "form")):
+            raise TypeError(f"laws must be laws of parameters such as homogeneous_laws(f), got {described(law)}")
+    return (*several, *getattr(laws, "identities", ()))
 
 
 def survives(law) -> tuple[str, ...]:
@@ -104,6 +118,7 @@ class _Gradient:
 
 def parameter_balances(model: nn.Module, laws, dtype: torch.dtype | None = None) -> list[Balance]:
     """One balance for each law, with the gradients that lie in ``.grad``."""
+    instance("function", model, nn.Module, "the model whose .grad is checked")
     named = dict(model.named_parameters())
     values, gradients = {}, {}
     for name, parameter in named.items():

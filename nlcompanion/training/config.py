@@ -86,7 +86,7 @@ def _integer(
     """An integer within bounds; ``note`` says more of it where it is not."""
 
     def convert(value: Any, name: str) -> int | None:
-        if optional and (value is None or (name == "batch_size" and value == "full")):
+        if optional and (value is None or (name == "batch_size" and isinstance(value, str) and value == "full")):
             return None
         try:
             count = None if isinstance(value, bool) else as_integer(value)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import a_path, flag, function
 from nlcompanion._extras import progress_bar
 from nlcompanion._provenance import environment
 from nlcompanion.datasets.dataset import Dataset, describe
@@ -98,8 +99,14 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise ValueError(f"train takes a TrainConfig, got {type(config).__name__}; TrainConfig.from_dict makes one")
+    for name, value in (("resume", resume), ("capture", capture), ("compiled", compiled)):
+        flag(name, value)
+    if progress is not None:
+        flag("progress", progress)
+    if watch is not None:
+        function("watch", watch, "watch(before_step)", 1)
     device = find_device(config.device)
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else a_path("checkpoint", checkpoint)
     with in_precision(config.precision), on_device(device), apart(device):
         job = _Training(config, load(config, data), device, stride, evaluate_every, watch)
         if path is not None and resume:

@@ -373,7 +373,7 @@ def test_persistence_looks_at_its_window_only():
         (torch.ones(5, 2), {"lags": 5}, "reach back"),
         (torch.zeros(200, 2), {}, "vanishes"),
         (torch.ones(5, 2), {}, r"5 gradients reach back 1 steps, where momentum 0\.9 still has 0\.81"),
-        (torch.ones(0, 2), {}, "no step"),
+        (torch.ones(0, 2), {}, "holds no number"),
         (torch.full((5, 2), math.inf), {}, "not finite"),
     ],
 )

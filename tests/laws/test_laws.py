@@ -166,6 +166,19 @@ def test_control_tanh():
     assert law.cosine(gradient(f, f.q0), f.q0).abs().max() > 1e-3
 
 
+def test_the_cosine_of_a_matrix_of_laws_by_hand():
+    """Entry (i, j) takes row i and column j of the gradients, and column i and row j of the weights."""
+    f = loss_of(mlp((4, 3, 2), "linear", seed=1))
+    law, q = linear_law(f, 1), f.q0
+    g = torch.randn(len(f), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (W1, W2), (G1, G2) = f.unflatten(q).values(), f.unflatten(g).values()
+    of_gradient = G1.square().sum(1)[:, None] + G2.square().sum(0)[None]
+    of_generator = W2.square().sum(0)[:, None] + W1.square().sum(1)[None]
+    cosine = law.cosine(g, q)
+    assert torch.allclose(cosine, law.form(g, q) / (of_gradient * of_generator).sqrt(), rtol=1e-12)
+    assert 0.1 < cosine.abs().max() <= 1
+
+
 def test_a_dead_neuron_has_cosine_zero():
     model = mlp((4, 3, 2), "relu")
     with torch.no_grad():

@@ -72,6 +72,16 @@ def test_each_layer_gets_an_activation_of_its_own():
     assert net[2].beta is not net[4].beta
 
 
+def test_a_model_that_goes_on_does_not_take_its_loss_along():
+    """The loss keeps what the model was: precision, mode and running statistics are its own."""
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
+    f = flat_loss(net, X, Y, cross_entropy)
+    before = f(f.q0).item()
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    net.train()(10 * X.float())
+    assert f(f.q0).item() == before
+
+
 @pytest.mark.parametrize(("init", "variance"), [("kaiming", 2.0), ("lecun", 1.0), ("default", 1 / 3)])
 def test_initial_variance(init, variance):
     weight = mlp((400, 500), init=init)[1].weight

@@ -94,6 +94,14 @@ def test_a_gated_unit():
     assert check_gradients(lambda g, u: F.silu(g) * u**2, gate, up, kind="gated").verdict == "broken"
 
 
+@pytest.mark.parametrize("degree", [0.5, 2, 3])
+def test_an_activation_is_of_its_own_degree(degree):
+    """The control: the degree on the other side of x dx = p y dy."""
+    x = 1 + normal(40, seed=0).square()
+    assert check_gradients(lambda t: t**degree, x, kind="homogeneous", degree=degree).verdict == "lawful"
+    assert check_gradients(lambda t: t**degree, x, kind="homogeneous", degree=1 / degree).verdict == "broken"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
 def test_no_false_alarm_in_pytorchs_attention(backend, dtype):

@@ -14,6 +14,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import damages
 import pytest
@@ -75,6 +76,15 @@ def calls(monkeypatch):
 
 
 # --- what is stored -------------------------------------------------------------------------------------------------
+
+
+def test_a_table_holds_what_a_run_measured_last(tmp_path):
+    curve = torch.tensor([3.0, 2.0, 1.0])
+    names = ("train_loss", "test_accuracy", "test_accuracy_recalibrated")
+    run = SimpleNamespace(status="finished", steps=6, epochs=dict.fromkeys(names, curve))
+    record = _records.Record(TrainConfig(), "finished", tmp_path / "run.json", run)
+    table = _records.Sweep(tmp_path, (record,)).table("lr")
+    assert [table[name] for name in names] == [[1.0]] * 3
 
 
 def test_one_file_per_run_with_provenance(undisturbed):

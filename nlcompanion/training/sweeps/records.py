@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from nlcompanion._arguments import a_path
 from nlcompanion._extras import needs
 from nlcompanion._provenance import provenance
 from nlcompanion._storage import Damaged
@@ -191,7 +192,7 @@ def load_sweep(folder: Path | str) -> Sweep:
         ...     len(load_sweep(folder))
         0
     """
-    folder = Path(folder).absolute()
+    folder = Path(a_path("folder", folder)).absolute()
     if not folder.is_dir():
         raise SweepError(f"the folder {folder} does not exist, so there are no runs to read; sweep(...) makes it")
     records = []

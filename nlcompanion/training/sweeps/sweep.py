@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nlcompanion._arguments import a_path, described, flag, function, integer
 from nlcompanion._extras import progress_bar
 from nlcompanion._storage import set_aside
 from nlcompanion.training.config import TrainConfig
@@ -25,6 +26,7 @@ from nlcompanion.training.sweeps.store import SweepError
 from nlcompanion.training.sweeps.workers import Workers
 
 _TURN = threading.Lock()  # torch's number of threads and its treatment of denormals are not one run's own
+_MOST_WORKERS = 10_000
 _PATIENCE = 10.0  # seconds until a network's file system shows what another machine has written
 
 
@@ -83,8 +85,15 @@ def sweep(
         >>> sorted(again.table())
         ['lr', 'status', 'steps', 'test_accuracy', 'test_accuracy_recalibrated', 'train_loss']
     """
+    folder = absolute(a_path("folder", folder))
+    flag("run", run)
+    flag("retry_failed", retry_failed)
+    if callable(progress):
+        function("progress", progress, "progress(record), or True, or False", 1)
+    else:
+        flag("progress", progress)
+    _check_executor(executor)
     wanted = _unique(configs)
-    folder = absolute(folder)
     ended: dict[str, Record] = {}
     if run:
         job = _Task(_made(folder), retry_failed, shown=progress is True and executor is None)
@@ -98,6 +107,8 @@ def sweep(
 def _unique(configs: Iterable[TrainConfig | Mapping[str, Any]]) -> list[TrainConfig]:
     if isinstance(configs, TrainConfig | Mapping):
         raise ValueError("configs is a list of configurations, got a single one; write [config]")
+    if isinstance(configs, str | bytes) or hasattr(configs, "ndim") or not isinstance(configs, Iterable):
+        raise TypeError(f"configs must be configurations in a list, got {described(configs)}; write [TrainConfig(...)]")
     made = [config if isinstance(config, TrainConfig) else TrainConfig.from_dict(config) for config in configs]
     if any(config.dataset == "custom" for config in made):
         raise ValueError(
@@ -148,10 +159,8 @@ def _reporter(progress: bool | Callable[[Record], object], total: int) -> Iterat
         yield report
 
 
-@contextmanager
-def _pool(executor: Executor | int | None) -> Iterator[Executor | None]:
+def _check_executor(executor: Executor | int | None) -> None:
     if executor is None or isinstance(executor, Executor):
-        yield executor  # not ours to shut down
         return
     if hasattr(executor, "get_executor"):
         raise TypeError(
@@ -162,6 +171,14 @@ def _pool(executor: Executor | int | None) -> Iterator[Executor | None]:
             "executor is None, a number of local processes or a concurrent.futures.Executor, "
             f"got {type(executor).__name__}"
         )
+    integer("executor", executor, 1, _MOST_WORKERS)
+
+
+@contextmanager
+def _pool(executor: Executor | int | None) -> Iterator[Executor | None]:
+    if executor is None or isinstance(executor, Executor):
+        yield executor  # not ours to shut down
+        return
     with Workers(executor) as workers:
         try:
             yield workers
