@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from nlcompanion._extras import needs
 from nlcompanion._storage import Damaged, read_json, write_json
 
 with needs("training"):
-    from filelock import FileLock, SoftFileLock, Timeout
+    from filelock import FileLock, Timeout
 
 FORMAT = 1
 ENDED = ("finished", "diverged", "failed")
@@ -114,13 +115,27 @@ def run_lock(folder: Path, key: str, *, wait: bool) -> Iterator[bool]:
         if not wait:
             yield False
             return
-        if isinstance(lock, SoftFileLock):
+        if not _locks_end_with_their_holder(path.parent):
             _check_holder(path, key)
         lock.acquire(poll_interval=0.2)
     try:
         yield True
     finally:
         lock.release()
+
+
+def _locks_end_with_their_holder(folder: Path) -> bool:
+    """Whether the file system of a folder has locks of the operating system; tried on a file of its own."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, whose locks end with their process everywhere
+        return True
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 def _check_holder(path: Path, key: str) -> None:
