@@ -61,10 +61,10 @@ def ntk(
         chunk: samples per block; as many as ``max_memory`` allows when None. It does not change the result beyond
             rounding.
         max_memory: bytes that result and blocks may take together, 2 GiB by default.
-        method: ``"auto"`` as above; ``"jacobian"`` takes the rows of the Jacobian for all parameters, slower, the way to
+        method: ``"auto"`` as above; ``"jacobian"`` takes rows of the Jacobian for all parameters, slower, the way to
             check the other.
-        vectorize: of the Jacobian. False takes one backward pass per output and sample, slower, for modules that ``torch.func.vmap``
-            cannot handle (those that branch on values, recurrent layers).
+        vectorize: of the Jacobian. False takes one backward pass per output and sample, slower, for modules that
+            ``torch.func.vmap`` cannot handle (those that branch on values, recurrent layers).
 
     Returns:
         Shape ``(N1, N2, C, C)`` for ``"full"``, else ``(N1, N2)``. In units of the output squared over those of a

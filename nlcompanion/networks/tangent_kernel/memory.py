@@ -36,8 +36,8 @@ def demand_of_jacobian(numbers: int, outputs: int, itemsize: int, kept: int) -> 
 def demand_of_factors(known: Iterable[Gradients], samples: int, kept: int, *, full: bool) -> Demand:
     """Of what a few samples' gradients are made of, by parameters that layers account for.
 
-    Held for two blocks, and twice more while they are made, as measured. The gradients of one parameter at most are formed, and
-    copied once for their product.
+    Held for two blocks, and twice more while they are made, as measured. The gradients of one parameter at most are
+    formed, and copied once for their product.
     """
     stored, formed, pair = 0, 0, 0
     for gradients in known:
