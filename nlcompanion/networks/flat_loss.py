@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 __all__ = ["FlatLoss", "flat_loss"]
+
+_SMALL = 2**20  # parameters times samples; above, the arithmetic is what a gradient costs, not the calls of it
 
 
 class FlatLoss:
@@ -38,6 +42,11 @@ class FlatLoss:
         self.q0 = torch.cat([p.detach().reshape(-1).double().cpu() for p in trained.values()])
         # made here, once: a tensor first cast inside a torch.func.jvp is bound to that differentiation for ever
         self._double = self._cast_to(torch.float64)
+        self._chain: Any = None  # of layers, False once it is known that there is none
+        self._by_hand: Callable[[Tensor], tuple[float, Tensor]] | None = None
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_chain": None, "_by_hand": None}  # made again where they are wanted
 
     def __repr__(self) -> str:
         return f"FlatLoss({len(self.q0)} parameters in {len(self.names)} tensors)"
@@ -77,11 +86,47 @@ class FlatLoss:
             raise TypeError(f"loss(outputs, targets) must be a scalar tensor, got {got}; use reduction='mean' or 'sum'")
         return value
 
+    @property
+    def value_and_gradient(self) -> Callable[[Tensor], tuple[float, Tensor]] | None:
+        """``q -> (value, gradient)`` in float64 without autograd, several times as fast; None where it would not be.
+
+        There is one for small networks of :func:`~nlcompanion.mlp` and their ensembles, on any loss. What integrates
+        or descends asks for it.
+        """
+        from nlcompanion.networks.backward import chain_of
+
+        if self._chain is None or (self._chain and not self._chain.is_of(self.model)):
+            self._chain, self._by_hand = chain_of(self.model, self.slices) or False, None
+        if self._chain and self._by_hand is None:
+            self._by_hand = self._written_out()
+        return self._by_hand if self._chain else None
+
+    def _written_out(self) -> Callable[[Tensor], tuple[float, Tensor]] | None:
+        from nlcompanion.networks.backward import criterion
+
+        chain, (inputs, targets, _) = self._chain, self._double
+        if not inputs.is_floating_point() or len(self.q0) * len(inputs) > _SMALL * (chain.members or 1):
+            return None
+        if inputs.requires_grad or targets.requires_grad or (inputs.ndim != 2 and not chain.flattens):
+            return None
+        columns = np.ascontiguousarray(inputs.flatten(1).T.numpy())
+        loss = criterion(self._loss, targets, chain.members)
+
+        def value_and_gradient(q: Tensor) -> tuple[float, Tensor]:
+            if q.shape != self.q0.shape:
+                self.unflatten(q)  # says what is wrong
+            with np.errstate(all="ignore"):  # the caller looks at what is not finite
+                value, gradient = chain.value_and_gradient(q.detach().numpy(), columns, loss)
+            return value, torch.from_numpy(gradient)
+
+        return value_and_gradient
+
     def on(self, inputs: Tensor, targets: Tensor) -> FlatLoss:
         """The same model and criterion on other data: a mini-batch's loss."""
         other = copy.copy(self)
         other._data = (inputs, targets)
         other._double = other._cast_to(torch.float64)
+        other._by_hand = None
         return other
 
     def _as(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
