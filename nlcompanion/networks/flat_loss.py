@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 __all__ = ["FlatLoss", "flat_loss"]
 
-_SMALL = 2**20  # parameters times samples; above, the arithmetic is what a gradient costs, not the calls of it
+_SMALL = 2**22  # parameters times samples; above, the arithmetic is what a gradient costs, not the calls of it
 
 
 class FlatLoss:

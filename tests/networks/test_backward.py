@@ -151,10 +151,12 @@ def test_a_network_that_changes_afterwards_is_looked_at_again():
     assert_same(f, f.q0)
     f.model[2] = nn.ReLU()
     assert_same(f, f.q0)
-    for louder in (lambda: f.model.__setitem__(2, Louder()), lambda: f.model[2].register_forward_hook(lambda *_: None)):
+    replace = lambda f: f.model.__setitem__(2, Louder())  # noqa: E731
+    hook = lambda f: f.model[2].register_forward_hook(lambda *_: None)  # noqa: E731
+    for change in (replace, hook):
         f = flat_loss(mlp((4, 3, 2), "tanh"), X, Y, F.mse_loss)
         assert_same(f, f.q0)
-        louder()
+        change(f)
         assert f.value_and_gradient is None
 
 
