@@ -24,6 +24,8 @@ class Jacobian:
 
     def single(self, q: Tensor, x: Tensor) -> Tensor:
         """Outputs of one sample at the point with ``q`` in the place of these parameters."""
+        if len(q) == len(self.whole):
+            return self.f.outputs(q, x[None]).reshape(-1)[self.chosen]
         pieces = q.split([self.whole[self.f.slices[name]].numel() for name in self.names])
         varied = dict(zip(self.names, pieces, strict=True))
         point = torch.cat([varied.get(name, self.whole[self.f.slices[name]]) for name in self.f.names])

@@ -64,16 +64,17 @@ def _by_matches(left: Lookup, right: Lookup) -> bool:
 
 def _add_rows(target: Tensor, left: Gradients, right: Gradients, strip: int) -> None:
     values = right.rows()
-    columns = values.flatten(0, 1).T if target.ndim == 4 else values.flatten(1).T
-    step = _step(len(target), 8 * (values[0].numel() + target[0].numel()), strip)
+    if target.ndim == 2:
+        rows = values if left is right else left.rows()
+        target.addmm_(rows.flatten(1), values.flatten(1).T)
+        return
+    columns = values.flatten(0, 1).T
+    step = _step(len(target), 8 * target[0].numel(), strip)
     for i in range(0, len(target), step):
         some = slice(i, i + step)
         rows = values[some] if left is right else left.part(some).rows()
-        if target.ndim == 4:
-            block = rows.flatten(0, 1) @ columns
-            target[some] += block.view(len(rows), rows.shape[1], len(values), -1).transpose(1, 2)
-        else:
-            target[some].addmm_(rows.flatten(1), columns)
+        block = rows.flatten(0, 1) @ columns
+        target[some] += block.view(len(rows), rows.shape[1], len(values), -1).transpose(1, 2)
 
 
 def _add_grams(target: Tensor, left: Outer, right: Outer, strip: int) -> None:
@@ -120,8 +121,11 @@ def _add_pairs(target: Tensor, left: Tensor, right: Tensor, gram: Callable[[slic
             rows = slice(i, i + down)
             r, weights = left[rows], gram(rows, columns)
             if flat is not None:
-                slopes = r.transpose(1, 2).flatten(2).flatten(0, 1) @ flat
-                target[rows, columns] += weights.mul_(slopes.view(weights.shape)).sum((1, 3))
+                slopes = (r.transpose(1, 2).flatten(2).flatten(0, 1) @ flat).view(weights.shape)
+                if P == Q == 1:
+                    target[rows, columns].addcmul_(weights[:, 0, :, 0], slopes[:, 0, :, 0])
+                else:
+                    target[rows, columns] += weights.mul_(slopes).sum((1, 3))
             else:
                 slopes = (r.flatten(0, 2) @ s.flatten(0, 2).T).view(len(r), C, P, len(s), C, Q)
                 target[rows, columns] += slopes.mul_(weights[:, None, :, :, None]).sum((2, 5)).transpose(1, 2)
