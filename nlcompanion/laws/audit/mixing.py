@@ -23,16 +23,19 @@ _TURNS = range(810_001, 810_041)
 _JOINED = 1e-9
 
 
-def find_blocks(room: DoubleCopy, layout: Layout, family: Family) -> Family:
-    """The family with the sets of neurons that any matrix may mix."""
-    joined = None
-    for number in _NUMBERS:
+def find_blocks(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[Family]:
+    """The families with the sets of neurons that any matrix may mix."""
+    joined = [torch.ones(family.n, family.n, dtype=torch.bool) for family in families]
+    for number in _NUMBERS if families else ():
         _, gradient = room.gradient(room.draw(number), seed=number)
-        here = _ratio(room, layout, family, gradient) < _JOINED
-        joined = here if joined is None else joined & here
-    joined = joined & joined.T
-    joined.fill_diagonal_(True)
-    return replace(family, blocks=tuple(_components(joined.cpu().numpy())))
+        for k, family in enumerate(families):
+            joined[k] &= (_ratio(room, layout, family, gradient) < _JOINED).cpu()
+    found = []
+    for family, pairs in zip(families, joined, strict=True):
+        pairs = pairs & pairs.T
+        pairs.fill_diagonal_(True)
+        found.append(replace(family, blocks=tuple(_components(pairs.numpy()))))
+    return found
 
 
 def _ratio(room: DoubleCopy, layout: Layout, family: Family, gradient: dict[str, Tensor]) -> Tensor:
