@@ -28,7 +28,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help book test test-all test-elsewhere test-versions lab notebooks results bench clean FORCE
+.PHONY: help book pdf test test-all test-elsewhere test-versions bugs lab notebooks results bench clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ book: $(READY) ## install what is needed and build the book
 	@rm -rf _build/html
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet > /dev/null
 	@$(PY) -m tools.pages
+
+pdf: book ## the whole book as one PDF (needs Chromium)
+	@$(PY) -m tools.pdf
 
 test: book ## build the book, then check its pages, every notebook, doctest and test
 	@$(PY) -m pytest $(PYTEST_RUNS) $(PYTEST_ARGS)
@@ -50,6 +53,9 @@ test-elsewhere: book ## the tests and notebooks in the arithmetic of other proce
 
 test-versions: $(READY) ## the package's tests with the oldest and the newest versions of what it needs
 	@$(PY) -m tools.versions $(ONLY)
+
+bugs: $(READY) ## plant bugs in the formulas, one at a time, and see which tests notice (ONLY="ntk" for some)
+	@$(PY) -m tools.planted_bugs $(ONLY)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter-lab book
@@ -65,7 +71,7 @@ bench: $(READY) ## run every benchmark, one after another
 	@missed=0; for bench in $(BENCHES); do echo "== $$bench"; $(PY) "$$bench" || missed=1; done; exit $$missed
 
 clean: ## remove all that these commands made, .venv included
-	rm -rf $(VENV) _build .pytest_cache .hypothesis .ruff_cache .benchmarks
+	rm -rf $(VENV) _build .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
 

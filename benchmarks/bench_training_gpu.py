@@ -20,8 +20,8 @@ from torch import nn
 
 from nlcompanion.datasets import Dataset
 from nlcompanion.networks import vgg11
-from nlcompanion.training.arithmetic import _precision
-from nlcompanion.training.batches import Feed
+from nlcompanion.training.arithmetic import in_precision
+from nlcompanion.training.batches import Batches
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.step import Stepper
 
@@ -75,16 +75,16 @@ def peak() -> float:
     return 2.0 * PRODUCT**3 / seconds(lambda: torch.mm(a, b, out=out))
 
 
-def stepper(batch: int, compiled: bool, **settings) -> Stepper:
+def stepper(batch: int, compiled: bool, count: int = IMAGES, device_name: str = "cuda", **settings) -> Stepper:
     g = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (IMAGES, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
-    data = Dataset("noise", images, torch.arange(IMAGES) % CLASSES, tuple(map(str, range(CLASSES))))
+    images = torch.randint(256, (count, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
+    data = Dataset("noise", images, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
     config = TrainConfig(
-        dataset="custom", model="vgg11", batch_size=batch, device="cuda", precision="bf16", lr=0.01, **settings
+        dataset="custom", model="vgg11", batch_size=batch, device=device_name, precision="bf16", lr=0.01, **settings
     )
-    device = torch.device("cuda")
+    device = torch.device(device_name)
     model = vgg11(CLASSES, size=SIDE).to(device, memory_format=torch.channels_last).train()
-    found = Stepper(model, Feed(data, config, device, torch.float32), config, device, stride=1)
+    found = Stepper(model, Batches(data, config, device, torch.float32), config, device, stride=1)
     if compiled:
         found.compile()
     found.start_epoch(0)
@@ -95,7 +95,7 @@ def step(made: Stepper) -> Callable[[], None]:
     """One of its steps, the epoch's first each time: the places for losses end with the epoch."""
 
     def run() -> None:
-        made._rewind()
+        made.rewind()
         made(record=False)
 
     return run
@@ -155,7 +155,7 @@ def main(names: list[str] | None = None, store: str | None = None) -> int:
         f"{torch.cuda.get_device_name()}: {top / 1e12:.0f} TFLOP/s in a bf16 product; {flops / 1e9:.2f} GFLOP an image"
     )
     found: dict = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "peak": top, "flop": flops}
-    with _precision("bf16"):
+    with in_precision("bf16"):
         for name in names or VARIANTS:
             batch, compiled, settings = VARIANTS[name]
             begin = time.perf_counter()

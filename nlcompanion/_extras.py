@@ -1,7 +1,11 @@
-"""What the base installation leaves out: errors that name the extra to install."""
+"""What the base installation leaves out: errors that name the extra to install, and progress bars."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -19,3 +23,12 @@ def needs(extra: str) -> Iterator[None]:
             f"{package} is not installed, which comes with the extra {extra!r} of nlcompanion: "
             f"pip install 'nlcompanion[{extra}]'"
         ) from error
+
+
+def progress_bar(items: Iterable | None = None, *, shown: bool | None, **options: Any) -> Any:
+    """tqdm's bar, on stderr; with ``shown`` None in a terminal only, and nowhere in a process that has no stderr."""
+    with needs("training"):
+        from tqdm.auto import tqdm
+
+    hidden = True if sys.stderr is None else None if shown is None else not shown
+    return tqdm(items, disable=hidden, **options)

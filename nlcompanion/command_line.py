@@ -1,35 +1,26 @@
-"""The command line : ``python -m nlcompanion train | sweep``.
+"""The command line: ``python -m nlcompanion train | sweep | check``.
 
-Nothing here loads torch before a run begins, so that help and errors come at once.
+Nothing here loads torch before a run begins, so that help and errors come at once. Whatever happens, a command ends
+with a line that says what and an exit status that its help explains.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import sys
-import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import Field, fields
-from difflib import get_close_matches
-from inspect import getdoc
-from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from nlcompanion.training.config import TrainConfig
+from nlcompanion._terminal import Mistake, say
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    from _typeshed import SupportsWrite
 
-    from nlcompanion.training.sweeps.records import Record, Sweep
-
-OK, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
-PATIENCE = "10s"  # for a Dask scheduler to answer
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _CODES = """\
 exit status:
@@ -41,11 +32,13 @@ exit status:
 """
 
 _TOP = """\
-Train networks and sweep over their settings, and keep every run in a file.
+Train networks and sweep over their settings, and keep every run in a file; find the laws of a model,
+and hold gradients against theirs.
 
 commands:
   train    one run
   sweep    every combination of the settings that are given as lists
+  audit    the laws of a model, and what an optimiser makes of them
   check    the laws of a model's gradients, or of an optimiser
 
 `python -m nlcompanion COMMAND --help` tells more.
@@ -56,26 +49,27 @@ Train one network. The run is kept in FOLDER/KEY.json, where KEY is a hash of it
 there already is not repeated, and one that was cut off goes on from its last epoch.
 """
 
+_TRAIN_EXAMPLES = f"""\
+example:
+  python -m nlcompanion train --lr 0.1 --momentum 0.9 --epochs 20 --folder runs
+
+{_CODES}"""
+
 _SWEEP = """\
 Train once for every combination of the settings. Each run is kept in FOLDER/KEY.json, where KEY is a hash of its
 settings; runs that are there already are not repeated, and those that were cut off go on from their last epoch.
 The same command may be started several times: the processes share the work.
 """
 
-_SWEEP_EXAMPLES = """\
+_SWEEP_EXAMPLES = f"""\
 examples:
   python -m nlcompanion sweep --lr 0.03 0.1 --seed 0 1 2 3 --epochs 20 --folder runs --workers 2
   python -m nlcompanion sweep --config sweep.json --folder runs --dask tcp://10.0.0.1:8786
 
 A configuration file holds settings by name, those with several values as lists, or a list of such objects:
-  {"epochs": 20, "lr": [0.03, 0.1], "seed": [0, 1, 2, 3]}
-"""
+  {{"epochs": 20, "lr": [0.03, 0.1], "seed": [0, 1, 2, 3]}}
 
-_TRAIN_EXAMPLES = """\
-example:
-  python -m nlcompanion train --lr 0.1 --momentum 0.9 --epochs 20 --folder runs
-"""
-
+{_CODES}"""
 
 _CHECK = """\
 Hold gradients or an optimiser against their own laws. A factory that takes parameters is one of optimisers; one that
@@ -90,34 +84,84 @@ example, with a file mine.py beside you:
 exit status:
     0  every law holds
     1  a law is broken
-    2  nothing was checked: wrong usage, or the factory failed
+    2  no verdict: wrong usage, the factory failed, or the report could not be printed
     3  it cannot be told: rounding would hide a fault, or something has no law
+  130  interrupted
 """
 
 
-class _Wrong(Exception):
-    """A mistake of the user's, said in one line."""
+_AUDIT = """\
+Find the laws of a model: the continuous symmetries of its loss, what each conserves, and what training makes of it. The
+factory takes nothing and returns (model, inputs, targets, loss), or (model, inputs) of a model with its own loss.
+"""
+
+_AUDIT_EXAMPLES = """\
+example, with a file mine.py beside you:
+  def net(): return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)), x, y, nn.functional.cross_entropy
+  python -m nlcompanion audit mine:net --optimizer adamw:lr=1e-3,weight_decay=0.01
+
+exit status:
+    0  the laws are printed
+    1  they could not be printed, or the factory failed
+    2  no audit: wrong usage, or a model that cannot be audited
+  130  interrupted
+"""
+
+
+class _Command(NamedTuple):
+    """A word of the command line: what its help says, what fills its parser, what does it."""
+
+    about: str
+    epilog: str
+    usage: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    unfinished: int  # the exit status where an error of the program or of its streams ends it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see ``python -m nlcompanion --help``.
 
     Returns:
-        0 if every run has finished; 1 if one failed; 2 for wrong usage; 3 if one diverged; 130 if interrupted.
+        The exit status, as the help of each command explains it: 0 if all is well, 2 for wrong usage, 130 if
+        interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    unfinished = next((_COMMANDS[word].unfinished for word in argv if word in _COMMANDS), FAILED)
     with _plain_warnings():
         try:
-            return _run(_parsed(argv))
-        except _Wrong as error:
-            print(f"nlcompanion: error: {error}", file=sys.stderr)
+            try:
+                return _run(_parsed(argv))
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # a full disk is found here and not while the interpreter ends
+        except (Mistake, ImportError) as error:  # the latter names the extra that brings what is missing
+            say(f"error: {error}")
             return USAGE
-        except BrokenPipeError:  # whoever read what is printed has left, as `head` does
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
-            return FAILED
         except KeyboardInterrupt:
-            print("nlcompanion: interrupted; the same command goes on from here", file=sys.stderr)
+            say("interrupted" + ("; the same command goes on from here" if unfinished == FAILED else ""))
             return INTERRUPTED
+        except BrokenPipeError:  # whoever read what is printed has left, as `head` does
+            _silence()
+            return unfinished
+        except OSError as error:
+            _silence()
+            what = "a file could not be used" if error.filename else "what it prints could not be written"
+            say(f"error: {what} ({error}); what was finished is kept; mend that, and give the same command again")
+            return unfinished
+        except Exception as error:
+            if sys.flags.dev_mode:
+                raise
+            say(
+                f"error: this program failed ({type(error).__name__}: {error}); "
+                "`python -X dev -m nlcompanion ...` shows where"
+            )
+            return unfinished
+
+
+def _silence() -> None:
+    """Let nothing more be written to stdout, at the interpreter's end either."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
 
 
 @contextmanager
@@ -125,292 +169,18 @@ def _plain_warnings() -> Iterator[None]:
     """Warnings as lines for a reader, without the place in our code."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        warnings.showwarning = lambda message, *_: print(f"nlcompanion: warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         yield
-
-
-# --- options --------------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, where argparse would print all options first."""
-        self.exit(USAGE, f"nlcompanion: error: {message}; see `{self.prog} --help`\n")
-
-
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
-        "python -m nlcompanion", description=_TOP, epilog=_CODES, formatter_class=shape, usage="%(prog)s COMMAND ..."
-    )
-    parser.add_argument("--version", action="store_true", help="show the versions of nlcompanion and torch, and stop")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS, parser_class=_Parser)
-    for name, text, examples in (("train", _TRAIN, _TRAIN_EXAMPLES), ("sweep", _SWEEP, _SWEEP_EXAMPLES)):
-        command = commands.add_parser(
-            name,
-            prog=f"python -m nlcompanion {name}",
-            description=text,
-            epilog=f"{examples}\n{_CODES}",
-            formatter_class=shape,
-            allow_abbrev=False,
-            usage="%(prog)s [options] [settings]",
-        )
-        _add_options(command, several=name == "sweep")
-    check = commands.add_parser(
-        "check",
-        prog="python -m nlcompanion check",
-        description=_CHECK,
-        epilog=_CHECK_EXAMPLES,
-        formatter_class=shape,
-        allow_abbrev=False,
-        usage="%(prog)s [options] PACKAGE.MODULE:FACTORY",
-    )
-    check.add_argument("target", metavar="PACKAGE.MODULE:FACTORY", help="what makes the model or the optimiser")
-    check.add_argument(
-        "--resolution", type=float, default=0.5, metavar="SHARE", help="the fault that must not hide (default: 0.5)"
-    )
-    check.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise _Wrong(_unknown(unknown[0], options.command))
-    if not options.command and not options.version:
-        parser.print_help(sys.stderr)
-        raise SystemExit(USAGE)
-    return options
-
-
-def _unknown(argument: str, command: str | None) -> str:
-    if not argument.startswith("-"):
-        return f"{argument!r} is too many; settings are given by name, as in --lr 0.1"
-    near = get_close_matches(argument.split("=")[0], [_option(setting) for setting in fields(TrainConfig)], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"see `python -m nlcompanion {command or ''} --help`"
-    return f"there is no option {argument}; {hint}"
-
-
-def _add_options(parser: argparse.ArgumentParser, *, several: bool) -> None:
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON with settings; options go before it")
-    parser.add_argument("--dry-run", action="store_true", help="say which runs are there and which are not, and stop")
-    parser.add_argument("--keep-failed", action="store_true", help="do not try failed runs again")
-    if several:
-        how = parser.add_mutually_exclusive_group()
-        how.add_argument(
-            "--workers", type=int, metavar="N", help="local processes, one thread each (default: this one)"
-        )
-        how.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler whose workers see the folder")
-    settings = parser.add_argument_group("settings of a run" + (", each with one or more values" if several else ""))
-    explained = _explanations()
-    for setting in fields(TrainConfig):
-        switch = setting.type == "bool"
-        settings.add_argument(
-            _option(setting),
-            type=_reader(setting),
-            nargs=("*" if switch else "+") if several else ("?" if switch else None),
-            const=True if switch and not several else None,
-            default=argparse.SUPPRESS,
-            metavar=_metavar(setting),
-            help=f"{explained.get(setting.name, '')} (default: {_shown(setting.default)})".replace("%", "%%").strip(),
-        )
-
-
-def _option(setting: Field) -> str:
-    return "--" + setting.name.replace("_", "-")
-
-
-def _metavar(setting: Field) -> str:
-    return {"bool": "BOOL", "str": "NAME"}.get(setting.type) or ("E,E,..." if "tuple" in setting.type else "X")
-
-
-def _reader(setting: Field):
-    """What turns a word of the command line into a setting's value, by the setting's type."""
-    kinds = [kind.strip() for kind in setting.type.split("|")]
-
-    def read(word: str) -> Any:
-        if word.lower() == "none" and "None" in kinds:
-            return None
-        for kind in kinds:
-            try:
-                if kind in _READ:
-                    return _READ[kind](word)
-            except (ValueError, KeyError):
-                continue
-        raise argparse.ArgumentTypeError(f"{setting.name} is {_wanted(kinds)}, got {word!r}")
-
-    return read
-
-
-_READ = {
-    "bool": lambda word: {"true": True, "false": False, "yes": True, "no": False}[word.lower()],
-    "int": int,
-    "float": float,
-    "tuple[int, ...]": lambda word: () if word in ("constant", "()") else tuple(int(part) for part in word.split(",")),
-    "str": str,
-}
-
-
-def _wanted(kinds: list[str]) -> str:
-    named = {
-        "bool": "true or false", "int": "an integer", "float": "a number", "str": "a name", "None": "none",
-        "tuple[int, ...]": "epochs like 30,60,80, or constant",
-    }  # fmt: skip
-    return " or ".join(named[kind] for kind in kinds)
-
-
-def _explanations() -> dict[str, str]:
-    """What the docstring of TrainConfig says of each setting, as plain text."""
-    section = (getdoc(TrainConfig) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    entries = re.split(r"^(\w+): ", textwrap.dedent(section), flags=re.MULTILINE)[1:]
-    return {name: _plain(text) for name, text in zip(entries[::2], entries[1::2], strict=True)}
-
-
-def _plain(text: str) -> str:
-    for pattern, put in (
-        (r":math:`([^`]*)`", r"\1"),
-        (r":\w+:`~?([^`]*)`", r"\1"),
-        (r"``?([^`]*)``?", r"\1"),
-        (r"\\eta", "eta"), (r"\\beta", "beta"), (r"\\ge\b", ">="), (r"\\in\b", "in"), (r"\s+", " "),
-    ):  # fmt: skip
-        text = re.sub(pattern, put, text)
-    return text.strip().rstrip(".")
-
-
-def _shown(value: Any) -> str:
-    """A setting as one writes it on the command line."""
-    if value is None:
-        return "none"
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "constant"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --- configurations -------------------------------------------------------------------------------------------------
-
-
-def _configs(options: argparse.Namespace) -> list[TrainConfig]:
-    """Every combination of the file's settings, overruled by the options'."""
-    given = {setting.name: vars(options)[setting.name] for setting in fields(TrainConfig) if setting.name in options}
-    lists = {name: (value or [True]) if options.command == "sweep" else [value] for name, value in given.items()}
-    configs = []
-    for entry in _entries(options.config):
-        axes = {**{name: _values(name, value) for name, value in entry.items()}, **lists}
-        for values in product(*axes.values()):
-            try:
-                configs.append(TrainConfig.from_dict(dict(zip(axes, values, strict=True))))
-            except ValueError as error:
-                raise _Wrong(f"{options.config}: {error}" if options.config and not lists else str(error)) from None
-    unique = list({config.key: config for config in configs}.values())
-    if options.command == "train" and len(unique) != 1:
-        raise _Wrong(f"{options.config} describes {len(unique)} runs and train does one; take sweep")
-    if not unique:
-        raise _Wrong(f"{options.config} describes no run; give it settings")
-    return unique
-
-
-def _entries(path: Path | None) -> list[dict]:
-    if path is None:
-        return [{}]
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _Wrong(f"the configuration {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # the latter of thousands of brackets
-        raise _Wrong(f"the configuration {path} is no JSON: {error}") from None
-    entries = content if isinstance(content, list) else [content]
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise _Wrong(f'the configuration {path} holds an object with settings, as in {{"lr": 0.1}}, or a list of them')
-    return entries
-
-
-def _values(name: str, value: Any) -> list:
-    """A setting's values in a file: those of a list, but [30, 60] are the drops of one run, [[30], []] of two."""
-    if not isinstance(value, list) or (name == "lr_drops" and all(isinstance(item, int) for item in value)):
-        return [value]
-    return value
-
-
-# --- running --------------------------------------------------------------------------------------------------------
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.version:
         return _version()
-    if options.command == "check":
-        from nlcompanion.testing.command import run
-
-        return run(options.target, resolution=options.resolution, seed=options.seed)
-    configs = _configs(options)
-    from nlcompanion.training.sweeps.records import SweepError
-    from nlcompanion.training.sweeps.sweep import sweep
-
     try:
-        if options.dry_run:
-            result = sweep(configs, options.folder, run=False)
-        else:
-            progress = True if options.command == "train" else _Lines(options, configs)
-            with _executor(options) as executor:
-                retry = not options.keep_failed
-                result = sweep(configs, options.folder, executor, retry_failed=retry, progress=progress)
-    except SweepError as error:
-        print(f"nlcompanion: error: {error}", file=sys.stderr)
-        return FAILED
-    except ValueError as error:
-        raise _Wrong(str(error)) from None
-    for record in result:
-        if record.error:
-            print(f"nlcompanion: {record.key} {_reason(record)}", file=sys.stderr)
-    print("\n".join(_table(result)))
-    return OK if options.dry_run else _code(result)
-
-
-def _code(result: Sweep) -> int:
-    states = result.status
-    if set(states) - {"finished", "diverged"}:
-        return FAILED
-    return DIVERGED if states["diverged"] else OK
-
-
-def _reason(record: Record) -> str:
-    if record.status == "failed":
-        return f"failed: {record.error.strip().splitlines()[-1]} (traceback in {record.path})"
-    return record.error
-
-
-class _Lines:
-    """Says of every run that ends how it did."""
-
-    def __init__(self, options: argparse.Namespace, configs: Sequence[TrainConfig]):
-        from nlcompanion.training.sweeps.sweep import sweep
-
-        done = ("finished", "diverged", "failed") if options.keep_failed else ("finished", "diverged")
-        there = sweep(configs, options.folder, run=False).status
-        self.total, self.ended = len(configs), sum(there[status] for status in done)
-        self.names = [name for name in _NAMES if len({getattr(config, name) for config in configs}) > 1]
-        if self.ended:
-            print(f"{self.ended} of {self.total} runs are there already", flush=True)
-
-    def __call__(self, record: Record) -> None:
-        self.ended += 1
-        settings = " ".join(f"{name}={_shown(getattr(record.config, name))}" for name in self.names)
-        took = f"{record.provenance['duration_seconds']:.1f} s"
-        print(f"[{self.ended}/{self.total}] {record.key} {record.status} {settings} ({took})", flush=True)
-
-
-_NAMES = tuple(setting.name for setting in fields(TrainConfig))
-
-
-def _table(result: Sweep) -> list[str]:
-    """The runs as aligned columns, and what became of them all."""
-    columns = {"key": [record.key for record in result], **result.table()}
-    rows = [list(columns), *zip(*columns.values(), strict=True)]
-    cells = [["-" if cell is None else _cell(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    states = ", ".join(f"{count} {status}" for status, count in result.status.items())
-    return [*lines, f"{len(result)} runs in {result.folder}: {states}" if len(result) > 1 else f"{result[0].path}"]
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _shown(value)
+        os.getcwd()
+    except OSError:  # torch's own libraries end the process in such a place
+        raise Mistake("the present folder was removed; change to another one") from None
+    return _COMMANDS[options.command].run(options)
 
 
 def _version() -> int:
@@ -420,20 +190,107 @@ def _version() -> int:
     return OK
 
 
-@contextmanager
-def _executor(options: argparse.Namespace) -> Iterator[Executor | int | None]:
-    if not getattr(options, "dask", None):
-        yield getattr(options, "workers", None)
-        return
-    try:
-        from dask.distributed import Client
-    except ImportError:
-        raise _Wrong("--dask needs Dask, which is not installed; pip install 'nlcompanion[dask]'") from None
-    try:
-        client = Client(options.dask, timeout=PATIENCE)
-    except (OSError, ValueError) as error:  # TimeoutError is an OSError
-        raise _Wrong(
-            f"no Dask scheduler answers at {options.dask} ({error}); start one with `dask scheduler`"
-        ) from None
-    with client:
-        yield client.get_executor()
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, where argparse would print all options first."""
+        say(f"error: {message}; see `{self.prog} --help`")
+        self.exit(USAGE)
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """As argparse does, but a full disk is an error."""
+        print(self.format_help(), end="", file=file)
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        "python -m nlcompanion", description=_TOP, epilog=_CODES, formatter_class=shape, usage="%(prog)s COMMAND ..."
+    )
+    parser.add_argument("--version", action="store_true", help="show the versions of nlcompanion and torch, and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS, parser_class=_Parser)
+    for name, known in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            prog=f"python -m nlcompanion {name}",
+            description=known.about,
+            epilog=known.epilog,
+            formatter_class=shape,
+            allow_abbrev=False,
+            usage=f"%(prog)s {known.usage}",
+        )
+        if name in argv:  # what another command needs may not be installed
+            known.add_options(command)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise Mistake(_unknown(unknown[0], options.command))
+    if not options.command and not options.version:
+        with suppress(OSError):
+            parser.print_help(sys.stderr)
+        raise SystemExit(USAGE)
+    return options
+
+
+def _unknown(argument: str, command: str | None) -> str:
+    near = None
+    if command in ("train", "sweep"):
+        from nlcompanion.training.command import nearest
+
+        if not argument.startswith("-"):
+            return f"{argument!r} is too many; settings are given by name, as in --lr 0.1"
+        near = nearest(argument.partition("=")[0])
+    hint = f"did you mean {near}?" if near else f"see `python -m nlcompanion {command or ''} --help`"
+    return f"there is no option {argument}; {hint}"
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from nlcompanion.training.command import run
+
+    return run(options)
+
+
+def _options_of_runs(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    from nlcompanion.training.command import add_options
+
+    add_options(parser, several=several)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nlcompanion.testing.command import run
+
+    return run(options.target, resolution=options.resolution, seed=options.seed)
+
+
+def _options_of_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="PACKAGE.MODULE:FACTORY", help="what makes the model or the optimiser")
+    parser.add_argument(
+        "--resolution", type=float, default=0.5, metavar="SHARE", help="the fault that must not hide (default: 0.5)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from nlcompanion.laws.audit.command import run
+
+    return run(options)
+
+
+def _options_of_audit(parser: argparse.ArgumentParser) -> None:
+    from nlcompanion.laws.audit.command import add_options
+
+    add_options(parser)
+
+
+_SETTINGS = "[options] [settings]"
+_TARGET = "[options] PACKAGE.MODULE:FACTORY"
+_COMMANDS = {
+    "train": _Command(_TRAIN, _TRAIN_EXAMPLES, _SETTINGS, partial(_options_of_runs, several=False), _runs, FAILED),
+    "sweep": _Command(_SWEEP, _SWEEP_EXAMPLES, _SETTINGS, partial(_options_of_runs, several=True), _runs, FAILED),
+    "audit": _Command(_AUDIT, _AUDIT_EXAMPLES, _TARGET, _options_of_audit, _audit, FAILED),
+    "check": _Command(_CHECK, _CHECK_EXAMPLES, _TARGET, _options_of_check, _check, USAGE),
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +44,12 @@ class FilterWatch:
         filters = _filters(moment.model)
         if not self.trackers:
             config = self.config
-            rates = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
-            self.trackers = {name: RadiusTracker(q, keep=1, window=self.window, **rates) for name, q in filters.items()}
+            rule: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+            self.trackers = {name: RadiusTracker(q, keep=1, window=self.window, **rule) for name, q in filters.items()}
         if moment.step % self.every == 0:
             self._note(moment.step, filters)
         for name, q in filters.items():
+            assert q.grad is not None  # a step is about to be taken
             self.trackers[name].update(q, q.grad)
 
     def _note(self, step: int, filters: Mapping[str, Tensor]) -> None:

@@ -62,7 +62,8 @@ def discrete_entries(rule: nl.LearningRule, symmetry: nl.Symmetry, run: nl.Traje
         The charges :math:`C_n`, shape ``(T,)``, and the three entries of each change, shape ``(3, T - 1)``: damping,
         asymmetry, potential.
     """
-    lr, beta = rule.lr, rule.steps.memory_of(1)
+    assert rule.steps is not None
+    lr, beta = rule.steps.lr, rule.steps.memory_of(1)
     mass = lr * (1 + beta) / 2
     terms = nl.noether_learning_dynamics(rule, symmetry, run.t, run.q, run.v)
     charge = lr * terms.charge / mass

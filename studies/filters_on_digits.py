@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,8 +91,9 @@ def follow(*, nudge: float = 0.0, data: tuple[Dataset, Dataset] | None = None, *
         if moment.step == 0 and nudge:
             _shake(filters, nudge)
 
-    config = TrainConfig(**{"eps": 0, "lr_drops": (), "precision": "float64"} | settings)
-    run = train(config, data=data, stride=1, evaluate_every=config.epochs, watch=keep)
+    common: dict[str, Any] = {"eps": 0, "lr_drops": (), "precision": "float64"}
+    config = TrainConfig(**common | settings)
+    run = train(config, data=data, stride=1, evaluate_every=config.epochs, watch=keep, progress=False)
     return Course(run, tuple(torch.stack(layer) for layer in zip(*seen, strict=True)))
 
 
@@ -134,6 +135,18 @@ class Statistic(NamedTuple):
     mean: Tensor
     error: Tensor
     runs: int
+
+    def in_per_cent(self) -> str:
+        """One line: every mean with its standard error, in per cent, and of how many runs.
+
+        Example:
+            >>> Statistic(torch.tensor([0.012, -0.5]), torch.tensor([0.003, 0.04]), 4).in_per_cent()
+            '1.2 ± 0.3, -50.0 ± 4.0 per cent, mean of 4 runs'
+        """
+        both = zip(self.mean.flatten().tolist(), self.error.flatten().tolist(), strict=True)
+        rounded = [(round(100 * mean, 1) + 0.0, round(100 * error, 1)) for mean, error in both]  # no minus zero
+        numbers = ", ".join(f"{mean:.1f} ± {error:.1f}" for mean, error in rounded)
+        return f"{numbers} per cent, mean of {self.runs} runs"
 
 
 def mean_and_error(courses: Sequence[Course], measure: Callable[[Course], Tensor]) -> Statistic:
@@ -235,8 +248,8 @@ def windows(courses: Sequence[Course], *, width: int = 100, skip: int = 100) -> 
 
 def learn(**settings) -> dict[str, Tensor]:
     """Records of 14 epochs of clean mini-batches at a rate of 0.02, in float32, with settings of one's own."""
-    common = CLEAN | {"lr": 0.02, "epochs": 14, "eps": 0, "lr_drops": ()}
-    return train(TrainConfig(**common | settings), stride=1, evaluate_every=14).records
+    common: dict[str, Any] = CLEAN | {"lr": 0.02, "epochs": 14, "eps": 0, "lr_drops": ()}
+    return train(TrainConfig(**common | settings), stride=1, evaluate_every=14, progress=False).records
 
 
 class Twins(NamedTuple):
@@ -288,15 +301,21 @@ def largest_cosine(eps: float) -> list[float]:
     for q in _filters(model):
         q.data = 0.1 * normalize(q.data.flatten(1)).view_as(q)
     cross_entropy(model(images), labels).backward()
-    cosines = [normalize(q.detach().flatten(1)) * normalize(q.grad.flatten(1)) for q in _filters(model)]
+    pairs = [(q.detach().flatten(1), q.grad.flatten(1)) for q in _filters(model) if q.grad is not None]
+    cosines = [normalize(q) * normalize(gradient) for q, gradient in pairs]
     return [each.sum(1).abs().max().item() for each in cosines]
 
 
 def steps_of_filters(**settings) -> tuple[Tensor, Tensor]:
     """Squared steps (N - 1, filters) and squared lengths (N, filters) of the second convolution, in float64."""
     path: list[Tensor] = []
-    config = TrainConfig(**{"eps": 0, "lr_drops": (), "precision": "float64", "epochs": 2} | settings)
-    train(config, watch=lambda moment: path.append(moment.model.conv2.weight.detach().flatten(1).clone()))
+    common: dict[str, Any] = {"eps": 0, "lr_drops": (), "precision": "float64", "epochs": 2}
+    config = TrainConfig(**common | settings)
+
+    def keep(moment) -> None:
+        path.append(moment.model.get_parameter("conv2.weight").detach().flatten(1).clone())
+
+    train(config, watch=keep, progress=False)
     weights = torch.stack(path)
     return weights.diff(dim=0).square().sum(2), weights.square().sum(2)
 
@@ -308,7 +327,7 @@ def _filters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 @torch.no_grad()
 def _to_unit_norm(model: torch.nn.Module) -> None:
     for q in _filters(model):
-        q /= q.norm()
+        q.div_(q.norm())
 
 
 def _heavy_ball(model, lr: float, momentum: float, decay: float, filter_decay: float) -> torch.optim.SGD:

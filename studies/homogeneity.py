@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
@@ -31,7 +33,7 @@ def two_layer_norms(
 
     The accelerated rules run for fewer steps: Newtonian dynamics has no friction, and the weights fly off.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "widths": list(widths),
         "activation": "relu",
         "bias": False,
@@ -80,7 +82,7 @@ def layers_apart(data: Dataset, widths: tuple[int, ...], *, lr: float = 1e-3, st
     from Kaiming's the loss starts so steep that the paper's rate of 0.01 breaks the law within a few steps.
     """
     p, k, h = 2, 2, 2
-    settings = {
+    settings: dict[str, Any] = {
         "widths": list(widths),
         "activations": ["relu", f"repu({p})", f"repu({p})", "relu"],
         "bias": False,

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from attrs import evolve
 
 from nlcompanion.datasets.download import DataError
 from nlcompanion.training.config import TrainConfig
@@ -26,13 +27,13 @@ RUNS = "NLCOMPANION_RUNS"  # a folder in which unfinished sweeps are kept, so th
 NORMS = {"free": False, "constrained": True}
 TINY_SEEDS = range(4)
 
-Panel = tuple[str, Sequence[float], TrainConfig]  # the setting that varies, its values, and the rest
+Panel = tuple[str, Sequence[Any], TrainConfig]  # the setting that varies, its values, and the rest
 
 
 @result("TK Fig. 4 on digits: free and constrained filter norm against step size, momentum and decay")
 def tk_fig4_digits() -> dict:
     base = TrainConfig(dataset="digits", model="conv_bn", batch_size=64, epochs=15, lr=0.1, momentum=0.9)
-    constant = replace(base, lr_drops=())
+    constant = evolve(base, lr_drops=())
     panels: dict[str, Panel] = {
         "a": ("lr", (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), constant),
         "b": ("momentum", (0.0, 0.5, 0.8, 0.9, 0.95, 0.98), base),
@@ -56,7 +57,7 @@ def tiny_imagenet_panels() -> dict[str, Panel]:
     """TK's experiment (SI D and E). What they do not state is ours: the values, the rate in B and C, the precision."""
     base = TrainConfig(dataset="tiny_imagenet", model="vgg11", lr=0.1, device="cuda", precision="bf16")
     return {
-        "a": ("lr", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), replace(base, lr_drops=())),
+        "a": ("lr", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), evolve(base, lr_drops=())),
         "b": ("momentum", (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), base),
         "c": ("weight_decay", (0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), base),
     }
@@ -78,7 +79,7 @@ def figure4(panels: Mapping[str, Panel], seeds: Sequence[int], executor: Executo
     with _folder() as folder:
         for name, (setting, values, base) in panels.items():
             configs = [
-                replace(base, **{setting: value}, constrain_norm=constrained, seed=seed)
+                evolve(base, **{setting: value}, constrain_norm=constrained, seed=seed)
                 for constrained in NORMS.values()
                 for value in values
                 for seed in seeds
@@ -91,7 +92,9 @@ def figure4(panels: Mapping[str, Panel], seeds: Sequence[int], executor: Executo
 
 def figure4_of(panels: Mapping[str, Panel], seeds: Sequence[int], found: Mapping[str, Sweep]) -> dict:
     """The same from runs that are done, a sweep for each panel; those that it lacks are left out of the means."""
-    curves, durations, data = {}, {}, None
+    curves: dict[str, Any] = {}
+    durations: dict[str, float] = {}
+    data = None
     for name, (setting, values, _) in panels.items():
         durations |= {record.key: record.run.duration for record in found[name] if record.run}
         data = data or found[name].runs[0].data["train"]
@@ -175,4 +178,4 @@ def _numbers(panel: dict, varied: dict[str, list]) -> dict:
 
 
 def _differences(a: Sequence[float | None], b: Sequence[float | None]) -> list[float | None]:
-    return [None if None in pair else pair[0] - pair[1] for pair in zip(a, b, strict=True)]
+    return [None if x is None or y is None else x - y for x, y in zip(a, b, strict=True)]

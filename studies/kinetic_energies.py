@@ -63,7 +63,7 @@ def energy_by_integral(h: Metric, q: Tensor, v: Tensor, mass: float) -> Tensor:
     by Gauss's rule with 60 nodes, for a smooth ``h``.
     """
     nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(60))
-    d, total = mass * v, 0.0
+    d, total = mass * v, torch.zeros((), dtype=q.dtype)
     for x, w in zip((1 + nodes) / 2, weights / 2, strict=True):
         total = total + w * (1 - x) * d @ hessian(h)(q + x * d) @ d
     return total / mass

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from nlcompanion._provenance import provenance
 from nlcompanion.book.results import ResultError, path_of, write
@@ -113,7 +114,7 @@ def make(name: str, folder: Path | str | None = None) -> Path:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
     duration = time.perf_counter() - began
-    empty = {"settings": {}, "data": None, "curves": {}, "numbers": {}}
+    empty: dict[str, Any] = {"settings": {}, "data": None, "curves": {}, "numbers": {}}
     head = {"name": name, "title": known[name].title}
     return write(name, {**head, **empty, **content, "provenance": provenance(duration)}, folder)
 

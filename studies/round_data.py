@@ -213,9 +213,9 @@ def slope_with_error(sizes: Sequence[float], draws: Tensor, blocks: int = 8) -> 
         blocks: parts whose exponents are compared.
     """
     parts = draws.view(len(sizes), blocks, -1)
-    slopes = [nl.convergence_order(sizes, root_mean_square(parts[:, block])) for block in range(blocks)]
+    slopes = [nl.convergence_order(sizes, root_mean_square(parts[:, block]).tolist()) for block in range(blocks)]
     error = torch.tensor(slopes, dtype=torch.float64).std() / math.sqrt(blocks)
-    return torch.tensor(nl.convergence_order(sizes, root_mean_square(draws))), error
+    return torch.tensor(nl.convergence_order(sizes, root_mean_square(draws).tolist())), error
 
 
 # --- the two lemmas ---------------------------------------------------------------------------------------------------

@@ -248,13 +248,14 @@ def noise_work(
         lots = lots_of(n, groups, 10000 * seed)
         return lambda q: LOTS / 2 * (lots * (f.outputs(q)[..., 0] - y[:, 0]).square()).sum()
 
-    q = descend(rule, None, f.q0, steps=round(time / rule.time_step), batches=batch).q
+    assert rule.steps is not None
+    q = descend(rule, None, f.q0, steps=round(time / rule.steps.time_step), batches=batch).q
     memory = 1.0 if rule.equation(1.0)[0] == 0 else rule.steps.memory_of(1)  # of the steps; without friction all of it
     work, foreseen, independent = [], [], []
     for n in range(1, len(q) - 1):
         full = grad(f)(q[n])
         noise, both = team.split(grad(batch(n))(q[n]) - full), team.split(q[n + 1] - q[n - 1])
-        heat = rule.lr / 2 * noise_trace(f.unflatten(q[n]), x, y, team.split(full))
+        heat = rule.steps.lr / 2 * noise_trace(f.unflatten(q[n]), x, y, team.split(full))
         share = heat_of_step(n, memory) if draws == "epochs" else 1.0
         work.append(-(noise * both).sum(1) / 2)
         independent.append(heat)

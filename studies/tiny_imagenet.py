@@ -16,11 +16,13 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from attrs import evolve
 
 from nlcompanion.book import results
 from nlcompanion.datasets import Dataset, tiny_imagenet
@@ -54,7 +56,8 @@ class Size:
 
     def base(self, **settings) -> TrainConfig:
         """TK's experiment (SI E), in bfloat16 products: batches of 128, momentum 0.9, decay 1e-4, step size 0.1."""
-        rest = {"subset": self.images, "batch_size": self.batch_size, "width": self.width, "device": self.device}
+        rest: dict[str, Any] = {"subset": self.images, "batch_size": self.batch_size}
+        rest |= {"width": self.width, "device": self.device}
         return TrainConfig(
             **{"dataset": "tiny_imagenet", "model": "vgg11", "epochs": self.epochs, "precision": "bf16", **rest}
             | settings
@@ -69,7 +72,7 @@ def figure2b_configs(size: Size) -> dict[str, TrainConfig]:
     precision = "float32" if size.device == "cpu" else "tf32"  # a gradient's direction to three digits and more
     base = size.base(epochs=size.epochs_2b, lr_drops=(), precision=precision)
     return {
-        f"lr_{lr:g}_scale_{scale:g}": replace(base, lr=lr, init_scale=scale)
+        f"lr_{lr:g}_scale_{scale:g}": evolve(base, lr=lr, init_scale=scale)
         for lr in (0.01, 0.1)
         for scale in (1.0, 2.0)
     }
@@ -79,7 +82,7 @@ def panels(size: Size) -> dict[str, Panel]:
     """The panels of Fig. 4 in order of their weight: A at constant rates, C and B with the paper's drops."""
     base = size.base()
     return {
-        "a": ("lr", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), replace(base, lr_drops=())),
+        "a": ("lr", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), evolve(base, lr_drops=())),
         "c": ("weight_decay", (0.0, 1e-4, 3e-4, 1e-3, 3e-3), base),
         "b": ("momentum", (0.0, 0.5, 0.8, 0.9, 0.95, 0.98), base),
     }
@@ -88,7 +91,7 @@ def panels(size: Size) -> dict[str, Panel]:
 def figure4_configs(size: Size) -> list[TrainConfig]:
     """All runs of Fig. 4, panel by panel, a whole panel with the first seed before any with the second."""
     chosen = [
-        replace(base, **{setting: value}, constrain_norm=constrained, seed=seed)
+        evolve(base, **{setting: value}, constrain_norm=constrained, seed=seed)
         for setting, values, base in panels(size).values()
         for seed in SEEDS
         for value in values
@@ -113,7 +116,9 @@ def measure(folder: Path, size: Size, seconds: float, workers: int = 4) -> None:
     """
     _data(size.images, size.test_images)  # decoded once, before several processes want it
     until = time.time() + seconds
-    todo = [(_course, size, folder, name, config) for name, config in figure2b_configs(size).items()]
+    todo: list[tuple[Any, ...]] = [
+        (_course, size, folder, name, config) for name, config in figure2b_configs(size).items()
+    ]
     todo += [(_run, size, folder, config.key, config) for config in figure4_configs(size)]
     with Workers(workers) as pool:
         futures = {pool.submit(_in_time, until, task): _label(task[3], task[4]) for task in todo}
@@ -160,8 +165,8 @@ def _course(size: Size, folder: Path, name: str, config: TrainConfig) -> str:
         stride=max(1, steps // 400),
         progress=False,
     )
-    content = {"name": name, "run": json.dumps(records.content_of(run))}
-    if run.status == "finished":
+    content: dict[str, Any] = {"name": name, "run": json.dumps(records.content_of(run))}
+    if run.status == "finished" and run.model is not None:
         content["course"] = watch.course(run.model, run.steps)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(content, path.with_suffix(".part"))
@@ -252,7 +257,7 @@ def figure4(folder: Path, size: Size) -> dict:
     found = {}
     for name, (setting, values, base) in panels(size).items():
         configs = [
-            replace(base, **{setting: value}, constrain_norm=constrained, seed=seed)
+            evolve(base, **{setting: value}, constrain_norm=constrained, seed=seed)
             for constrained in NORMS.values()
             for value in values
             for seed in SEEDS
@@ -279,7 +284,7 @@ def _write(name: str, title: str, content: dict, where: Path | None) -> Path:
     runs = list(content.pop("made").values())
     kept = ("nlcompanion", "torch", "numpy", "scipy", "python", "platform", "device", "threads", "made")
     provenance = {key: runs[0][key] for key in kept if key in runs[0]}
-    empty = {"settings": {}, "data": None, "curves": {}, "numbers": {}}
+    empty: dict[str, Any] = {"settings": {}, "data": None, "curves": {}, "numbers": {}}
     return results.write(name, {"name": name, "title": title, **empty, **content, "provenance": provenance}, where)
 
 

@@ -158,9 +158,11 @@ def balance_at_rest(beta: float, size: float, *, steps: int = 200) -> Balance:
 def relaxation_steps(beta: float, weight_decay: float) -> float:
     """In how many steps the distance of r^4 from its equilibrium falls by e, measured on a steady slope."""
     rest = nl.equilibrium(LR, weight_decay, beta, grad_norm=1.0)
+    assert rest.radius is not None
+    radius = rest.radius
 
     def fourth_powers(stretch: float, steps: int) -> list[float]:
-        z, buffer, found = complex(stretch * rest.radius), 0j, []
+        z, buffer, found = complex(stretch * radius), 0j, []
         turned = complex(1, rest.angular_update)
         buffer = -(turned / abs(turned) - 1) * z / LR  # as if it had been turning so for ever
         for _ in range(steps):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -132,18 +132,20 @@ def rate_left_over(net: nl.FlatLoss, time: float) -> tuple[float, float]:
     def push_and_bend(t, q, v):
         return torch.stack(nl.output_motion(net, q, v, -grad(net)(q))[1:])
 
-    span = {"t_span": (0, time), "t_eval": [0, time], "rtol": 1e-10}
+    span: dict[str, Any] = {"t_span": (0, time), "t_eval": [0, time], "rtol": 1e-10}
     run = nl.integrate(nl.newtonian(), net, net.q0, integrand=push_and_bend, **span)
     gained = nl.output_motion(net, run.q[1], run.v[1], run.v[1]).rate
+    assert run.integral is not None
     push, bend = run.integral[-1]
-    return tuple(float((gained - part).norm() / gained.norm()) for part in (push, push + bend))
+    by_push, by_both = (float((gained - part).norm() / gained.norm()) for part in (push, push + bend))
+    return by_push, by_both
 
 
 def exponent_of_extremes(widths: Sequence[float]) -> float:
     r"""The exponent of :math:`x_n/\sqrt n`, :math:`x_n` what one of n Gaussian numbers exceeds on either side."""
-    widths = torch.as_tensor(widths, dtype=torch.float64)
-    extreme = torch.special.ndtri(1 - 0.5 / widths) / widths.sqrt()
-    return -nl.convergence_order(1 / widths, extreme)
+    n = torch.as_tensor(widths, dtype=torch.float64)
+    extreme = torch.special.ndtri(1 - 0.5 / n) / n.sqrt()
+    return -nl.convergence_order((1 / n).tolist(), extreme.tolist())
 
 
 def band(axis, sizes, curve: dict, name: str, color: str, label: str) -> None:

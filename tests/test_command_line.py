@@ -5,15 +5,23 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import fields
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
 
 import pytest
+from attrs import fields
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nlcompanion import TrainConfig, command_line, sweep
 from nlcompanion.command_line import main
+from nlcompanion.training import command as training_command
 
 SMALL = ["--epochs", "2", "--subset", "64", "--batch-size", "32", "--width", "0.5"]
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {"epochs": 2, "subset": 64, "batch_size": 32, "width": 0.5}
 
 
@@ -34,7 +42,7 @@ def call(tmp_path, monkeypatch, capsys):
 
 def planned(command: str) -> list[TrainConfig]:
     """The configurations of a command, which is not run."""
-    return command_line._configs(command_line._parsed(command.split()))
+    return training_command.configs(command_line._parsed(command.split()))
 
 
 # --- help -----------------------------------------------------------------------------------------------------------
@@ -80,12 +88,12 @@ def test_the_module_is_a_program(tmp_path):
 def test_every_setting_is_an_option_with_its_meaning_and_default(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
-    explained = command_line._explanations()
+    explained = training_command.explanations()
     text = " ".join(out.split())
     for setting in fields(TrainConfig):
         assert f"--{setting.name.replace('_', '-')} " in text
         assert explained[setting.name]
-        meaning = f"{explained[setting.name]} (default: {command_line._shown(setting.default)})"
+        meaning = f"{explained[setting.name]} (default: {training_command.shown(setting.default)})"
         assert " ".join(meaning.split()) in text
         assert ":math:" not in meaning
         assert "`" not in meaning
@@ -168,7 +176,7 @@ def test_a_file_of_settings(tmp_path):
 def test_mistakes_are_said_in_one_line(call, tmp_path, monkeypatch, words, said):
     if "--dask tcp" in words:
         pytest.importorskip("dask.distributed")
-    monkeypatch.setattr(command_line, "PATIENCE", "0.2s")
+    monkeypatch.setattr(training_command, "PATIENCE", "0.2s")
     for name, text in (
         ("broken", '{"lr": 0.1'), ("word", '"lr"'), ("typo", '{"momentun": 0.1}'), ("two", '{"lr": [0.1, 0.2]}'),
         ("none", "[]"), ("brackets", "[" * 100_000),
@@ -187,6 +195,105 @@ def test_dask_that_is_not_installed(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     code, _, err = call("sweep", "--dask", "tcp://127.0.0.1:1")
     assert (code, "pip install 'nlcompanion[dask]'" in err) == (2, True)
+
+
+# --- whatever comes -------------------------------------------------------------------------------------------------
+
+NASTY = (
+    "nan", "inf", "-inf", "1e999", "1e308", "1e-320", "-0", "-1", "9" * 5000, "1" + "0" * 400, "", " ", "None", "[]",
+    "0x10", "1_0", "1,2,", ",", "\u03bb", "a" * 300, "..", "True", "cuda:999999999999",
+)  # fmt: skip
+OPTIONS = [
+    *(f"--{setting.name.replace('_', '-')}" for setting in fields(TrainConfig)),
+    *("--folder", "--config", "--workers", "--dask"),
+]
+FAULT = "this program failed"  # what is said where nobody has thought of something
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_word_ends_in_a_fault(call, option):
+    for word in NASTY:
+        code, out, err = call("sweep", "--dry-run", f"{option}={word}")
+        assert code in ((0, 1, 2) if option == "--folder" else (0, 2)), word
+        assert (err.count("\n"), FAULT in err, out) == (1, False, "") if code else (err == "" and out), word
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(NASTY) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from([setting.name for setting in fields(TrainConfig)]), values, max_size=3))
+def test_no_file_of_settings_ends_in_a_fault(content):
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()) as said:
+        file = Path(folder) / "settings.json"
+        file.write_text(json.dumps(content))
+        assert main(["sweep", "--dry-run", "--config", str(file), "--folder", folder]) in (0, 2)
+    assert FAULT not in said.getvalue()
+
+
+def test_a_fault_of_the_program_is_a_line_too(call, monkeypatch):
+    """The control of the tests above: what nobody has thought of does say so."""
+    monkeypatch.setattr(training_command, "configs", lambda options: {}["nothing"])
+    assert call("train", "--dry-run")[0] == 1
+    monkeypatch.setattr("nlcompanion.testing.command.run", lambda *words, **options: {}["nothing"])
+    code, _, err = call("check", "mine:model")
+    assert (code, err.count("\n"), f"error: {FAULT} (KeyError: 'nothing')" in err) == (2, 1, True)
+
+
+def with_this_package() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+PROGRAM = f'"{sys.executable}" -m nlcompanion'
+TINY = "--epochs 1 --subset 64 --batch-size 32 --width 0.5"
+ADAM = "import torch\nadam = lambda parameters: torch.optim.Adam(parameters, lr=0.1)\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk at hand")
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (f"{PROGRAM} sweep --dry-run > /dev/full", 1, "could not be written"),
+        (f"{PROGRAM} --version > /dev/full", 1, "could not be written"),
+        (f"{PROGRAM} train --help > /dev/full", 1, "could not be written"),
+        (f"{PROGRAM} train --lr 0 2> /dev/full", 2, ""),
+        (f"{PROGRAM} train --lr 0 2>&-", 2, ""),
+        (f"{PROGRAM} train --dry-run >&-", 0, ""),
+        (f"{PROGRAM} train --dry-run >&- 2>&- <&-", 0, ""),
+        (f"mkdir gone && cd gone && rmdir ../gone && {PROGRAM} train --dry-run", 2, "the present folder was removed"),
+        (f"mkdir gone && cd gone && rmdir ../gone && {PROGRAM} check mine:adam", 2, "the present folder was removed"),
+        (f"{PROGRAM} sweep --dask '' --dry-run", 2, "--dask: it is empty"),
+        (f"{PROGRAM} train --dry-run --folder $'\\xff'", 0, ""),
+        pytest.param(f"{PROGRAM} check mine:adam > /dev/full", 2, "could not be written", marks=pytest.mark.slow),
+        pytest.param(f"{PROGRAM} train {TINY} 2>&-", 0, "", marks=pytest.mark.slow),
+        pytest.param(f"{PROGRAM} train {TINY} >&- 2>&-", 0, "", marks=pytest.mark.slow),
+        pytest.param(f"{PROGRAM} sweep {TINY} --workers 1 >&- 2>&- <&-", 0, "", marks=pytest.mark.slow),
+        pytest.param(f"{PROGRAM} sweep {TINY} > /dev/full", 1, "could not be written", marks=pytest.mark.slow),
+    ],
+)
+def test_streams_and_folders_that_fail_end_no_command_in_a_traceback(tmp_path, command, code, said):
+    (tmp_path / "mine.py").write_text(ADAM)
+    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=with_this_package())
+    assert (run.returncode, said in run.stderr) == (code, True), run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    assert run.stderr.count("\n") <= 1, run.stderr
+    if TINY in command:  # what was computed is kept
+        assert len(list(tmp_path.glob("runs/*.json"))) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes streams")
+def test_no_file_takes_the_number_of_a_stream_that_is_missing(tmp_path):
+    """Else what a library writes to stderr would land in a run's file."""
+    opened = "f = open('found', 'w'); f.write(str(f.fileno()))"
+    fill = "from nlcompanion.__main__ import _fill_missing_streams as fill; fill(); "
+    for first, number in ((fill, 3), ("", 0)):  # the control: the lowest number that is free
+        command = f'"{sys.executable}" -c "{first}{opened}" <&- >&- 2>&-'
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, env=with_this_package(), check=True)
+        assert int((tmp_path / "found").read_text()) == number
 
 
 # --- running --------------------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ import ast
 import builtins
 import doctest
 import inspect
+import json
 import pkgutil
+import re
 import subprocess
 import sys
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -90,6 +93,66 @@ def test_public_functions_carry_an_example():
         and ">>>" not in getattr(nlcompanion, name).__doc__
     ]
     assert not missing
+
+
+# --- nothing public is there for the tests alone ----------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def words_of(path: Path) -> set[str]:
+    """The names in a module's code or a notebook's cells: not in docstrings, nor in what exports them."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return set(re.findall(r"\w+", text))
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        return {word for cell in cells for word in re.findall(r"\w+", "".join(cell["source"]))}
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                names.add(name)
+    return names
+
+
+@cache
+def uses() -> dict[str, set[str]]:
+    """Where each name is used, tests and lists of exports apart; a function's own module counts if it uses it."""
+    places = [ROOT / "README.md"]
+    for part, pattern in (("book", "*.ipynb"), ("studies", "*.py"), ("tools", "*.py"), ("benchmarks", "*.py")):
+        places += (ROOT / part).glob(pattern)
+    places += [path for path in (ROOT / "nlcompanion").rglob("*.py") if path.name != "__init__.py"]
+    found: dict[str, set[str]] = {}
+    for place in places:
+        for word in words_of(place):
+            found.setdefault(word, set()).add(place.relative_to(ROOT).as_posix())
+    return found
+
+
+def public() -> set[str]:
+    """Of the package and of its folders."""
+    folders = [getattr(nlcompanion, name) for name in FOLDERS]
+    return {name for room in (nlcompanion, *folders) for name in room.__all__} - set(FOLDERS)
+
+
+# counterparts of names in use, which a reader would miss
+COUNTERPARTS = {
+    "law_of": "Law.symmetry the other way",
+    "loss_below": "stops a motion by its loss, as steady by its speed",
+}
+
+
+def test_every_public_name_is_used_by_somebody_else_than_the_tests():
+    assert len(public()) > 100
+    assert {name for name in public() if name not in uses()} <= set(COUNTERPARTS)
+
+
+def test_a_name_that_nobody_uses_is_seen(tmp_path):
+    """The control: a definition, a docstring and an export are no use."""
+    module = tmp_path / "module.py"
+    module.write_text('__all__ = ["lonely"]\n\ndef lonely():\n    """lonely() does it."""\n\nhelper = used\n')
+    assert words_of(module) == {"__all__", "helper", "used"}
 
 
 def test_unknown_names_are_refused():

@@ -1,9 +1,13 @@
 """The house: which part may import which, and that no import hides a name, whatever is imported first."""
 
+import ast
 import os
 import pkgutil
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +44,132 @@ def test_a_wall_that_is_not_there_is_missed(tmp_path, wall):
     assert run.returncode == 1
     assert "a wall through a room BROKEN" in run.stdout
 
+
+# --- private names ---------------------------------------------------------------------------------------------------
+
+OF_OTHERS = {"_version", "_replace", "_buffers"}  # torch's and NamedTuple's, where a name of ours is the same
+
+
+@cache
+def sources() -> dict[str, str]:
+    """Every module of the repository but the tests, by its path."""
+    paths = [path for part in ("nlcompanion", "studies", "tools", "benchmarks") for path in (ROOT / part).rglob("*.py")]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined(tree: ast.AST) -> set[str]:
+    """The private names that a module makes: functions, classes, variables, attributes."""
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                names.add(name)
+    return {name for name in names if is_private(name)}
+
+
+def trespasses(modules: Mapping[str, str]) -> list[str]:
+    """Where a module takes a private name, or a private module, from another folder than its own.
+
+    The underscored modules at the top of the package serve all of it.
+    """
+    trees = {path: ast.parse(source) for path, source in modules.items()}
+    makers: dict[str, set[str]] = {}
+    for path, tree in trees.items():
+        for name in defined(tree):
+            makers.setdefault(name, set()).add(path.rpartition("/")[0])
+    found = []
+    for path, tree in trees.items():
+        folder = path.rpartition("/")[0]
+        for node in ast.walk(tree):
+            match node:
+                case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] in (
+                    "nlcompanion",
+                    "studies",
+                ):
+                    home, _, last = module.rpartition(".")
+                    foreign = home.replace(".", "/") != folder and module.replace(".", "/") != folder
+                    taken = [name.name for name in names if is_private(name.name)]
+                    if foreign and (taken or (is_private(last) and home != "nlcompanion")):
+                        found.append(f"{path}: from {module} import {', '.join(name.name for name in names)}")
+                case ast.Attribute(attr=name) if is_private(name) and name not in OF_OTHERS:
+                    if makers.get(name) and folder not in makers[name]:
+                        found.append(f"{path}: {ast.unparse(node)}")
+    return found
+
+
+def test_private_names_stay_in_their_folder():
+    assert trespasses(sources()) == []
+
+
+def test_a_private_name_that_leaves_its_folder_is_seen():
+    """The control."""
+    modules = {
+        "nlcompanion/_help.py": "def check(): ...",
+        "nlcompanion/laws/law.py": "class Law:\n    def _of(self): ...",
+        "nlcompanion/laws/near.py": "from nlcompanion._help import check\nfrom nlcompanion.laws.law import _x\nlaw._of",
+        "nlcompanion/laws/_deep.py": "y = 1",
+        "nlcompanion/far/one.py": "law._of()\nself._own = 1\nself._own",
+        "nlcompanion/far/two.py": "from nlcompanion.laws.law import Law, _x",
+        "studies/three.py": "from nlcompanion.laws._deep import y",
+    }
+    assert trespasses(modules) == [
+        "nlcompanion/far/one.py: law._of",
+        "nlcompanion/far/two.py: from nlcompanion.laws.law import Law, _x",
+        "studies/three.py: from nlcompanion.laws._deep import y",
+    ]
+
+
+# --- the map in CONTRIBUTING -----------------------------------------------------------------------------------------
+
+
+def on_the_map(text: str) -> list[str]:
+    """The folders that the map names, by their paths: what is indented lies in what stands above."""
+    block = re.search(r"## The house\n.*?```\n(.*?)```", text, re.DOTALL)[1]
+    folders, outer = [], ""
+    for line in block.splitlines():
+        name = line.split()[0].rstrip("/")
+        outer = outer if line.startswith(" ") else name
+        folders.append(f"{outer}/{name}" if line.startswith(" ") else name)
+    return folders
+
+
+def in_the_tree() -> set[str]:
+    """The folders that hold something under version control, to a depth of two in the package."""
+    run = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        pytest.skip("not a checkout")
+    folders = {str(parent) for path in run.stdout.splitlines() for parent in Path(path).parents} - {"."}
+    return {f for f in folders if f.count("/") == 0 or (f.startswith("nlcompanion/") and f.count("/") == 1)}
+
+
+def test_the_map_names_every_folder_and_no_other():
+    folders = on_the_map((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(folders) == len(set(folders)) < 40  # it fits a screen
+    assert set(folders) == in_the_tree()
+
+
+def test_the_map_is_in_the_order_of_the_walls():
+    """Each folder of the package imports what stands above it, and nothing below."""
+    rooms = [name.partition("/")[2] for name in on_the_map((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))]
+    rooms = [room for room in rooms if room]
+    for path, source in sources().items():
+        room = path.split("/")[1]
+        if not path.startswith("nlcompanion/") or room not in rooms:
+            continue
+        for node in ast.parse(source).body:  # not those within functions or TYPE_CHECKING, which wait for a call
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nlcompanion."):
+                other = node.module.split(".")[1]
+                if other in rooms:
+                    assert rooms.index(other) <= rooms.index(room), f"{path} imports {node.module}"
+
+
+# --- imports in any order --------------------------------------------------------------------------------------------
 
 MODULES = [module.name for module in pkgutil.walk_packages(nlcompanion.__path__, "nlcompanion.")]
 

@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = ("pooch", "requests", "sklearn", "tqdm", "PIL", "matplotlib", "IPython", "ipywidgets", "distributed")
+LEFT_OUT = [
+    "attr",
+    "attrs",
+    "tabulate",
+    "pooch",
+    "requests",
+    "sklearn",
+    "tqdm",
+    "PIL",
+    "matplotlib",
+    "IPython",
+    "ipywidgets",
+    "distributed",
+]
 
 # tqdm and pillow are no strangers to torch, which does without them
 ALONE = f"""
@@ -87,6 +100,8 @@ def test_laws_need_torch_numpy_and_scipy_alone(python, tmp_path):
     [
         ("import nlcompanion as nl; nl.digits()", "training"),
         ("import nlcompanion as nl; nl.train", "training"),
+        ("import nlcompanion as nl; nl.TrainConfig", "training"),
+        ("import nlcompanion as nl; nl.load_sweep", "training"),
         ("from nlcompanion.book import plotting", "book"),
     ],
 )
@@ -95,3 +110,13 @@ def test_what_is_left_out_is_named_with_the_extra_that_brings_it(python, tmp_pat
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith("ImportError: ")
     assert f"[{extra}]'" in run.stderr
+
+
+def test_commands_say_which_extra_they_need(python, tmp_path):
+    main = "from nlcompanion.command_line import main; raise SystemExit(main({}))"
+    run = told(python, ALONE + main.format(["train", "--dry-run"]), tmp_path)
+    assert (run.returncode, run.stderr.count("\n"), "[training]'" in run.stderr) == (2, 1, True), run.stderr
+    for words in (["--help"], ["check", "--help"], ["check", "math:sqrt"]):  # these need none
+        run = told(python, ALONE + main.format(words), tmp_path)
+        assert "[training]" not in run.stderr
+        assert run.returncode == (2 if words[-1] == "math:sqrt" else 0), run.stderr

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -58,10 +59,25 @@ def regular(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return copy
 
 
+RECORD = "nlcompanion"  # under which a notebook's metadata say with what and how fast it was executed
+PACKAGES = ("torch", "numpy", "scipy")
+
+
+def without_record(notebook: nbformat.NotebookNode) -> str:
+    copy = nbformat.from_dict(notebook)
+    copy.metadata.pop(RECORD, None)
+    return nbformat.writes(copy)
+
+
 def execute(path: Path, timeout: float = 600.0) -> bool:
-    """Run one notebook in its own folder and write it back; returns whether the file changed."""
-    before = path.read_text(encoding="utf-8")
-    notebook = nbformat.reads(before, as_version=4)
+    """Run one notebook in its own folder and write it back; returns whether the file changed.
+
+    The page says with which versions it was executed and in how many seconds. Where nothing else is new, the old
+    record stays.
+    """
+    before = nbformat.read(path, as_version=4)
+    notebook = nbformat.from_dict(before)
+    start = time.perf_counter()
     NotebookClient(
         notebook,
         timeout=timeout,
@@ -71,12 +87,17 @@ def execute(path: Path, timeout: float = 600.0) -> bool:
         resources={"metadata": {"path": str(path.parent)}},
         extra_arguments=["--log-level=ERROR"],  # no remark on the kernel's own transport
     ).execute()
-    after = nbformat.writes(regular(notebook)) + "\n"
-    if after != before:
+    after = regular(notebook)
+    changed = without_record(after) != without_record(before) or RECORD not in before.metadata
+    if changed:
+        after.metadata[RECORD] = {
+            "seconds": round(time.perf_counter() - start),
+            "versions": {package: version(package).partition("+")[0] for package in PACKAGES},
+        }
         part = path.with_name(f".{path.name}.part")
-        part.write_text(after, encoding="utf-8")
+        part.write_text(nbformat.writes(after) + "\n", encoding="utf-8")
         os.replace(part, path)
-    return after != before
+    return changed
 
 
 def figure(path: Path, name: str) -> bytes:
@@ -92,6 +113,7 @@ def figure(path: Path, name: str) -> bytes:
 def main(arguments: list[str]) -> int:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    os.environ["NLCOMPANION_CLAIMS"] = "raise"  # what is stored holds
     os.environ.pop("MPLBACKEND", None)  # a kernel that inherits one shows no figures
     failed = []
     for path in [Path(name) for name in arguments] or sorted(BOOK.glob("*.ipynb")):

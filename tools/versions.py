@@ -27,7 +27,7 @@ OLDEST_PYTHON = (3, 11)
 PYTHONS = [(3, minor) for minor in range(20, 10, -1)]
 SUBJECTS = ("torch", "numpy", "scipy")  # whose oldest versions are asked for; the rest may be newer
 EXTRAS = "training,dask,test"
-TESTS = ("tests", "nlcompanion", "--ignore=tests/book", "--ignore=tests/pages")
+TESTS = ("tests", "nlcompanion", *(f"--ignore={part}" for part in ("tests/book", "tests/pages", "nlcompanion/book")))
 
 _VERSIONS = """
 import json, platform

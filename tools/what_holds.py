@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nlcompanion.book.claims import CHAPTERS, CORRECTED, PAGE, PAPERS, Row, register, rows_by_id
+from nlcompanion.book.register import CHAPTERS, PAGE, PAPERS, VERDICTS, Row, register, rows_by_id
 
-__all__ = ["Finding", "verdicts", "what_holds"]
+__all__ = ["Finding", "shown_text", "verdicts", "what_holds"]
 
 
 # --- from executed notebooks to the page --------------------------------------------------------------------------
@@ -72,9 +72,19 @@ def _lines(path: Path) -> Iterator[Finding]:
     for cell in _cells(path):
         if cell["cell_type"] == "markdown":
             target = (_TARGET.findall(_joined(cell["source"])) or [target])[-1]
-        streams = (output for output in cell.get("outputs", ()) if output.get("name") == "stdout")
-        for match in _LINE.finditer("".join(_joined(stream["text"]) for stream in streams)):
+        for match in _LINE.finditer(shown_text(cell)):
             yield Finding(match[1], match[0], path.stem, cell.get("execution_count"), target)
+
+
+def shown_text(cell: Mapping) -> str:
+    """What a cell prints on standard output, and the text form of the verdicts that it displays."""
+    texts = []
+    for output in cell.get("outputs", ()):
+        if output.get("name") == "stdout":
+            texts.append(_joined(output["text"]))
+        elif "nl-claim" in _joined(output.get("data", {}).get("text/html", "")):
+            texts.append(_joined(output["data"]["text/plain"]) + "\n")
+    return "".join(texts)
 
 
 def _uncounted(book: Path) -> list[Finding]:
@@ -102,29 +112,39 @@ _FRONT_MATTER = """\
 ---
 html_theme.sidebar_secondary.remove: true
 ---
-
-```{raw} html
-<style>
-  .bd-main .bd-content .bd-article-container { max-width: 75em; }
-  .bd-article section section table { font-size: 0.85em; }
-</style>
-```
 """
 
 _INTRODUCTION = """\
 Every equation, table and figure of the two papers, and every law this book adds, is a claim that code has to earn.
 A check cell in a chapter measures it and compares the number with a tolerance that was fixed beforehand; where the
-verdict mentions a control, the same check was made to fail on purpose, and did. This page is written from the executed
-notebooks by `python -m tools.what_holds`. A claim without a verdict line is **open**.
+verdict mentions a control, the same check was made to fail on purpose, and did. The page sets what a paper says beside
+what was found. It is written from the executed notebooks by `python -m tools.what_holds`; a claim without a verdict
+there is **open**.
 """
 
-_LEGEND = """\
-The kinds: *exact*, an identity or a law along solutions, to rounding or to the solver's accuracy; *order p*, an error
-that falls as that power of the small parameter, its slope measured; *leading order*, a formula within a stated small
-error; *bound*, an inequality; *figure*, a picture of the paper made again, with a number that stands for it;
-*misprint*, a formula that fails as printed and holds as given here; *false*, a statement that no correction of a symbol
-saves, with what is true instead; *unsupported*, a statement that the paper leaves open and that measurements
-do not bear out, with what they show.
+_KINDS = """\
+Behind each verdict stands what was measured: *exact*, an identity or a law along solutions, to rounding or to the
+solver's accuracy; *order p*, an error that falls as that power of the small parameter, its slope measured; *leading
+order*, a formula within a stated small error; *bound*, an inequality; *figure*, a picture of the paper made again, with
+a number that stands for it.
+"""
+
+_CORRECTIONS = {
+    "misprint": "holds as corrected, fails as printed",
+    "false": "what we find holds, the paper's statement fails",
+    "unsupported": "what we find holds, the paper's guess fails",
+}
+
+# The controls are shown by the script that serves them: without it there is nothing to search with.
+_CONTROLS = """\
+```{raw} html
+<form class="nl-find" role="search" hidden>
+  <label>Search the claims <input type="search" name="words" placeholder="momentum, Eq. 17, tk-3"></label>
+  <label>Verdict <select name="verdict"><option value="">all</option></select></label>
+  <output aria-live="polite"></output>
+</form>
+<script defer src="../_static/what_holds.js"></script>
+```
 """
 
 
@@ -142,42 +162,52 @@ def what_holds(book: Path | str) -> str:
         raise ValueError(f"{book} holds no notebooks, so there are no verdicts to read; name the book's folder")
     found = verdicts(notebooks)
     chapters = {path.stem for path in notebooks}
-    header = ("claim", "statement", "kind", "verdict", "where")
-    parts = [_FRONT_MATTER, "# What holds", _INTRODUCTION, _summary(found), _LEGEND]
+    parts = [_FRONT_MATTER, "# What holds", _INTRODUCTION, _summary(found), _legend(), _KINDS, _CONTROLS]
     for paper, title in PAPERS.items():
-        rows = [_entry(row, found.get(row.id), chapters) for row in register() if row.paper == paper]
-        parts += [f"## {title}", _table(header, rows)]
+        rows = [row for row in register() if row.paper == paper]
+        entries = [_entry(row, found.get(row.id), chapters) for row in rows]
+        says = ("the paper says",) if paper != "NL" else ()
+        header = ("claim", *says, "we find", "verdict", "where")
+        parts += [f"## {title}", _table(header, entries)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _summary(found: Mapping[str, Finding]) -> str:
+    """How many claims of each paper have which verdict."""
     counts = []
     for paper in PAPERS:
         rows = [row for row in register() if row.paper == paper]
-        shown = [row for row in rows if row.id in found]
-        wrong = [sum(row.kind == kind for row in shown) for kind in CORRECTED]
-        counts.append([len(shown) - sum(wrong), *wrong, len(rows) - len(shown), len(rows)])
+        shown = [row.verdict for row in rows if row.id in found]
+        by_verdict = [shown.count(verdict) for verdict in VERDICTS]
+        counts.append([*by_verdict, len(rows) - len(shown), len(rows)])
     total = [sum(column) for column in zip(*counts, strict=True)]
     *_, without, claims = total
     sentence = f"{claims - without} of {claims} claims have a verdict, {without} are open."
     rows = [[name, *map(str, row)] for name, row in zip([*PAPERS, "together"], [*counts, total], strict=True)]
-    header = ("", "holds", "misprint, corrected", "false, replaced", "unsupported", "open", "claims")
-    return sentence + "\n\n" + _table(header, rows)
+    return sentence + "\n\n" + _table(("", *VERDICTS, "open", "claims"), rows)
+
+
+def _legend() -> str:
+    meanings = [f"*{verdict}*: {meaning}" for verdict, meaning in VERDICTS.items()]
+    return "The verdicts. " + "; ".join(meanings) + "."
 
 
 def _entry(row: Row, finding: Finding | None, chapters: set[str]) -> list[str]:
+    """One row of the table: the claim, what the paper says, what is found, the verdict, where to see it."""
     chapter = CHAPTERS[row.chapter]
     where = f"{{doc}}`{chapter} <{row.chapter}>`" if row.chapter in chapters else chapter
-    name = f"`{row.id}` {row.source}"
+    # an anchor of its own, and an entry of the index, which the search finds before all text
+    name = f"`{row.id}`{{#{row.id}}} {{index}}`{row.source} <single: {row.id}>`"
     needs = row.condition if row.condition != "none" else ""
     statement = f"{row.statement} *Needs:* {needs}." if needs else row.statement
+    says = [row.paper_says] if row.paper != "NL" else []
     if finding is None:
-        return [name, statement, row.detail, "**open**", where]
+        return [name, *says, statement, "**open**", where]
     if finding.target:
         where += f", {{ref}}`cell {finding.execution_count} <{finding.target}>`"
-    verdict = finding.text.removeprefix(f"{row.id} · ").removeprefix(f"{row.kind}: ")
-    verdict = verdict.replace(f" ({row.detail})", "").replace(" · ", "; ")  # the kind has its own column
-    return [name, statement, row.detail, verdict, where]
+    control = "" if "control" not in finding.text else "; " + finding.text.rpartition(" · ")[2]
+    detail = _CORRECTIONS.get(row.kind, row.detail + control)
+    return [name, *says, statement, f"**{row.verdict}** ({detail})", where]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

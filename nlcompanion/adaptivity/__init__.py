@@ -5,10 +5,8 @@ from nlcompanion.adaptivity.persistence import Persistence, gradient_persistence
 from nlcompanion.adaptivity.radius import (
     Polar,
     polar,
-    radial_acceleration,
     radius_gain,
     radius_squared,
-    radius_squared_acceleration,
     radius_squared_of_steps,
     rmsprop_accumulator,
 )
@@ -23,10 +21,8 @@ __all__ = [
     "gradient_persistence",
     "momentum_average",
     "polar",
-    "radial_acceleration",
     "radius_gain",
     "radius_squared",
-    "radius_squared_acceleration",
     "radius_squared_of_steps",
     "rmsprop_accumulator",
     "rmsprop_twin",

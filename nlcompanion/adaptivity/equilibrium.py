@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nlcompanion._arguments import one
-from nlcompanion.dynamics.learning_rules import sgd
+from nlcompanion._arguments import flag, one
+from nlcompanion.adaptivity.settings import settings
 
 __all__ = ["Equilibrium", "RMSPropTwin", "angular_update", "equilibrium", "rmsprop_twin"]
 
@@ -48,7 +48,8 @@ def angular_update(lr: float, weight_decay: float, momentum: float = 0.0, *, dec
         >>> round(angular_update(lr=1e-3, weight_decay=0.1, momentum=0.9, decoupled=True), 5)   # AdamW
         0.00324
     """
-    sgd(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = settings(lr, momentum, weight_decay)
+    flag("decoupled", decoupled)
     if not weight_decay > 0:
         raise ValueError(
             "weight_decay is 0, so nothing holds the norm and it grows for ever; there is an equilibrium only with "
@@ -126,6 +127,7 @@ def equilibrium(
         >>> persistent.angular_update == independent.angular_update
         True
     """
+    lr, momentum, weight_decay = settings(lr, momentum, weight_decay)
     turn = angular_update(lr, weight_decay, momentum, decoupled=decoupled)
     coupled = weight_decay * (1 - momentum) if decoupled else weight_decay
     P = one("persistence", persistence)

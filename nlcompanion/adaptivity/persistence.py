@@ -13,8 +13,8 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
-from nlcompanion._arguments import numbers
-from nlcompanion.dynamics.learning_rules import sgd
+from nlcompanion._arguments import described, numbers
+from nlcompanion.adaptivity.settings import settings
 
 
 def momentum_average(gradients, momentum: float) -> Tensor:
@@ -39,8 +39,7 @@ def momentum_average(gradients, momentum: float) -> Tensor:
         >>> momentum_average([1.0, 1.0, 1.0], 0.5).tolist()
         [0.5, 0.75, 0.875]
     """
-    gradients = _gradients(gradients)
-    _memory(momentum)
+    gradients, momentum = _gradients(gradients), _memory(momentum)
     return torch.from_numpy(lfilter([1 - momentum], [1, -momentum], gradients.numpy(), axis=0))
 
 
@@ -112,11 +111,10 @@ def gradient_persistence(
     """
     g = _gradients(gradients)
     g = g.reshape(len(g), -1)
-    _memory(momentum)
-    steps = len(g)
+    momentum, steps = _memory(momentum), len(g)
     for name, value in (("window", window), ("lags", lags)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"{name} is a number of steps, an integer, got {value!r}")
+            raise TypeError(f"{name} is a number of steps, an integer, got {described(value)}")
     if lags is None:
         needed = math.ceil(math.log(1e-3) / math.log(momentum)) if momentum else 0
         lags = min(needed, steps // 4)
@@ -144,8 +142,8 @@ def gradient_persistence(
     return Persistence(rho, factor, momentum, window)
 
 
-def _memory(momentum: float) -> None:
-    sgd(1.0, momentum)
+def _memory(momentum: float) -> float:
+    return settings(1.0, momentum)[1]
 
 
 def _gradients(gradients) -> Tensor:

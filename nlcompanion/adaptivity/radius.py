@@ -27,16 +27,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import at_least_zero, broadcast, positive, times
-from nlcompanion.dynamics.learning_rules import sgd
+from nlcompanion._arguments import (
+    as_tensor,
+    at_least_zero,
+    broadcast,
+    known,
+    positive,
+    positive_number,
+    real_number,
+    times,
+)
+from nlcompanion.adaptivity.settings import settings
 
 __all__ = [
     "Polar",
     "polar",
-    "radial_acceleration",
     "radius_gain",
     "radius_squared",
-    "radius_squared_acceleration",
     "radius_squared_of_steps",
     "rmsprop_accumulator",
 ]
@@ -90,7 +97,7 @@ def radius_squared(
         >>> radius_squared(t, torch.ones(5), 1.0, lr=0.1, momentum=0.9, weight_decay=0.005).round(decimals=3).tolist()
         [1.0, 40.534, 43.188, 43.535, 43.582]
     """
-    sgd(lr, momentum, weight_decay)  # refuses what is out of range
+    lr, momentum, weight_decay = settings(lr, momentum, weight_decay)
     push = 2 * lr * (1 + momentum) / (1 - momentum) ** 3
     squared = _remembered(
         t,
@@ -128,7 +135,7 @@ def radius_gain(t, r_squared, *, momentum: float = 0.0, weight_decay: float = 0.
         >>> radius_gain([0.0, 1.0], [1.0, 1.0], weight_decay=0.25).round(decimals=3).tolist()
         [0.0, 0.632]
     """
-    sgd(1.0, momentum, weight_decay)
+    _, momentum, weight_decay = settings(1.0, momentum, weight_decay)
     t, fourth = times(t), positive("r_squared", r_squared) ** 2
     if fourth.ndim == 0 or len(fourth) != len(t):
         raise ValueError(f"{len(t)} times and r_squared of shape {tuple(fourth.shape)}; give one for each time")
@@ -164,7 +171,7 @@ def rmsprop_accumulator(t, grad_norm_squared, g0, *, lr: float, rho: float) -> T
         >>> rmsprop_accumulator([0.0, 1.0, 2.0], [1.0, 1.0, 1.0], 0.0, lr=0.1, rho=0.9).round(decimals=3).tolist()
         [0.0, 0.632, 0.865]
     """
-    sgd(lr)
+    lr, rho = positive_number("lr", lr), real_number("rho", rho)
     if not 0 < rho < 1:
         raise ValueError(f"rho must be in (0, 1), got {rho}; at 1 the accumulator never moves, at 0 it has no memory")
     rate = (1 - rho) / lr
@@ -255,66 +262,18 @@ def polar(q: Tensor, v: Tensor) -> Polar:
         >>> r.item(), dr.item(), du.tolist()
         (2.0, 1.0, [0.0, 1.5])
     """
-    if q.shape != v.shape or q.ndim == 0:
+    q, v = as_tensor("q", q), as_tensor("v", v)
+    if q.shape != v.shape or q.ndim == 0 or not q.numel():
         raise ValueError(f"q has shape {tuple(q.shape)} and v {tuple(v.shape)}; a velocity has the shape of its point")
+    for name, x in (("q", q), ("v", v)):
+        if known(~torch.isfinite(x).all()):
+            raise ValueError(f"{name} holds NaN or infinity, which has no direction; cut the run where it diverged")
     r = q.norm(dim=-1, keepdim=True)
     if not (r > 0).all():
         raise ValueError("a point of length 0 has no direction; stay away from the origin")
     u = q / r
     rate = (u * v).sum(-1, keepdim=True)
     return Polar(r[..., 0], u, rate[..., 0], (v - rate * u) / r)
-
-
-def radial_acceleration(r, radial_velocity, angular_speed, *, mass: float, friction: float, weight_decay: float = 0.0):
-    r"""The radial equation of motion, solved for the acceleration (TK Eq. 27).
-
-    .. math:: m\ddot r + \mu\dot r = \big(m|\dot{\hat q}|^2 - k\big)\, r
-
-    Exact for every scale-invariant loss: the centrifugal force and the spring are all that the length feels.
-
-    Args:
-        r: length, positive.
-        radial_velocity: :math:`\dot r`.
-        angular_speed: :math:`|\dot{\hat q}|`, in radians per time.
-        mass, friction, weight_decay: :math:`m > 0`, :math:`\mu`, :math:`k`; for SGD :math:`\eta(1+\beta)/2`,
-            :math:`1-\beta`, :math:`k`.
-
-    Returns:
-        :math:`\ddot r`, in the type and shape of the arguments.
-
-    Source: TK Eq. 27.
-
-    Example:
-        >>> radial_acceleration(2.0, 0.0, 3.0, mass=0.5, friction=1.0, weight_decay=0.5)
-        16.0
-    """
-    return (angular_speed**2 - weight_decay / mass) * r - friction / mass * radial_velocity
-
-
-def radius_squared_acceleration(
-    r_squared, rate, speed_squared, *, mass: float, friction: float, weight_decay: float = 0.0
-):
-    r"""The equation of motion of :math:`r^2` without approximation, solved for the second derivative.
-
-    .. math:: m\,(r^2)'' + \mu\,(r^2)' = -2k\,r^2 + 2m\,|\dot q|^2
-
-    TK Eq. 16 follows with :math:`|\dot q| \approx |\nabla f(\hat q)|/(\mu r)`, which leaves out what inertia does.
-
-    Args:
-        r_squared, rate: :math:`r^2` and :math:`(r^2)' = 2\langle q, \dot q\rangle`.
-        speed_squared: :math:`|\dot q|^2`, of the whole velocity, radial part included.
-        mass, friction, weight_decay: as in :func:`radial_acceleration`.
-
-    Returns:
-        :math:`(r^2)''`, in the type and shape of the arguments.
-
-    Source: TK before Eq. 16.
-
-    Example:
-        >>> radius_squared_acceleration(4.0, 0.0, 9.0, mass=0.5, friction=1.0, weight_decay=0.5)
-        10.0
-    """
-    return 2 * speed_squared - (2 * weight_decay * r_squared + friction * rate) / mass
 
 
 def radius_squared_of_steps(
@@ -344,7 +303,7 @@ def radius_squared_of_steps(
         >>> radius_squared_of_steps([1.0, 0.0], 4.0, lr=0.1, momentum=0.5).tolist()
         [4.0, 5.0, 6.0]
     """
-    sgd(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = settings(lr, momentum, weight_decay)
     steps = at_least_zero("step_norm_squared", step_norm_squared)
     if steps.ndim == 0:
         raise ValueError("step_norm_squared is a single number; give one for each step, shape (N,)")

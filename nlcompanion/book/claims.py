@@ -1,14 +1,16 @@
 r"""A claim of the book and its verdict.
 
-The register, ``claims.csv``, holds one row for every equation, table and figure of the two papers and for the laws
-beyond them. A check cell of a chapter measures a claim and hands the numbers to :func:`claim`, which compares them with
-the row's target and tolerance, demands that a control violates it, and prints one line without any float:
+A check cell of a chapter measures a claim and hands the numbers to :func:`claim`, which compares them with the target
+and tolerance of the claim's row in :mod:`nlcompanion.book.register`, demands that a control violates it, and shows the
+verdict: one line without any measured number where there is only text,
 
 .. code-block:: text
 
-    tk-3 · holds (order 2) · control fails as it must
+    tk-3 · holds under a condition (order 2) · control fails as it must
 
-``python -m tools.what_holds`` reads these lines back from the executed notebooks and writes ``what_holds.md``.
+and in a notebook the sentence, what was measured, what is allowed and what the control gave. A reader who changes a
+cell may make a claim fail: that is said, and the notebook goes on. Where the environment variable
+``NLCOMPANION_CLAIMS`` is ``raise``, as in the book's tests, it is an error.
 
 ===============  ====================================================================  =========
 kind             the measured numbers are                                              control
@@ -26,41 +28,19 @@ kind             the measured numbers are                                       
 
 from __future__ import annotations
 
-import csv
 import math
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache
-from importlib.resources import files
 from numbers import Complex, Real
 
-__all__ = ["KINDS", "ClaimError", "Row", "Verdict", "check", "claim", "register"]
+from nlcompanion.book.register import PAGE, Row, row_of
+from nlcompanion.book.verdict_html import failure_html, verdict_html
 
-KINDS = ("exact", "order", "limit", "bound", "figure", "misprint", "false", "unsupported")
-CORRECTED = ("misprint", "false", "unsupported")  # what holds is not what the paper says
-PAPERS = {
-    "TK": "Noether's Learning Dynamics (TK)",
-    "GU": "Noether: The More Things Change, the More Stay the Same (GU)",
-    "NL": "Beyond the papers (NL)",
-}
-CHAPTERS = {
-    "euler_lagrange": "Euler-Lagrange",
-    "kinetic_symmetry_breaking": "Kinetic symmetry breaking",
-    "noethers_learning_dynamics": "Noether's learning dynamics",
-    "implicit_adaptivity": "Implicit adaptivity",
-    "homogeneity": "Homogeneity",
-    "linear_layers": "Linear layers",
-    "data_symmetry": "Data symmetry",
-    "time_symmetry": "Time symmetry",
-    "lie_groups": "Lie groups",
-    "your_own_model": "Your own model",
-}
+__all__ = ["ClaimError", "Failure", "Verdict", "check", "claim"]
 
-
-PAGE = "what_holds.md"
-CONTROL_FAILS = "control fails as it must"
-NO_CONTROL = "no control"
+RAISE = "NLCOMPANION_CLAIMS"  # "raise": a claim that fails is an error, as in the tests
 
 _ADVICE = {
     "exact": "float64 throughout, the solver's tolerances, and whether the residual is relative to its terms",
@@ -75,65 +55,37 @@ _ADVICE = {
 
 
 class ClaimError(AssertionError):
-    """A measurement contradicts its claim, or its control does not violate it."""
+    """A measurement contradicts its claim, or its control does not violate it.
+
+    Attributes:
+        row: the claim's row in the register.
+        fact: what was measured and what is allowed.
+        advice: what to look at.
+    """
+
+    def __init__(self, row: Row, fact: str, advice: str):
+        super().__init__(
+            f"claim {row.id} is not supported: {fact}\n"
+            f"  statement: {row.statement}\n"
+            f"  consequence: no verdict is printed, and {PAGE} lists the claim as open\n"
+            f"  look at: {advice}"
+        )
+        self.row = row
+        self.fact = fact
+        self.advice = advice
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the register.
+class Found:
+    """Of several measured numbers the one that decides, with its name and how many there are."""
 
-    Attributes:
-        id: ``tk-...``, ``gu-...`` or, beyond the papers, ``nl-...``; parts of one number carry a suffix.
-        paper: ``TK``, ``GU`` or ``NL``.
-        source: where it stands there, such as ``Eq. 17``.
-        statement: what is verified, in our words, with dollar mathematics; for a misprint the corrected form.
-        kind: one of :data:`KINDS`.
-        target: the number to be met: 0 for a residual, the slope for an order. Dimensionless.
-        tolerance: allowed distance from ``target``, positive.
-        chapter: stem of the notebook that verifies it.
-        condition: what the statement needs to hold, in a few words; "none" for what holds without any.
-    """
-
-    id: str
-    paper: str
-    source: str
-    statement: str
-    kind: str
-    target: float
-    tolerance: float
-    chapter: str
-    condition: str
+    name: str
+    value: float
+    count: int
 
     @property
-    def control_is_mandatory(self) -> bool:
-        return self.kind in CORRECTED
-
-    def excess(self, value: float) -> float:
-        """How far ``value`` lies beyond what the row allows; at most 0 when it conforms, NaN for NaN."""
-        distance = value - self.target
-        return (distance if self.kind == "bound" else abs(distance)) - self.tolerance
-
-    @property
-    def allowed(self) -> str:
-        """Target and tolerance in words, for messages."""
-        if self.kind == "bound":
-            return f"at most {self.target:g} is allowed, plus {self.tolerance:g} for rounding"
-        return f"{self.target:g} ± {self.tolerance:g} is allowed"
-
-    @property
-    def detail(self) -> str:
-        """The kind as a reader sees it: ``order 2``, ``leading order``, ``exact``."""
-        return {"order": f"order {self.target:g}", "limit": "leading order"}.get(self.kind, self.kind)
-
-    def line(self, control: bool) -> str:
-        """The verdict line that a successful check prints."""
-        if self.kind == "misprint":
-            return f"{self.id} · misprint: fails as printed, holds as corrected"
-        if self.kind == "false":
-            return f"{self.id} · false: fails as stated, the true statement holds"
-        if self.kind == "unsupported":
-            return f"{self.id} · unsupported: the measurement says otherwise where the paper leaves it open"
-        return f"{self.id} · holds ({self.detail}) · {CONTROL_FAILS if control else NO_CONTROL}"
+    def among(self) -> str:
+        return f" (the worst of {self.count} numbers)" if self.count > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -141,48 +93,44 @@ class Verdict:
     """The outcome of a check that passed.
 
     Attributes:
-        id: the claim.
-        kind: its kind.
-        holds: whether the paper's statement holds as it is printed; False for misprints and false statements, whose
-            correction is what was verified.
+        row: the claim's row in the register.
+        measured: the number furthest from what the row asks for.
+        control: the number of the control that comes closest to it, or None without a control.
         text: the line that :func:`claim` prints, the same on every machine.
     """
 
-    id: str
-    kind: str
-    holds: bool
-    text: str
+    row: Row
+    measured: Found
+    control: Found | None
+
+    @property
+    def text(self) -> str:
+        return self.row.line(self.control is not None)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the paper's statement holds as it is printed, perhaps under a condition."""
+        return self.row.verdict.startswith("holds")
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return verdict_html(self.row, self.measured, self.control)
 
 
-@cache
-def register() -> tuple[Row, ...]:
-    """Every row of ``claims.csv``, in its order.
+@dataclass(frozen=True, repr=False)
+class Failure:
+    """A claim that the reader's settings do not support."""
 
-    Example:
-        >>> len({row.id for row in register()}) == len(register())
-        True
-    """
-    text = files("nlcompanion.book").joinpath("claims.csv").read_text(encoding="utf-8")
-    return tuple(
-        Row(target=float(raw.pop("target")), tolerance=float(raw.pop("tolerance")), **raw)
-        for raw in csv.DictReader(text.splitlines())
-    )
+    error: ClaimError
 
+    def __repr__(self) -> str:
+        error = self.error
+        return f"{error.row.id} · not supported at these settings: {error.fact}; look at: {error.advice}"
 
-@cache
-def rows_by_id() -> dict[str, Row]:
-    return {row.id: row for row in register()}
-
-
-def _row(id: str) -> Row:
-    if not isinstance(id, str):
-        raise TypeError(f"a claim's id is a string such as 'tk-3', got {type(id).__name__}")
-    if id not in rows_by_id():
-        parts = [known for known in rows_by_id() if known.startswith(id + "-")]
-        close = parts or get_close_matches(id, rows_by_id(), n=3, cutoff=0.6)
-        hint = f"did you mean {', '.join(close)}?" if close else "register() lists every id"
-        raise ValueError(f"claim {id!r} is not in the register, so it has no tolerance to be held to; {hint}")
-    return rows_by_id()[id]
+    def _repr_html_(self) -> str:
+        return failure_html(self.error.row, self.error.fact, self.error.advice)
 
 
 def check(id: str, measured, control=None) -> Verdict:
@@ -207,9 +155,9 @@ def check(id: str, measured, control=None) -> Verdict:
 
     Example:
         >>> check("tk-3", {"beta=0": 2.01, "beta=0.9": 1.98}, control=1.02).text
-        'tk-3 · holds (order 2) · control fails as it must'
+        'tk-3 · holds under a condition (order 2) · control fails as it must'
     """
-    row = _row(id)
+    row = row_of(id)
     if control is None and row.control_is_mandatory:
         raise ValueError(
             f"claim {id} is of kind {row.kind} and got no control, so nothing would show that the printed form fails; "
@@ -217,27 +165,19 @@ def check(id: str, measured, control=None) -> Verdict:
         )
     found = _collect(row, "measured", measured)
     name, value = max(found, key=lambda pair: row.excess(pair[1]))
+    worst = Found(name, value, len(found))
     if not row.excess(value) <= 0:
-        raise _claim_error(row, f"{name} is {value:.6g}, where {row.allowed}", len(found), _ADVICE[row.kind])
-    if control is not None:
-        found = _collect(row, "control", control)
-        name, value = min(found, key=lambda pair: row.excess(pair[1]))
-        if not row.excess(value) > 0:
-            raise _claim_error(
-                row,
-                f"its control does not fail: {name} is {value:.6g}, and {row.allowed}",
-                len(found),
-                "whether the control really breaks the claim, and by more than the tolerance; "
-                "a check that cannot fail shows nothing",
-            )
-    return Verdict(row.id, row.kind, not row.control_is_mandatory, row.line(control is not None))
+        fact = f"{name} is {value:.6g}, where {row.allowed} is allowed{worst.among}"
+        raise ClaimError(row, fact, _ADVICE[row.kind])
+    return Verdict(row, worst, None if control is None else _failing(row, control))
 
 
 def claim(id: str, measured, control=None) -> None:
-    """Assert a claim of the book and print its verdict line.
+    """Assert a claim of the book and show its verdict.
 
     What a chapter's check cell calls; :func:`check` says what the arguments are and what is raised. Returns nothing,
-    so that a notebook cell shows the printed line alone.
+    so that a notebook cell shows the verdict alone. A measurement that contradicts its claim is shown as such, and
+    raised only where ``NLCOMPANION_CLAIMS`` is ``raise``.
 
     Example:
         >>> claim("gu-31", [2e-9, -1e-9], control=0.3)
@@ -245,43 +185,69 @@ def claim(id: str, measured, control=None) -> None:
         >>> claim("tk-table1-1", measured=0.0, control={"printed": 0.8})
         tk-table1-1 · misprint: fails as printed, holds as corrected
     """
-    print(check(id, measured, control).text)
+    try:
+        _show(check(id, measured, control))
+    except ClaimError as error:
+        if os.environ.get(RAISE) == "raise":
+            raise
+        _show(Failure(error))
 
 
-def _claim_error(row: Row, fact: str, count: int, advice: str) -> ClaimError:
-    among = f" (the worst of {count} numbers)" if count > 1 else ""
-    return ClaimError(
-        f"claim {row.id} is not supported: {fact}{among}\n"
-        f"  statement: {row.statement}\n"
-        f"  consequence: no verdict is printed, and {PAGE} lists the claim as open\n"
-        f"  look at: {advice}"
-    )
+def _show(verdict: Verdict | Failure) -> None:
+    """As a notebook's output where there is a notebook, else as a line."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and hasattr(shell, "kernel"):
+        sys.modules["IPython"].display.display(verdict)
+    else:
+        print(verdict)
+
+
+def _failing(row: Row, control) -> Found:
+    """The control's number that comes closest to conforming; it must not."""
+    found = _collect(row, "control", control)
+    name, value = min(found, key=lambda pair: row.excess(pair[1]))
+    closest = Found(name, value, len(found))
+    if not row.excess(value) > 0:
+        raise ClaimError(
+            row,
+            f"its control does not fail: {name} is {value:.6g}, and {row.allowed} is allowed{closest.among}",
+            "whether the control really breaks the claim, and by more than the tolerance; "
+            "a check that cannot fail shows nothing",
+        )
+    return closest
 
 
 def _collect(row: Row, role: str, value) -> list[tuple[str, float]]:
     """The named numbers in ``value``, all finite and at least one."""
     found = list(_numbers(value, role))
     if not found:
-        raise _claim_error(row, f"{role} is empty", 0, "whether the run recorded anything: nothing is shown")
+        raise ClaimError(row, f"{role} is empty", "whether the run recorded anything: nothing is shown")
     for name, number in found:
         if not math.isfinite(number):
-            raise _claim_error(
-                row, f"{name} is {number}", 0, "where the run diverged; NaN and infinity compare with nothing"
-            )
+            advice = "where the run diverged; NaN and infinity compare with nothing"
+            raise ClaimError(row, f"{name} is {number}", advice)
     return found
 
 
 def _numbers(value, name: str) -> Iterator[tuple[str, float]]:
     # tolist() turns NumPy arrays and torch tensors of any shape into Python numbers, and needs neither library here
     if hasattr(value, "tolist"):
-        value = value.tolist()
+        try:
+            value = value.tolist()
+        except (RuntimeError, NotImplementedError) as error:  # meta and sparse tensors
+            raise TypeError(f"{name} is a {type(value).__name__} without plain numbers in it; make it dense") from error
     if isinstance(value, bool):
         raise TypeError(
             f"{name} is the bool {value}; a verdict reached beforehand hides its measurement: "
             "pass the residual, the slope or the ratio itself"
         )
     if isinstance(value, Real):
-        yield name, float(value)
+        try:
+            yield name, float(value)
+        except OverflowError:
+            raise TypeError(
+                f"{name} is an integer beyond floating-point numbers; pass a ratio or a logarithm"
+            ) from None
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(item, f"{name}[{key!r}]")

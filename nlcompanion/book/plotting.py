@@ -67,7 +67,7 @@ def use_style() -> None:
 
 def panels(
     columns: int = 1, rows: int = 1, *, height: float = 2.9, titles: Sequence[str] = (), **options
-) -> tuple[Figure, Axes | np.ndarray]:
+) -> tuple[Figure, Any]:
     """A figure as wide as the page with ``rows`` times ``columns`` axes.
 
     Args:

@@ -3,30 +3,40 @@
 Notebooks never read optional data: a figure that needs KMNIST or an hour is drawn from a file that
 ``python -m studies`` wrote, so that the page and its test are the same everywhere.
 A file holds what the run was (``settings``, with every seed, and ``data``), what it measured (``curves`` and
-``numbers``) and where that comes from (``provenance``).
+``numbers``), where that comes from (``provenance``), and a checksum of all this: a file that was changed or damaged
+is refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from nlcompanion._storage import replacing
+from nlcompanion._storage import Damaged, check_entries, read_json, write_json
 
 __all__ = ["ResultError", "read", "thin", "write"]
 
-_KEYS = ("name", "title", "settings", "data", "curves", "numbers", "provenance")
+ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "title": str,
+    "settings": dict,
+    "data": (dict, type(None)),
+    "curves": dict,
+    "numbers": dict,
+    "provenance": dict,
+}
 _DIGITS = 8
+_DEPTH = 99  # a line for every curve: readable, and small in a diff
 
 
 class ResultError(RuntimeError):
     """A result that is missing, damaged or cannot be stored; the message names the file and the command."""
 
 
-def thin(curves: Mapping[str, Sequence], points: int = 200) -> dict[str, list]:
+def thin(curves: Mapping[str, Any], points: int = 200) -> dict[str, list]:
     """About ``points`` entries of each curve, evenly spaced, first and last included.
 
     Args:
@@ -95,24 +105,17 @@ def read(name: str, folder: Path | str | None = None) -> dict:
     path = path_of(name, folder)
     remedy = f"make it with: python -m studies {name}"
     try:
-        text = path.read_text(encoding="utf-8")
+        content = read_json(path, ENTRIES)
+        _check(content)
     except FileNotFoundError:
         raise ResultError(f"the result {path} does not exist, so its figure cannot be drawn; {remedy}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"the result {path} cannot be read ({error}); {remedy}") from error
-    try:
-        content = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"the result {path} is damaged ({error}); {remedy}") from error
-    missing = [key for key in _KEYS if key not in content] if isinstance(content, dict) else list(_KEYS)
-    if missing or content["name"] != name:
-        wrong = f"it lacks {', '.join(missing)}" if missing else f"it calls itself {content['name']!r}"
-        raise ResultError(f"the result {path} is not what it should be: {wrong}; {remedy}")
+    except OSError as error:
+        raise ResultError(f"the result {path} cannot be read ({error}); mend that, or {remedy}") from error
+    except Damaged as error:
+        raise ResultError(f"the result {path} is damaged: {error}; {remedy}") from error
+    if content["name"] != name:
+        raise ResultError(f"the result {path} is another one: it calls itself {content['name']!r}; {remedy}")
     return content
-
-
-def _no_constant(name: str):
-    raise ValueError(f"it holds {name}, which is no number")
 
 
 def write(name: str, content: Mapping, folder: Path | str | None = None) -> Path:
@@ -130,13 +133,37 @@ def write(name: str, content: Mapping, folder: Path | str | None = None) -> Path
         ResultError: a number is not finite, a key is missing, or the content is of no type that JSON has.
     """
     path = path_of(name, folder)
-    lacking = [key for key in _KEYS if key not in content]
+    lacking = [key for key in ENTRIES if key not in content]
     if lacking:
         raise ResultError(f"the result {name} lacks {', '.join(lacking)} and was not stored; make() adds them")
-    text = "{\n" + ",\n".join(_entries(_plain(content, name))) + "\n}\n"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    plain = _plain(content, name)
+    try:
+        check_entries(plain, ENTRIES)
+        _check(plain)
+    except Damaged as error:
+        raise ResultError(f"the result {name} was not stored: {error}; mend the recipe that returns it") from error
+    write_json(path, plain, depth=_DEPTH)
     return path
+
+
+def _check(content: Mapping) -> None:
+    """Raise Damaged unless the curves are lists of numbers, in dicts."""
+    for name, curve in content["curves"].items():
+        _check_curve(curve, name)
+
+
+def _check_curve(curve: object, name: str) -> None:
+    if isinstance(curve, dict):
+        for key, part in curve.items():
+            _check_curve(part, f"{name}.{key}")
+    elif isinstance(curve, list):
+        for k, part in enumerate(curve):
+            if isinstance(part, dict | list):
+                _check_curve(part, f"{name}[{k}]")
+            elif isinstance(part, str):
+                raise Damaged(f"its curve {name} holds the text {part!r}")
+    else:
+        raise Damaged(f"its curve {name} is {type(curve).__name__}, no list of numbers")
 
 
 def _plain(value, where: str):
@@ -154,15 +181,3 @@ def _plain(value, where: str):
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{k}]") for k, item in enumerate(value)]
     raise ResultError(f"{where} is of type {type(value).__name__}, which JSON does not have; store numbers and texts")
-
-
-def _entries(content: dict, indent: str = "  ") -> list[str]:
-    """Lines of JSON with one curve per line: readable, and small in a diff."""
-    lines = []
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            body = "{\n" + ",\n".join(_entries(value, indent + "  ")) + f"\n{indent}}}"
-        else:
-            body = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        lines.append(f"{indent}{json.dumps(key)}: {body}")
-    return lines

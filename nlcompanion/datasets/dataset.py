@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from operator import index as as_integer
 
 import numpy as np
 import torch
+
+from nlcompanion._arguments import described, flag, instance, integer, names, seed_number
 
 __all__ = ["Dataset", "describe"]
 
@@ -56,6 +57,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
+        for name, value in (("name", self.name), ("source", self.source), ("licence", self.licence)):
+            instance(name, value, str, '"digits"')
+        object.__setattr__(self, "classes", names("classes", self.classes))
+        for name, value in (("images", images), ("labels", labels)):
+            if not isinstance(instance(name, value, torch.Tensor, "torch.zeros(...)"), torch.Tensor) or value.is_meta:
+                raise TypeError(f"{name} has no values: {described(value)}")
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(
                 f"images are uint8 of shape (N, C, H, W), got {images.dtype} of shape {tuple(images.shape)}; "
@@ -71,8 +78,7 @@ class Dataset:
                 f"labels run from {labels.min()} to {labels.max()}, but there are {len(self.classes)} classes; "
                 "number the classes from 0 and name each in classes"
             )
-        if not 1 <= self.levels <= 255:
-            raise ValueError(f"levels is the brightest grey value, 1 to 255, got {self.levels}; 255 is usual")
+        integer("levels", self.levels, 1, 255)
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.images.shape[1:]))
@@ -142,7 +148,7 @@ class Dataset:
             >>> digits("train").balanced(25).labels.bincount().tolist()
             [2, 3, 3, 2, 3, 3, 2, 2, 3, 2]
         """
-        order = _random_order(len(self), seed)
+        order = random_order(len(self), seed)
         labels = self.labels.numpy()[order]
         turn = np.empty(len(self), dtype=np.int64)  # the how-many-th of its class a sample is, in that order
         for label in range(len(self.classes)):
@@ -152,10 +158,11 @@ class Dataset:
         return self[torch.from_numpy(chosen)]
 
     def _count(self, n: int) -> int:
-        count = as_integer(n)
+        count = integer("n", n)
         if not 0 <= count <= len(self):
             raise ValueError(
-                f"{self.name} has {len(self)} samples here, got n = {count}; ask for 0 to {len(self)} of them"
+                f"{self.name} has {len(self)} samples here, got n = {described(count)}; ask for 0 to {len(self)} of "
+                "them"
             )
         return count
 
@@ -191,17 +198,20 @@ class Dataset:
             >>> abs(inputs.mean()) < 1e-12, abs(inputs.std(correction=0) - 1) < 1e-12
             (tensor(True), tensor(True))
         """
-        if not dtype.is_floating_point:
-            raise TypeError(f"inputs are floating-point numbers, got dtype={dtype}; take torch.float64")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            got = dtype if isinstance(dtype, torch.dtype) else described(dtype)
+            raise TypeError(f"inputs are floating-point numbers, got dtype={got}; take torch.float64")
+        flag("flatten", flatten)
+        instance("standardize", standardize, (bool, Dataset), "True, False or the training set")
         inputs = self.images.to(dtype)
         if standardize is False:
             inputs /= self.levels
         else:
-            mean, deviation = (self if standardize is True else standardize)._moments()
+            mean, deviation = (self if standardize is True else standardize).moments()
             inputs = inputs.sub_(mean).div_(deviation)
         return inputs.flatten(1) if flatten else inputs, self.labels.clone()
 
-    def _moments(self) -> tuple[float, float]:
+    def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of all grey values, from exact sums."""
         counts = torch.zeros(256, dtype=torch.int64)
         for block in self.images.split(4096):  # bincount needs 8 bytes per pixel for a while
@@ -215,16 +225,14 @@ class Dataset:
         return total / pixels, math.sqrt((squares * pixels - total**2) / pixels**2)
 
 
-def _random_order(n: int, seed: int) -> np.ndarray:
+def random_order(n: int, seed: int) -> np.ndarray:
     """A random permutation of 0..n-1. NumPy guarantees PCG64's raw stream, but not that of its shuffles."""
-    seed = as_integer(seed)
-    if seed < 0:
-        raise ValueError(f"a seed is an integer >= 0, got {seed}; take 0, 1, 2, ...")
+    seed = seed_number("seed", seed)
     return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
 
 
-def _check_split(split: str, known: tuple[str, ...]) -> None:
-    if split not in known:
+def check_split(split: str, known: tuple[str, ...]) -> None:
+    if not isinstance(split, str) or split not in known:
         raise ValueError(
             f"split is one of {', '.join(map(repr, known))}, got {split!r}; there is no such part of the data set"
         )
@@ -245,6 +253,7 @@ def describe(dataset) -> dict:
         >>> about["name"], about["samples"], len(about["sha256"])
         ('digits test', 10, 64)
     """
+    instance("dataset", dataset, Dataset, 'digits("test")')
     checksum = sha256(dataset.images.contiguous().numpy().tobytes())
     checksum.update(dataset.labels.numpy().astype("<i8").tobytes())
     return {

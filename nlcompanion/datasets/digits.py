@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from nlcompanion._extras import needs
-from nlcompanion.datasets.dataset import Dataset, _check_split, _random_order
+from nlcompanion.datasets.dataset import Dataset, check_split, random_order
 
 __all__ = ["digits"]
 
@@ -34,7 +34,7 @@ def digits(split: Literal["train", "test", "all"] = "train") -> Dataset:
         >>> digits("test").images[0, 0, 0].tolist()
         [0, 0, 0, 12, 13, 5, 0, 0]
     """
-    _check_split(split, ("train", "test", "all"))
+    check_split(split, ("train", "test", "all"))
     with needs("training"):
         from sklearn.datasets import load_digits
 
@@ -51,7 +51,7 @@ def digits(split: Literal["train", "test", "all"] = "train") -> Dataset:
     )
     if split == "all":
         return everything
-    order = _random_order(len(everything), seed=1797)
+    order = random_order(len(everything), seed=1797)
     train = np.zeros(len(everything), dtype=bool)
     for label in range(10):
         members = order[everything.labels.numpy()[order] == label]

@@ -1,24 +1,30 @@
-"""Data files (private): where they are looked for, how they are checked, how they are fetched.
+"""Data files: where they are looked for, and how they are verified and fetched through pooch.
 
 Nothing is ever written into a folder that the user names: what is downloaded or decoded goes to the cache.
 """
 
-import hashlib
+from __future__ import annotations
+
 import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from nlcompanion._arguments import a_path
+from nlcompanion._extras import needs, progress_bar
 
 VARIABLE = "NLCOMPANION_DATA"
 
 TIMEOUT = 30.0  # seconds: the longest wait for a connection, and for the next byte of an answer
 ATTEMPTS = 3
-PAUSE = 1.0  # seconds before the second attempt, twice that before the third
-SLOWEST = 8 * 1024  # bytes per second, averaged over the whole download once GRACE seconds are over
+SLOWEST = 8 * 1024  # bytes per second, averaged over the whole answer once GRACE seconds are over
 GRACE = 60.0
 _BLOCK = 1 << 16
+_PASSING = (408, 429)  # of the answers from 400 to 499, those that may be better the next time
 
 
 class DataError(RuntimeError):
@@ -40,7 +46,8 @@ class DataError(RuntimeError):
 
 def cache_folder() -> Path:
     """The folder for downloads and decoded images: the operating system's place for caches."""
-    import pooch
+    with needs("training"):
+        import pooch
 
     return Path(pooch.os_cache("nlcompanion"))
 
@@ -50,7 +57,7 @@ def named_folder(folder: str | os.PathLike | None) -> Path | None:
     value = folder if folder is not None else os.environ.get(VARIABLE) or None
     if value is None:
         return None
-    path = Path(value).expanduser()
+    path = a_path("folder", value).expanduser()
     if not path.is_dir():
         origin = "folder=" if folder is not None else f"the environment variable {VARIABLE}"
         what = "is not a folder" if path.exists() else "does not exist"
@@ -73,17 +80,19 @@ def nowhere(what: str, folder: Path | None) -> DataError:
     )
 
 
-def checksum(path: Path, algorithm: str = "md5") -> str:
-    """Hexadecimal checksum of a file's content; MD5 is what the publishers of the data give."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
 def unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read ({error}); without it the data set is incomplete; check its permissions")
+
+
+def checksum(path: Path, algorithm: str = "md5") -> str:
+    """Hexadecimal checksum of a file's content; MD5 is what the publishers of the data give."""
+    with needs("training"):
+        import pooch
+
+    try:
+        return pooch.file_hash(path, alg=algorithm)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def verify(path: Path, md5: str) -> None:
@@ -100,24 +109,26 @@ def verify(path: Path, md5: str) -> None:
 def download(url: str, path: Path, *, md5: str, limit: int, progress: bool = True) -> Path:
     """Fetch ``url`` to ``path`` unless a file with this MD5 checksum lies there already.
 
-    pooch downloads into a temporary file beside ``path``, verifies the checksum and renames; on any failure
-    the temporary file is removed, so a partial file is never taken for a whole one. Within one call a cut
-    answer is continued where it stopped if the server can do so; the next call starts clean.
+    pooch downloads into a temporary file beside ``path``, verifies the checksum, renames, and tries again what failed.
+    On any failure the temporary file is removed, so a partial file is never taken for a whole one.
 
     Args:
         limit: the largest number of bytes that is accepted.
     """
-    import pooch
+    with needs("training"):
+        import pooch
+        import requests
 
-    def downloader(url: str, output_file: str, _pooch: object) -> None:
-        _fetch(url, output_file, path.name, limit, progress)
-
+    registry, urls = {path.name: f"md5:{md5}"}, {path.name: url}
+    files = pooch.create(path.parent, "", registry=registry, urls=urls, retry_if_failed=ATTEMPTS - 1)
     try:
         with _quiet(pooch.get_logger()):
-            pooch.retrieve(url, known_hash=f"md5:{md5}", fname=path.name, path=path.parent, downloader=downloader)
+            files.fetch(path.name, downloader=partial(_receive, limit=limit, progress=progress))
+    except requests.RequestException as error:
+        raise _failed(url, str(error)) from error
     except ValueError as error:  # pooch's verdict on the checksum
-        raise _failed(path.name, url, f"the answer is not the published file ({error})") from error
-    except OSError as error:  # errors of the network never get here: _fetch turns them into DataError
+        raise _failed(url, f"the answer is not the published file ({error})") from error
+    except OSError as error:
         raise DataError(
             f"{path.name} could not be kept in {path.parent} ({error}); the download was given up and its "
             f"temporary file removed; make room or mend the permissions there, or put the file into a folder of "
@@ -126,108 +137,49 @@ def download(url: str, path: Path, *, md5: str, limit: int, progress: bool = Tru
     return path
 
 
-def _failed(name: str, url: str, cause: str) -> DataError:
+def _failed(url: str, cause: str) -> DataError:
     return DataError(
-        f"{name} could not be downloaded from {url}: {cause}; nothing was kept; try again later, or fetch the "
-        f"file in another way, put it into a folder and name that folder in the environment variable {VARIABLE}"
+        f"{url} could not be downloaded: {cause}; nothing was kept; try again later, or fetch the file in another way, "
+        f"put it into a folder and name that folder in the environment variable {VARIABLE}"
     )
 
 
-class _Interrupted(Exception):
-    """The answer broke off or did not come: worth another attempt."""
+def _receive(url: str, output_file: str, _pooch: object, *, limit: int, progress: bool) -> None:
+    """Write one answer to a file: the bytes as they are stored, not too many of them, and not too few in a long time.
 
-
-def _fetch(url: str, output_file: str, name: str, limit: int, progress: bool) -> None:
-    """Download into the temporary file ``output_file``, in at most ATTEMPTS attempts."""
-    from tqdm.auto import tqdm
-
-    cause = ""
-    with (
-        open(output_file, "wb") as out,
-        tqdm(desc=name, unit="B", unit_scale=True, disable=not progress) as bar,
-    ):
-        for attempt in range(ATTEMPTS):
-            time.sleep(PAUSE * attempt)
-            try:
-                return _receive(url, out, bar, name, limit)
-            except _Interrupted as error:
-                cause = str(error)
-    raise _failed(name, url, f"{cause} (attempt {ATTEMPTS} of {ATTEMPTS})")
-
-
-def _receive(url: str, out, bar, name: str, limit: int) -> None:
-    """Append one answer to ``out``, after the bytes that an earlier, cut answer has left there."""
+    What another attempt can mend is a RequestException, which makes pooch try again.
+    """
     import requests
     import urllib3
 
-    start = out.tell()
-    # The bytes as they are stored: a server that labels a .gz file as gzip-encoded must not have it unpacked.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    # a server that labels a .gz file as gzip-encoded must not have it unpacked
+    asked: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "stream": True, "timeout": TIMEOUT}
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            _check_status(answer, url, name)
-            if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                start = out.seek(0)
-                out.truncate()
-            length = answer.headers.get("Content-Length", "")
-            total = start + int(length) if length.isascii() and length.isdigit() else None
-            bar.reset(total)
-            bar.update(start)
-            _copy(answer.raw, out, bar, limit, lambda cause: _failed(name, url, cause))
-    except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _Interrupted(_plainly(error)) from error
-    except requests.RequestException as error:  # a bad address, endless redirections: waiting does not help
-        raise _failed(name, url, str(error)) from error
-    if total is not None and out.tell() < total:  # urllib3 before 2 takes this for a regular end
-        raise _Interrupted(f"the answer broke off after {out.tell():,} of {total:,} bytes")
+        with requests.get(url, **asked) as answer, open(output_file, "wb") as out:
+            if 400 <= answer.status_code < 500 and answer.status_code not in _PASSING:
+                raise _failed(url, f"the server answered {answer.status_code} {answer.reason}")
+            answer.raise_for_status()
+            total = int(answer.headers.get("Content-Length", 0)) or None
+            name = url.rpartition("/")[2]
+            with progress_bar(shown=progress, desc=name, total=total, unit="B", unit_scale=True) as bar:
+                for block in _blocks(answer.raw, url, limit):
+                    out.write(block)
+                    bar.update(len(block))
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(error) from error
 
 
-def _check_status(answer, url: str, name: str) -> None:
-    if answer.status_code in (200, 206):
-        return
-    said = f"the server answered {answer.status_code} {answer.reason or ''}".rstrip()
-    if answer.status_code >= 500 or answer.status_code in (408, 416, 429):
-        raise _Interrupted(said)
-    raise _failed(name, url, said)
-
-
-def _copy(raw, out, bar, limit: int, failed) -> None:
-    """Copy the answer's bytes to ``out``; refuse too many of them, and too few of them in a long time."""
-    # read1 returns whatever is there, so that an answer that drips is noticed; older urllib3 has only read
-    read = getattr(raw, "read1", raw.read)
-    began, first = time.monotonic(), out.tell()
-    while block := read(_BLOCK, decode_content=False):
-        out.write(block)
-        bar.update(len(block))
-        if out.tell() > limit:
-            raise failed(f"the answer is longer than the {limit:,} bytes that the file may have")
+def _blocks(raw: Any, url: str, limit: int) -> Iterator[bytes]:
+    """What has come, as it comes: an answer that drips is noticed."""
+    began, count = time.monotonic(), 0
+    while block := raw.read1(_BLOCK, decode_content=False):
+        yield block
+        count += len(block)
+        if count > limit:
+            raise _failed(url, f"the answer is longer than the {limit:,} bytes that the file may have")
         elapsed = time.monotonic() - began
-        rate = (out.tell() - first) / max(elapsed, 1e-9)
-        if elapsed > GRACE and rate < SLOWEST:
-            raise failed(f"only {rate:,.0f} bytes came per second, less than {SLOWEST:,}")
-
-
-def _plainly(error: Exception) -> str:
-    """The cause without the libraries' nesting, which names objects and addresses in memory."""
-    import requests
-
-    if isinstance(error, requests.ConnectTimeout):
-        return f"no connection within {TIMEOUT:g} s"
-    text = str(error)
-    if isinstance(error, requests.ReadTimeout) or "timed out" in text.lower():
-        return f"the server sent nothing for {TIMEOUT:g} s"
-    for sign, meaning in (
-        ("refused", "the connection was refused"),
-        ("resol", "the server's name could not be resolved; there may be no network"),
-        ("unreachable", "the network is unreachable"),
-        ("CERTIFICATE", "the server's certificate is not valid"),
-        ("IncompleteRead", "the answer broke off"),
-        ("reset", "the connection was reset"),
-        ("aborted", "the connection was closed without an answer"),
-    ):
-        if sign in text:
-            return meaning
-    return text
+        if elapsed > GRACE and count < SLOWEST * elapsed:
+            raise _failed(url, f"only {count / elapsed:,.0f} bytes came per second, less than {SLOWEST:,}")
 
 
 @contextmanager

@@ -1,17 +1,21 @@
-"""Kuzushiji-MNIST's files: found or fetched, verified, read from the idx format."""
+"""Kuzushiji-MNIST: files found or fetched, verified, read from the idx format."""
+
+from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
+import warnings
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion._arguments import flag
+from nlcompanion.datasets.dataset import Dataset, check_split
 from nlcompanion.datasets.download import DataError, cache_folder, download, named_folder, nowhere, unreadable, verify
 
 __all__ = ["kmnist"]
@@ -22,31 +26,33 @@ LARGEST = 64 << 20  # bytes; the largest of the four files has 18 MB
 _UNSIGNED_BYTE = 0x08
 
 
-@dataclass(frozen=True)
-class Official:
-    """The published files of one split, by their names without ``.gz``, and the MD5 checksums with it."""
+class Published(NamedTuple):
+    """A file of the data set, by its name without ``.gz``."""
 
-    images: str
-    images_md5: str
-    labels: str
-    labels_md5: str
-    count: int
+    name: str
+    shape: tuple[int, ...]
+    md5: str  # of the gzipped file
+    md5_unpacked: str | None  # of what is in it, where it is known
 
 
 OFFICIAL = {
-    "train": Official(
-        "train-images-idx3-ubyte",
-        "bdb82020997e1d708af4cf47b453dcf7",
-        "train-labels-idx1-ubyte",
-        "e144d726b3acfaa3e44228e80efcd344",
-        60_000,
+    "train": (
+        Published("train-images-idx3-ubyte", (60_000, 28, 28), "bdb82020997e1d708af4cf47b453dcf7", None),
+        Published("train-labels-idx1-ubyte", (60_000,), "e144d726b3acfaa3e44228e80efcd344", None),
     ),
-    "test": Official(
-        "t10k-images-idx3-ubyte",
-        "5c965bf0a639b31b8f53240b1b52f4d7",
-        "t10k-labels-idx1-ubyte",
-        "7320c461ea6c1c855c0b718fb2a4b134",
-        10_000,
+    "test": (
+        Published(
+            "t10k-images-idx3-ubyte",
+            (10_000, 28, 28),
+            "5c965bf0a639b31b8f53240b1b52f4d7",
+            "bf305b8cd328700fbc17f5acbc2856d2",
+        ),
+        Published(
+            "t10k-labels-idx1-ubyte",
+            (10_000,),
+            "7320c461ea6c1c855c0b718fb2a4b134",
+            "9f55f451c0988b028eccdf7d5cc265ab",
+        ),
     ),
 }
 
@@ -55,14 +61,9 @@ def load(split: str, folder: Path | None, may_download: bool, progress: bool) ->
     """Images (N, 28, 28) and labels (N,), both as unsigned bytes, checked to be the published ones."""
     official = OFFICIAL[split]
     paths = (folder and find(official, folder)) or _in_cache(official, folder, may_download, progress)
-    shapes = ((official.count, 28, 28), (official.count,))
-    sums = (official.images_md5, official.labels_md5)
-    images, labels = (
-        read_idx(path, shape, md5 if path.suffix == ".gz" else None)
-        for path, shape, md5 in zip(paths, shapes, sums, strict=True)
-    )
+    images, labels = (read_idx(path, published) for path, published in zip(paths, official, strict=True))
     counts = np.bincount(labels, minlength=len(CLASSES))
-    if len(counts) > len(CLASSES) or counts.min() != counts.max():  # unpacked files have no checksum
+    if len(counts) > len(CLASSES) or counts.min() != counts.max():
         raise DataError(
             f"{paths[1]} has the labels {np.flatnonzero(counts).tolist()} in the numbers "
             f"{counts[counts > 0].tolist()}, not 0 to {len(CLASSES) - 1} equally often; it is damaged or of another "
@@ -71,16 +72,16 @@ def load(split: str, folder: Path | None, may_download: bool, progress: bool) ->
     return images, labels
 
 
-def find(official: Official, folder: Path) -> tuple[Path, Path] | None:
+def find(official: tuple[Published, Published], folder: Path) -> tuple[Path, Path] | None:
     """The image file and the label file in a folder, in its ``kmnist``, or in torchvision's ``KMNIST/raw``."""
     for place in (folder, folder / "kmnist", folder / "KMNIST" / "raw"):
-        images, labels = (_gzipped_or_plain(place / name) for name in (official.images, official.labels))
+        images, labels = (_gzipped_or_plain(place / published.name) for published in official)
         if images and labels:
             return images, labels
-        if images or labels:
-            missing = official.labels if images else official.images
+        if found := images or labels:
+            missing = official[1 if images else 0].name
             raise DataError(
-                f"{place} holds {(images or labels).name}, but neither {missing}.gz nor {missing}; images and "
+                f"{place} holds {found.name}, but neither {missing}.gz nor {missing}; images and "
                 "labels are needed together; put the missing file there"
             )
     return None
@@ -91,15 +92,59 @@ def _gzipped_or_plain(path: Path) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _in_cache(official: Official, folder: Path | None, may_download: bool, progress: bool) -> tuple[Path, Path]:
-    place = cache_folder() / "kmnist"
-    paths = place / f"{official.images}.gz", place / f"{official.labels}.gz"
+def _in_cache(
+    official: tuple[Published, Published], folder: Path | None, may_download: bool, progress: bool
+) -> tuple[Path, Path]:
+    images, labels = (cache_folder() / "kmnist" / f"{published.name}.gz" for published in official)
     if may_download:
-        for path, md5 in zip(paths, (official.images_md5, official.labels_md5), strict=True):
-            download(URL + path.name, path, md5=md5, limit=LARGEST, progress=progress)
-    elif not all(path.is_file() for path in paths):
-        raise nowhere(f"{paths[0].name} and {paths[1].name} are", folder)
-    return paths
+        for path, published in zip((images, labels), official, strict=True):
+            download(URL + path.name, path, md5=published.md5, limit=LARGEST, progress=progress)
+    elif not (images.is_file() and labels.is_file()):
+        raise nowhere(f"{images.name} and {labels.name} are", folder)
+    return images, labels
+
+
+def read_idx(path: Path, published: Published) -> np.ndarray:
+    """Array from a published idx file, plain or gzipped (suffix ``.gz``).
+
+    Raises:
+        DataError: if the file is not the published one, is damaged, or holds something else.
+
+    Warns:
+        UserWarning: the file is plain, and of its plain form no checksum is known.
+    """
+    zipped = path.suffix == ".gz"
+    if zipped:
+        verify(path, published.md5)
+    most = 4 + 4 * len(published.shape) + math.prod(published.shape) + 1  # one byte too many: enough to notice
+    try:
+        with gzip.open(path) if zipped else open(path, "rb") as file:
+            data = file.read(most)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path} cannot be unpacked ({error}); the gzip file is truncated or damaged; fetch it again"
+        ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    array = parse_idx(data, published.shape, str(path))
+    if not zipped:
+        _check_unpacked(path, data, published)
+    return array
+
+
+def _check_unpacked(path: Path, data: bytes, published: Published) -> None:
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if published.md5_unpacked is None:
+        warnings.warn(
+            f"{path} has the right shape, but of the unpacked file no checksum is published, so a damaged pixel would "
+            f"not be noticed; put {published.name}.gz in its place",
+            stacklevel=5,
+        )
+    elif found != published.md5_unpacked:
+        raise DataError(
+            f"{path} has the MD5 checksum {found}, the published file unpacked has {published.md5_unpacked}; it is "
+            "damaged or another file, and would give wrong data without a warning; fetch it again"
+        )
 
 
 def parse_idx(data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -140,32 +185,6 @@ def parse_idx(data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 
-def read_idx(path: Path, shape: tuple[int, ...], md5: str | None = None) -> np.ndarray:
-    """Array from an idx file, plain or gzipped (suffix ``.gz``).
-
-    Args:
-        path: the file.
-        shape: what it must hold.
-        md5: the published checksum of the file, if there is one.
-
-    Raises:
-        DataError: if the file is not the published one, is damaged, or holds something else.
-    """
-    if md5 is not None:
-        verify(path, md5)
-    most = 4 + 4 * len(shape) + math.prod(shape) + 1  # one byte more than it may hold: enough to notice
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            data = file.read(most)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path} cannot be unpacked ({error}); the gzip file is truncated or damaged; fetch it again"
-        ) from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-    return parse_idx(data, shape, str(path))
-
-
 def kmnist(
     split: Literal["train", "test"] = "train",
     *,
@@ -175,8 +194,8 @@ def kmnist(
 ) -> Dataset:
     """Kuzushiji-MNIST: ten cursive Japanese characters, 28 x 28 pixels (about 18 MB to download for training).
 
-    The four official files, gzipped (their MD5 checksums are verified) or unpacked, may lie in the folder
-    itself, in its sub-folder ``kmnist`` or in ``KMNIST/raw``.
+    The four official files, gzipped or unpacked, may lie in the folder itself, in its sub-folder ``kmnist`` or in
+    ``KMNIST/raw``. Their checksums are verified; the unpacked training files have none, which a warning says.
 
     Args:
         split: ``"train"`` (60,000 images) or ``"test"`` (10,000).
@@ -198,7 +217,9 @@ def kmnist(
 
     Source: T. Clanuwat et al., Deep Learning for Classical Japanese Literature (2018), arXiv:1812.01718.
     """
-    _check_split(split, ("train", "test"))
+    check_split(split, ("train", "test"))
+    flag("download", download)
+    flag("progress", progress)
     images, labels = load(split, named_folder(folder), download, progress)
     return Dataset(
         name=f"kmnist {split}",

@@ -1,5 +1,8 @@
-"""Tiny ImageNet's files (private): found, selected, decoded once, kept decoded in the cache."""
+"""Tiny ImageNet: files found, verified, selected, decoded once, kept decoded in the cache."""
 
+from __future__ import annotations
+
+import csv
 import hashlib
 import io
 import json
@@ -9,17 +12,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from operator import index as as_integer
+from functools import cache, partial
+from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from nlcompanion._arguments import described, flag
+from nlcompanion._extras import needs, progress_bar
 from nlcompanion._storage import replacing
-from nlcompanion.datasets.archives import Entry, first_name, open_zip, read_limited, read_tar
-from nlcompanion.datasets.dataset import Dataset, _check_split
+from nlcompanion.datasets.archives import Entry, first_name, open_zip, read_file, read_tar
+from nlcompanion.datasets.dataset import Dataset, check_split
 from nlcompanion.datasets.download import (
     DataError,
     cache_folder,
@@ -55,6 +61,7 @@ class Official:
     train: int = 500  # images per class
     val: int = 50
     side: int = 64  # pixels
+    digests: str | None = "tiny_imagenet.csv"  # beside this module; see _check_published
 
 
 OFFICIAL = Official()
@@ -98,7 +105,7 @@ class Source:
         elif self.kind == "tars":
             yield self._merged(prefix, wanted)
         else:
-            yield {name: Entry(path, partial(_read, path)) for name, path in _walk(self.place, split)}
+            yield {name: Entry(path, partial(read_file, path)) for name, path in _walk(self.place, split)}
 
     def _merged(self, prefix: str, wanted: Callable[[str], bool]) -> dict[str, Entry]:
         merged: dict[str, Entry] = {}
@@ -164,19 +171,14 @@ def verify_zip(path: Path) -> str:
 
 def load(source: Source, split: str, classes: int, per_class: int, progress: bool) -> Decoded:
     """The images of the first classes, the first of each, from the cache or else from the source."""
-    decoded = cache_folder() / "decoded"
-    identity = source.identity(split)
-    want, full = (classes, per_class), (OFFICIAL.classes, getattr(OFFICIAL, split))
-    for have in dict.fromkeys([want, full]):
-        if (found := _recall(*_cached(decoded, identity, split, *have))) is not None:
-            found = _subset(found, have, want)
-            break
-    else:
+    path, key = _cached(source.identity(split), split, classes, per_class)
+    found = _recall(path, key)
+    if found is None:
         with source.open(split) as entries:
             names, chosen, gaps = _choose(source, entries, split, classes, per_class)
             images = _decode(chosen, progress)
         found = Decoded(images, np.tile(np.arange(classes, dtype=np.int64), per_class), names, gaps)
-        _keep(*_cached(decoded, identity, split, *want), found)
+        _keep(path, key, found)
     if found.gaps:
         warnings.warn(
             f"{source.place} lacks some of the first {per_class} training images of a class, and later ones took "
@@ -204,14 +206,6 @@ def _walk(root: Path, split: str) -> Iterator[tuple[str, Path]]:
         return  # nothing there: the count says so, with what to do
     except OSError as error:
         raise unreadable(root, error) from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return read_limited(file, path.name, path)
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def _lines(source: Source, entries: dict[str, Entry], name: str) -> list[list[str]]:
@@ -244,7 +238,19 @@ def _class_names(source: Source, entries: dict[str, Entry]) -> dict[str, str]:
             f"{ROOT}/words.txt in {source.place} has no line for {missing[0]} (and {len(missing) - 1} more); "
             "the classes would have no names; fetch the official file again"
         )
-    return {wnid: words[wnid] for wnid in ids}
+    names = {wnid: words[wnid] for wnid in ids}
+    if OFFICIAL.digests is not None and source.kind != "zip":  # which has been verified as a whole
+        published = _digests(OFFICIAL.digests, "words")
+        if ids != list(published) or any(not _has(text.encode(), published[wnid]) for wnid, text in names.items()):
+            raise DataError(
+                f"the classes that wnids.txt and words.txt in {source.place} name, or their order, are not the "
+                "published ones; labels would be wrong without a warning; fetch the official files again"
+            )
+    return names
+
+
+def _has(content: bytes, digest: str) -> bool:
+    return hashlib.sha256(content).hexdigest().startswith(digest)
 
 
 def _by_class(source: Source, entries: dict[str, Entry], split: str) -> dict[str, list[tuple[int, str]]]:
@@ -292,6 +298,8 @@ def _choose(
                 "some are not from Tiny ImageNet; unpack the official archive again"
             )
     selected = list(names)[:classes]
+    if source.kind != "zip":  # which has been verified as a whole
+        _check_published(source, entries, {wnid: groups[wnid] for wnid in selected if wnid in groups}, split)
     short = min(selected, key=lambda wnid: len(groups.get(wnid, ())))
     if (count := len(groups.get(short, ()))) < per_class:
         raise DataError(
@@ -303,11 +311,32 @@ def _choose(
     return tuple(names[wnid] for wnid in selected), [(name, entries[name]) for _, name in chosen], gaps
 
 
-def _decode(chosen: list[tuple[str, Entry]], progress: bool) -> np.ndarray:
-    from tqdm.auto import tqdm
+def _check_published(
+    source: Source, entries: dict[str, Entry], groups: dict[str, list[tuple[int, str]]], split: str
+) -> None:
+    """Compare every class that is whole with the digest of the published images, one after the other."""
+    known = {} if OFFICIAL.digests is None else _digests(OFFICIAL.digests, split)
+    for wnid, group in groups.items():
+        if wnid not in known or len(group) != getattr(OFFICIAL, split):
+            continue  # a part of a class has no digest
+        if not _has(b"".join(entries[name].read() for _, name in group), known[wnid]):
+            raise DataError(
+                f"the {len(group)} {split} images of class {wnid} in {source.place} are not the published ones: one or "
+                "more are damaged or others, and would give wrong data without a warning; unpack the official archive "
+                "again"
+            )
 
+
+@cache
+def _digests(file: str, split: str) -> dict[str, str]:
+    """The first 16 digits of SHA-256 over each class's images, in the order of their numbers, or over its name."""
+    text = (files("nlcompanion.datasets") / file).read_text(encoding="utf-8")
+    return {row["class"]: row[split] for row in csv.DictReader(text.splitlines())}
+
+
+def _decode(chosen: list[tuple[str, Entry]], progress: bool) -> np.ndarray:
     images = np.empty((len(chosen), 3, OFFICIAL.side, OFFICIAL.side), dtype=np.uint8)
-    bar = tqdm(chosen, desc="Tiny ImageNet: decoding", unit="image", disable=not progress)
+    bar = progress_bar(chosen, shown=progress, desc="Tiny ImageNet: decoding", unit="image")
     for image, (name, entry) in zip(images, bar, strict=True):
         image[:] = _decode_jpeg(entry.read(), name, entry.origin)
     return images
@@ -315,7 +344,8 @@ def _decode(chosen: list[tuple[str, Entry]], progress: bool) -> np.ndarray:
 
 def _decode_jpeg(content: bytes, name: str, origin: Path) -> np.ndarray:
     """One image (3, side, side); the size in the header is compared before any pixel is decoded."""
-    from PIL import Image
+    with needs("training"):
+        from PIL import Image
 
     side = OFFICIAL.side
     try:
@@ -334,10 +364,11 @@ def _decode_jpeg(content: bytes, name: str, origin: Path) -> np.ndarray:
     return pixels.transpose(2, 0, 1)
 
 
-def _cached(decoded: Path, identity: str, split: str, classes: int, per_class: int) -> tuple[Path, str]:
+def _cached(identity: str, split: str, classes: int, per_class: int) -> tuple[Path, str]:
+    """The file that keeps a selection, and the text that it must hold."""
     key = json.dumps([_FORMAT, identity, split, classes, per_class, OFFICIAL.side])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return decoded / f"tiny-imagenet-{split}-{classes}x{per_class}-{digest}.npz", key
+    return cache_folder() / "decoded" / f"tiny-imagenet-{split}-{classes}x{per_class}-{digest}.npz", key
 
 
 def _keep(path: Path, key: str, found: Decoded) -> None:
@@ -377,17 +408,6 @@ def _recall(path: Path, key: str) -> Decoded | None:
         return None
 
 
-def _subset(found: Decoded, have: tuple[int, int], want: tuple[int, int]) -> Decoded:
-    """The first classes and the first images of each, from a larger selection in the same order."""
-    if have == want:
-        return found
-    (classes, per_class), (some, few) = have, want
-    images = found.images.reshape(per_class, classes, *found.images.shape[1:])[:few, :some]
-    labels = found.labels.reshape(per_class, classes)[:few, :some]
-    images = np.ascontiguousarray(images).reshape(-1, *found.images.shape[1:])
-    return Decoded(images, labels.reshape(-1), found.names[:some], found.gaps)
-
-
 def tiny_imagenet(
     split: Literal["train", "val"] = "train",
     *,
@@ -400,9 +420,10 @@ def tiny_imagenet(
     """Tiny ImageNet: photographs of 200 kinds of things, 64 x 64 pixels in colour (248 MB to download).
 
     The folder, or its sub-folder ``tiny-imagenet``, may hold the official data set unpacked
-    (``tiny-imagenet-200/``), the official ``tiny-imagenet-200.zip`` (its MD5 checksum is verified), or tar
-    archives that each unpack to a part of ``tiny-imagenet-200/``. Archives are read in place. Decoded images
-    are kept in the cache (12 KB each) and found again as long as the files stay the same.
+    (``tiny-imagenet-200/``), the official ``tiny-imagenet-200.zip``, or tar archives that each unpack to a part of
+    ``tiny-imagenet-200/``. The zip is verified by its MD5 checksum, every whole class elsewhere by a digest of the
+    published images; a part of a class is taken as it is. Archives are read in place. Decoded images are kept in the
+    cache (12 KB each) and found again as long as the files stay the same.
 
     The samples go round the classes, in the order of the official ``wnids.txt``: the first image of each class,
     then the second of each, and so on. So ``first(n)`` is balanced, and a smaller selection is a part of a
@@ -430,7 +451,9 @@ def tiny_imagenet(
 
     Source: the course CS231n of Stanford University, from ImageNet (O. Russakovsky et al., 2015).
     """
-    _check_split(split, ("train", "val"))
+    check_split(split, ("train", "val"))
+    flag("download", download)
+    flag("progress", progress)
     official = OFFICIAL
     classes = _up_to(official.classes, classes, "classes")
     per_class = _up_to(getattr(official, split), per_class, "per_class")
@@ -449,9 +472,10 @@ def tiny_imagenet(
 def _up_to(most: int, value: int | None, name: str) -> int:
     if value is None:
         return most
-    count = as_integer(value)
-    if isinstance(value, bool) or not 1 <= count <= most:
+    count = 0 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if not 1 <= count <= most:
         raise ValueError(
-            f"{name} is an integer from 1 to {most} for this split, got {value!r}; leave it out to have all {most}"
+            f"{name} is an integer from 1 to {most} for this split, got {described(value)}; leave it out to have "
+            f"all {most}"
         )
     return count

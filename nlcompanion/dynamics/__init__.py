@@ -17,12 +17,14 @@ from nlcompanion.dynamics.learning_rules import (
     sgd,
 )
 from nlcompanion.dynamics.linearized import linearized_dynamics
+from nlcompanion.dynamics.stopping import Steady, loss_below, steady
 from nlcompanion.dynamics.trajectory import FlowError, Trajectory
 
 __all__ = [
     "DescentError",
     "FlowError",
     "LearningRule",
+    "Steady",
     "Steps",
     "Trajectory",
     "bregman",
@@ -37,9 +39,11 @@ __all__ = [
     "kinetic_energy",
     "lagrangian",
     "linearized_dynamics",
+    "loss_below",
     "modified_loss",
     "natural_gradient",
     "nesterov",
     "newtonian",
     "sgd",
+    "steady",
 ]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from nlcompanion._arguments import positive_number
-from nlcompanion.dynamics.learning_rules import LearningRule, at_time
+from nlcompanion._arguments import as_time, finite_number, function, positive_number, scalar_of, state_of_motion, vector
+from nlcompanion.dynamics.learning_rules import LearningRule, as_rule, at_time
 
 __all__ = ["bregman_momentum", "kinetic_energy", "lagrangian", "modified_loss"]
 
@@ -42,7 +42,8 @@ def kinetic_energy(rule: LearningRule) -> Callable[..., Tensor]:
     _has_lagrangian(rule)
 
     def T(t, q, v):
-        scale = torch.exp(at_time(rule.alpha, "alpha", torch.as_tensor(t, dtype=torch.float64)))
+        t, q, v = state_of_motion(t, q, v)
+        scale = torch.exp(at_time(rule.alpha, "alpha", t))
         if rule.is_euclidean:  # the difference below would lose half the digits
             return 0.5 / scale * (v @ v)
         d = v / scale
@@ -71,7 +72,8 @@ def bregman_momentum(rule: LearningRule) -> Callable[..., Tensor]:
     _has_lagrangian(rule)
 
     def momentum(t, q, v):
-        scale = torch.exp(-at_time(rule.alpha, "alpha", torch.as_tensor(t, dtype=torch.float64)))
+        t, q, v = state_of_motion(t, q, v)
+        scale = torch.exp(-at_time(rule.alpha, "alpha", t))
         if rule.is_euclidean:
             return scale * v
         return grad(rule.h)(q + scale * v) - grad(rule.h)(q)
@@ -79,7 +81,9 @@ def bregman_momentum(rule: LearningRule) -> Callable[..., Tensor]:
     return momentum
 
 
-def lagrangian(rule: LearningRule, f: Callable[[Tensor], Tensor], *, t_ref: float | None = None):
+def lagrangian(
+    rule: LearningRule, f: Callable[[Tensor], Tensor], *, t_ref: float | None = None
+) -> Callable[..., Tensor]:
     r"""The Lagrangian of training ``f`` with ``rule``.
 
     .. math:: L = e^{\gamma_t - \gamma_{t_{ref}}}\left[T_h - e^{\alpha+\beta}\left(f + \tfrac k2|q|^2\right)\right]
@@ -111,11 +115,13 @@ def lagrangian(rule: LearningRule, f: Callable[[Tensor], Tensor], *, t_ref: floa
     """
     _has_lagrangian(rule)
     T, k = kinetic_energy(rule), rule.weight_decay
-    shift = 0.0 if t_ref is None else float(rule.gamma(torch.tensor(float(t_ref), dtype=torch.float64)))
+    shift = 0.0 if t_ref is None else finite_number("gamma(t_ref)", float(rule.gamma(as_time(t_ref))))
+    function("f", f, "f(q) -> scalar", 1)
 
     def L(t, q, v):
-        t = torch.as_tensor(t, dtype=torch.float64)
-        potential = f(q) + 0.5 * k * (q @ q) if k else f(q)
+        t, q, v = state_of_motion(t, q, v)
+        loss = scalar_of("f(q)", f(q))
+        potential = loss + 0.5 * k * (q @ q) if k else loss
         alpha, beta, gamma = (at_time(getattr(rule, name), name, t) for name in ("alpha", "beta", "gamma"))
         return torch.exp(gamma - shift) * (T(t, q, v) - torch.exp(alpha + beta) * potential)
 
@@ -150,14 +156,20 @@ def modified_loss(f: Callable[[Tensor], Tensor], lr: float) -> Callable[[Tensor]
     """
     lr = positive_number("lr", lr)
 
+    function("f", f, "f(q) -> scalar", 1)
+
+    def loss(q: Tensor) -> Tensor:
+        return scalar_of("f(q)", f(q))
+
     def modified(q: Tensor) -> Tensor:
-        return f(q) + lr / 4 * grad(f)(q).square().sum()
+        q = vector("q", q)
+        return loss(q) + lr / 4 * grad(loss)(q).square().sum()
 
     return modified
 
 
 def _has_lagrangian(rule: LearningRule) -> None:
-    if rule.massless:
+    if as_rule(rule).massless:
         raise ValueError(
             "gradient flow is massless, so its kinetic energy is zero and no Lagrangian gives q' = -grad f; "
             "take damped(mass, friction=1.0) and let the mass go to 0"

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import as_point
+from nlcompanion._arguments import as_point, function, integer, ordered, real_array
 from nlcompanion.dynamics.gradient import LossGradient
-from nlcompanion.dynamics.learning_rules import LearningRule, Steps
+from nlcompanion.dynamics.learning_rules import LearningRule, Steps, as_rule
 from nlcompanion.dynamics.trajectory import Recorder, Trajectory
 
 __all__ = ["DescentError", "convergence_order", "descend"]
+
+_MOST_STEPS = 10**9
 
 
 class DescentError(RuntimeError):
@@ -69,7 +71,7 @@ def descend(
         >>> descend(sgd(lr=0.5), lambda q: 0.5 * q @ q, [1.0], steps=3).q[:, 0].tolist()
         [1.0, 0.5, 0.25, 0.125]
     """
-    algorithm, batch = _check(rule, f, steps, batches, every)
+    algorithm, batch = _check(rule, f, steps, batches, record, every)
     q = as_point("q0", q0).clone()
     dt, calls = algorithm.time_step, 0
     buffer: Tensor | None = None
@@ -121,7 +123,10 @@ def convergence_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
         >>> round(convergence_order([0.1, 0.05, 0.025], [4e-3, 1e-3, 2.5e-4]), 6)
         2.0
     """
-    sizes, errors = [float(x) for x in sizes], [float(x) for x in errors]
+    sizes, errors = (
+        real_array(name, ordered(name, given, "numbers in a list")).reshape(-1).tolist()
+        for name, given in (("sizes", sizes), ("errors", errors))
+    )
     if len(sizes) != len(errors) or len(set(sizes)) < 2:
         raise ValueError(f"{len(sizes)} sizes and {len(errors)} errors; an order needs as many of each, 2 or more")
     if not all(math.isfinite(x) and x > 0 for x in (*sizes, *errors)):
@@ -131,23 +136,21 @@ def convergence_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
     return float((x - x.mean()) @ (y - y.mean()) / (x - x.mean()).square().sum())
 
 
-def _check(rule, f, steps, batches, every) -> tuple[Steps, Callable[[int], LossGradient]]:
+def _check(rule, f, steps, batches, record, every) -> tuple[Steps, Callable[[int], LossGradient]]:
     """The rule's algorithm, and the gradient that step ``n`` asks."""
-    if not isinstance(rule, LearningRule):
-        raise TypeError(f"rule must be a LearningRule such as sgd(lr=0.1), got {type(rule).__name__}")
-    if rule.steps is None:
+    if as_rule(rule).steps is None:
         raise ValueError(
             f"{rule.name} has no discrete algorithm; use sgd(lr=...), nesterov(lr=...) or newtonian(lr=...), or "
             "integrate() for its flow"
         )
     if (f is None) == (batches is None):
         raise ValueError("give either one loss f or batches(n) with a loss per step, and None for the other")
-    if batches is not None and not callable(batches):
-        raise TypeError(f"batches must be a function n -> loss, got {type(batches).__name__}")
-    for name, value, least in (("steps", steps, 0), ("every", every, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    integer("steps", steps, 0, _MOST_STEPS)
+    integer("every", every, 1, _MOST_STEPS)
+    if record is not None:
+        function("record", record, "record(t, q, v) -> dict of scalars", 3)
     if batches is not None:
+        function("batches", batches, "batches(n) -> loss of step n", 1)
         return rule.steps, lambda n: LossGradient(batches(n))
     single = LossGradient(f)
     return rule.steps, lambda n: single

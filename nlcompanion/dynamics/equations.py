@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, hessian
 
-from nlcompanion._arguments import as_point
+from nlcompanion._arguments import as_point, function
 from nlcompanion.dynamics.gradient import LossGradient
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.dynamics.trajectory import FlowError, Trajectory
@@ -48,6 +48,15 @@ class System:
     def velocity(self, t: float, y: np.ndarray) -> np.ndarray:
         return y[self.n :]
 
+    @property
+    def state_size(self) -> int:
+        return 2 * self.n
+
+    def state_slope(self, t: float, y: np.ndarray) -> np.ndarray:
+        """All that the equation moves, at one state."""
+        self.nfev += 1
+        return self.slope(t, y[: self.state_size])
+
 
 class Descent(System):
     """Gradient flow: the state is q."""
@@ -64,6 +73,10 @@ class Descent(System):
     def velocity(self, t, y):
         self.nfev += 1
         return self.slope(t, y)
+
+    @property
+    def state_size(self) -> int:
+        return self.n
 
 
 class Particle(System):
@@ -158,6 +171,10 @@ class WithIntegral:
 
     nfev = property(lambda self: self.system.nfev)
     last_bad = property(lambda self: self.system.last_bad)
+    state_size = property(lambda self: self.size)
+
+    def state_slope(self, t: float, y: np.ndarray) -> np.ndarray:
+        return self.system.state_slope(t, y)
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
         slope = self.system(t, y[: self.size])
@@ -239,8 +256,7 @@ def set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[System, np.nda
         if v0.shape != q0.shape:
             raise ValueError(f"v0 has {len(v0)} components, q0 has {n}; a velocity lives in the space of the point")
     if not isinstance(rule, LearningRule):
-        if not callable(rule):
-            raise TypeError(f"rule must be a LearningRule or a Lagrangian L(t, q, v), got {type(rule).__name__}")
+        function("rule", rule, "L(t, q, v) of a Lagrangian, or a LearningRule", 3)
         if f is not None:
             raise ValueError("a Lagrangian already holds its potential; pass f=None, or a LearningRule with this f")
         motion = Lagrange(rule, n, max_nfev)
@@ -265,9 +281,3 @@ def set_up(rule, f, q0: Tensor, v0, t0: float, max_nfev) -> tuple[System, np.nda
         return Particle(rule, gradient, n, max_nfev), torch.cat([q0, v0]).numpy()
     system = Mirror(rule, gradient, q0, v0, t0, max_nfev)
     return system, torch.cat([q0, system.dual0]).numpy()
-
-
-def check_function(name: str, value: Callable) -> Callable:
-    if not callable(value):
-        raise TypeError(f"{name} must be a function {name}(t, q, v), got {type(value).__name__}")
-    return value

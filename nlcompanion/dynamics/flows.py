@@ -19,16 +19,28 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import as_point, time_span
+from nlcompanion._arguments import (
+    as_point,
+    choice,
+    function,
+    number_from,
+    positive_number,
+    real_number,
+    time_span,
+    times_within,
+)
 from nlcompanion.dynamics.equations import (
+    Descent,
     Particle,
     Stalled,
     System,
     WithIntegral,
-    check_function,
     set_up,
 )
+from nlcompanion.dynamics.failures import why_failed
 from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.dynamics.stiffness import StiffnessWatch
+from nlcompanion.dynamics.stopping import Steady, StopCondition
 from nlcompanion.dynamics.trajectory import FlowError, Recorder, Trajectory
 
 __all__ = ["integrate"]
@@ -57,6 +69,7 @@ def integrate(
     max_nfev: float | None = None,
     record: Callable[[float, Tensor, Tensor], dict] | None = None,
     integrand: Callable[[float, Tensor, Tensor], Tensor] | None = None,
+    stop: Callable[[float, Tensor, Tensor], bool] | Steady | None = None,
 ) -> Trajectory:
     r"""Integrate the continuous dynamics of a learning rule on a loss.
 
@@ -74,7 +87,8 @@ def integrate(
         method: SciPy's name. ``DOP853`` unless the equation is stiff (small mass): then ``BDF`` or ``Radau``, which
             get the exact Jacobian and are refused where a dense one would not fit.
         rtol, atol: SciPy's tolerances.
-        t_eval: increasing times to report, inside ``t_span``; the solver's own steps when None.
+        t_eval: increasing times to report, inside ``t_span``; the solver's own steps when None. One rounding beyond an
+            end counts as the end.
         max_nfev: calls of the right-hand side allowed, 100,000 when None. ReLU gradient flow can stall an adaptive
             solver at a kink; this is where it stops.
         record: ``record(t, q, v) -> dict of scalars``, called at every reported time instead of storing states:
@@ -82,6 +96,9 @@ def integrate(
         integrand: ``g(t, q, v) -> tensor`` of any shape, whose integral over time is taken beside the state by the same
             solver, at the same accuracy: the independent side of a law that an integral stands in. With ``method``
             BDF, Radau or LSODA write it in torch operations, since its slopes enter the Jacobian.
+        stop: ``stop(t, q, v) -> bool``: the run ends at the first time at which it is true, found within the solver's
+            step, and reports that time last, with ``stopped`` set. Ready conditions are ``steady(speed)``, the steady
+            state, and ``loss_below(f, level)``. Asked once a step: what comes and goes within one is not seen.
 
     Returns:
         A :class:`Trajectory`; its ``integral`` holds the integrals from ``t0`` to each time, shape ``(T, ...)``.
@@ -89,6 +106,10 @@ def integrate(
     Raises:
         ValueError, TypeError: arguments out of range or of the wrong shape.
         FlowError: the loss turned non-finite, the solver stalled or gave up; ``.trajectory`` holds what was reached.
+
+    Warns:
+        UserWarning: an explicit method will need more than 10,000 calls because the equation is stiff (a small mass, or
+            a gradient flow with a large curvature); said early.
 
     Source: TK Eqs. 1 to 4, Table 1; GU Eq. 22, Table 1.
 
@@ -105,27 +126,38 @@ def integrate(
     """
     t0, t1 = time_span(t_span)
     q0 = as_point("q0", q0)
-    max_nfev = _MAX_NFEV if max_nfev is None else max_nfev
+    rtol, atol = positive_number("rtol", rtol), number_from("atol", atol, 0, "a tolerance is a size")
+    max_nfev = _MAX_NFEV if max_nfev is None else real_number("max_nfev", max_nfev)
     if not max_nfev >= 1:
         raise ValueError(f"max_nfev must be at least 1, got {max_nfev}; math.inf removes the limit")
+    if record is not None:
+        function("record", record, "record(t, q, v) -> dict of scalars", 3)
     motion, y0 = set_up(rule, f, q0, v0, t0, max_nfev)
     solver_class = _choose(method, rule, motion, len(y0), t0, t1)
     system: System | WithIntegral = motion
     if integrand is not None:
-        system = WithIntegral(motion, check_function("integrand", integrand), t0, y0)
+        system = WithIntegral(motion, function("integrand", integrand, "integrand(t, q, v)", 3), t0, y0)
         y0 = system.start
         _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
-    t_eval = _check_times(t_eval, t0, t1)
+    times = None if t_eval is None else times_within("t_eval", t_eval, t0, t1)
+    condition = None if stop is None else StopCondition(stop, system)
     options = {"jac": system.jacobian} if method in _IMPLICIT and system.jacobian else {}
-    log = _Log(system, record, t_eval, t0)
+    log = _Log(system, record, times, t0)
+    watch = StiffnessWatch(motion, method, t1) if isinstance(motion, Descent) and method in _EXPLICIT else None
     try:
         solver = solver_class(system, t0, y0, t1, rtol=rtol, atol=atol, **options)
         log.start(solver)
+        if condition is not None and condition.holds(t0, solver.y, log.slope(solver)):
+            return log.stopped_at(t0, solver.y, method)
         while solver.status == "running":
             message = solver.step()
             if solver.status == "failed":
-                raise FlowError(_why_failed(message, solver.t, system, method), log.trajectory(method))
+                raise FlowError(why_failed(message or "", solver, system, motion, method), log.trajectory(method))
+            if condition is not None and condition.holds(solver.t, solver.y, log.slope(solver)):
+                return log.ended_within(solver, condition, method)
             log.step(solver)
+            if watch is not None:
+                watch.after_step(solver.t, solver.step_size, solver.y)
     except Stalled:
         t, shown = log.last_t, f"{max_nfev:g}"
         raise FlowError(
@@ -138,8 +170,7 @@ def integrate(
 
 
 def _choose(method: str, rule, system: System | WithIntegral, size: int, t0: float, t1: float):
-    if method not in _EXPLICIT + _IMPLICIT:
-        raise ValueError(f"method {method!r} is unknown; choose from {', '.join(_EXPLICIT + _IMPLICIT)}")
+    choice("method", method, *_EXPLICIT, *_IMPLICIT)
     if method in _IMPLICIT and 8 * size**2 > _MAX_JACOBIAN_BYTES:
         raise ValueError(
             f"{method} would need a dense Jacobian of {size} x {size}, {8 * size**2 / 2**30:,.1f} GiB; "
@@ -156,25 +187,6 @@ def _choose(method: str, rule, system: System | WithIntegral, size: int, t0: flo
                 stacklevel=3,
             )
     return getattr(scipy.integrate, method)
-
-
-def _check_times(t_eval, t0: float, t1: float) -> np.ndarray | None:
-    if t_eval is None:
-        return None
-    times = np.asarray(t_eval, dtype=float)
-    if times.ndim != 1 or not len(times) or times[0] < t0 or times[-1] > t1 or (np.diff(times) <= 0).any():
-        raise ValueError(f"t_eval must be increasing times within [{t0:g}, {t1:g}], of shape (T,) with T > 0")
-    return times
-
-
-def _why_failed(message: str, t: float, system: System | WithIntegral, method: str) -> str:
-    if system.last_bad is not None or "step size" in message:
-        return (
-            f"the motion could not be followed beyond t = {t:.6g}: it runs to infinity there, or to the edge of the "
-            "domain where the loss (or h, or the integrand) turns non-finite. The trajectory up to then is on "
-            "this error; check f near its last point"
-        )
-    return f"{method} gave up at t = {t:.6g}: {message}"
 
 
 class _Log:
@@ -206,9 +218,29 @@ class _Log:
                 self.add_state(solver) if t == solver.t else self.add(t, dense(t))
             self.next = stop
 
+    def slope(self, solver) -> np.ndarray | None:
+        """The slope of the whole state, where the solver keeps it: Runge-Kutta's do."""
+        return getattr(solver, "f", None) if isinstance(solver, scipy.integrate._ivp.rk.RungeKutta) else None
+
     def add_state(self, solver):
-        slope = getattr(solver, "f", None)  # Runge-Kutta solvers keep it; q leads the state, so v leads the slope
+        slope = self.slope(solver)  # q leads the state, so v leads the slope
         self.add(solver.t, solver.y, None if slope is None else slope[: self.system.n])
+
+    def ended_within(self, solver, condition: StopCondition, method: str) -> Trajectory:
+        """The trajectory up to where the condition began to hold in the last step."""
+        dense = solver.dense_output()
+        end = condition.located(solver.t_old, solver.t, dense)
+        if self.t_eval is not None:
+            for t in self.t_eval[self.next :]:
+                if t >= end:
+                    break
+                self.add(t, dense(t))
+        return self.stopped_at(end, dense(end), method)
+
+    def stopped_at(self, t: float, y: np.ndarray, method: str) -> Trajectory:
+        if not (self.kept.t and self.kept.t[-1] == t):
+            self.add(t, np.ascontiguousarray(y))
+        return replace(self.trajectory(method), stopped=True)
 
     def add(self, t, y, v=None):
         q = torch.from_numpy(y[: self.system.n])

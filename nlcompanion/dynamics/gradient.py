@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import function
+
 
 class LossGradient:
     """The gradient of ``f`` at a float64 point, with ``f``'s value checked to be a finite scalar.
@@ -16,9 +18,7 @@ class LossGradient:
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor]):
-        if not callable(f):
-            raise TypeError(f"f must be a function f(q) -> scalar tensor, got {type(f).__name__}")
-        self.f = f
+        self.f = function("f", f, "f(q) -> scalar tensor", 1)
         self.calls = 0
 
     def __call__(self, q: Tensor) -> Tensor:

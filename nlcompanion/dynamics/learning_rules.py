@@ -26,7 +26,20 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from nlcompanion._arguments import positive_number
+from nlcompanion._arguments import (
+    as_time,
+    finite_number,
+    flag,
+    fraction,
+    function,
+    instance,
+    number_from,
+    positive_number,
+    real_number,
+    scalar_of,
+    tensor_of,
+    vector,
+)
 
 __all__ = [
     "LearningRule",
@@ -48,6 +61,7 @@ Gradient = Callable[[Tensor], Tensor]
 
 def euclidean(x: Tensor) -> Tensor:
     r"""The Euclidean distance-generating function :math:`h(x) = \tfrac12 |x|^2`."""
+    x = vector("x", x)
     return 0.5 * (x @ x)
 
 
@@ -86,11 +100,21 @@ class Steps:
     looks_ahead: bool = False
     first_share: float = 1.0
 
+    def __post_init__(self) -> None:
+        positive_number("lr", self.lr)
+        positive_number("time_step", self.time_step)
+        finite_number("first_share", self.first_share)
+        flag("looks_ahead", self.looks_ahead)
+        if callable(self.memory):
+            function("memory", self.memory, "memory(n) -> number", 1)
+        else:
+            finite_number("memory", self.memory)
+
     def memory_of(self, n: int) -> float:
         """What step ``n`` keeps of the step before it; nothing for step 0."""
         if n == 0:
             return 0.0
-        return self.memory(n) if callable(self.memory) else self.memory
+        return finite_number("memory(n)", self.memory(n)) if callable(self.memory) else self.memory
 
 
 @dataclass(frozen=True)
@@ -149,7 +173,7 @@ class LearningRule:
         r"""``(alpha, beta, d alpha/dt, d gamma/dt)`` at time ``t``, as floats."""
         if self.fixed_rates is not None:
             return self.fixed_rates
-        t = torch.tensor(float(t), dtype=torch.float64, requires_grad=True)
+        t = as_time(t).detach().clone().requires_grad_()
 
         def slope(schedule, name):  # plain autograd: a right-hand side asks for this at every call
             return torch.autograd.grad(at_time(schedule, name, t), t)[0].item()
@@ -163,7 +187,7 @@ class LearningRule:
     def equation(self, t) -> tuple[float, float]:
         r"""``(c1, c2)`` of the Euclidean equation :math:`a = -c_1 v - c_2(\nabla f + k q)` at time ``t``."""
         if self.coefficients is not None:
-            return self.coefficients(float(t))
+            return self.coefficients(float(as_time(t)))
         alpha, beta, alpha_rate, gamma_rate = self.rates(t)
         return gamma_rate - alpha_rate, math.exp(2 * alpha + beta)
 
@@ -171,9 +195,15 @@ class LearningRule:
 def at_time(schedule: Schedule, name: str, t: Tensor) -> Tensor:
     """The schedule's value as a scalar that still depends on ``t`` (a constant may come back as a float)."""
     value = schedule(t)
-    if isinstance(value, Tensor) and value.ndim != 0:
+    if not isinstance(value, Tensor):
+        return real_number(f"{name}(t)", value) + 0.0 * t
+    if value.ndim != 0:
         raise TypeError(f"{name}(t) returned shape {tuple(value.shape)} for one time; return a scalar")
-    return value + 0.0 * t
+    return scalar_of(f"{name}(t)", value) + 0.0 * t
+
+
+def as_rule(rule: LearningRule) -> LearningRule:
+    return instance("rule", rule, LearningRule, "sgd(lr=0.1)")
 
 
 # --- the papers' rules ------------------------------------------------------------------------------------------
@@ -219,6 +249,8 @@ def newtonian(lr: float | None = None, *, half_first_step: bool = True) -> Learn
         >>> newtonian(lr=0.01).time_step
         0.1
     """
+    flag("half_first_step", half_first_step)
+    lr = None if lr is None else positive_number("lr", lr)
     return LearningRule(
         "Newtonian dynamics" + _settings(lr=lr),
         _constant(0.0),
@@ -251,6 +283,7 @@ def nesterov(lr: float | None = None) -> LearningRule:
         >>> nesterov().equation(1.5)
         (2.0, 1.0)
     """
+    lr = None if lr is None else positive_number("lr", lr)
     return LearningRule(
         "Nesterov's accelerated gradient" + _settings(lr=lr),
         lambda t: math.log(2) - torch.log(t),
@@ -280,7 +313,7 @@ def damped(mass: float, friction: float) -> LearningRule:
         >>> damped(mass=2.0, friction=1.0).equation(0.0)
         (0.5, 0.5)
     """
-    _mass_friction(mass, friction)
+    mass, friction = _mass_friction(mass, friction)
     return _damped(f"damped particle (mass={mass:g}, friction={friction:g})", mass, friction)
 
 
@@ -313,13 +346,12 @@ def sgd(lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> Learning
         0.095
     """
     lr = positive_number("lr", lr)
-    if not 0 <= momentum < 1:
-        raise ValueError(
-            f"momentum must be in [0, 1), got {momentum}; at 1 the buffer never forgets and the friction is gone: "
-            "use newtonian() for undamped motion"
-        )
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}; a negative one drives q to infinity")
+    momentum = fraction(
+        "momentum",
+        momentum,
+        "at 1 the buffer never forgets and the friction is gone: use newtonian() for undamped motion",
+    )
+    weight_decay = number_from("weight_decay", weight_decay, 0, "a negative one drives q to infinity")
     return _damped(
         "SGD" + _settings(lr=lr, momentum=momentum or None, weight_decay=weight_decay or None),
         lr * (1 + momentum) / 2,
@@ -358,9 +390,9 @@ def natural_gradient(
         >>> natural_gradient(entropy, mass=0.1, friction=1.0).is_euclidean
         False
     """
-    _mass_friction(mass, friction)
+    mass, friction = _mass_friction(mass, friction)
     name = f"natural gradient (mass={mass:g}, friction={friction:g})"
-    return _damped(name, mass, friction, h=_convex(h), grad_h_inverse=grad_h_inverse)
+    return _damped(name, mass, friction, h=_convex(h), grad_h_inverse=_inverse(grad_h_inverse))
 
 
 def general(kappa2: Schedule, kappa1: Schedule, *, t_ref: float = 1.0) -> LearningRule:
@@ -385,6 +417,9 @@ def general(kappa2: Schedule, kappa1: Schedule, *, t_ref: float = 1.0) -> Learni
         >>> rule.equation(1.5)
         (1.0, 0.5)
     """
+    function("kappa2", kappa2, "kappa2(t) -> scalar", 1)
+    function("kappa1", kappa1, "kappa1(t) -> scalar", 1)
+    t_ref = finite_number("t_ref", t_ref)
 
     def ratio(t):
         return at_time(kappa1, "kappa1", t) / at_time(kappa2, "kappa2", t)
@@ -438,7 +473,9 @@ def bregman(
         >>> [round(c, 12) for c in cubic.equation(2.0)]   # 4 / t and 9 t
         [2.0, 18.0]
     """
-    return LearningRule("Bregman rule", alpha, beta, gamma, h=_convex(h), grad_h_inverse=grad_h_inverse)
+    for name, schedule in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+        function(name, schedule, f"{name}(t) -> scalar", 1)
+    return LearningRule("Bregman rule", alpha, beta, gamma, h=_convex(h), grad_h_inverse=_inverse(grad_h_inverse))
 
 
 # --- shared pieces ----------------------------------------------------------------------------------------------
@@ -461,21 +498,31 @@ def _damped(name: str, mass: float, friction: float, **more) -> LearningRule:
 def _steps(lr: float | None, time_step: Callable[[float], float], **more) -> Steps | None:
     if lr is None:
         return None
-    lr = positive_number("lr", lr)
     return Steps(lr, time_step(lr), **more)
 
 
-def _mass_friction(mass: float, friction: float) -> None:
+def _mass_friction(mass: float, friction: float) -> tuple[float, float]:
+    mass, friction = real_number("mass", mass), real_number("friction", friction)
     if not (math.isfinite(mass) and mass > 0):
         raise ValueError(f"mass must be > 0, got {mass}; the massless limit is gradient_flow()")
     if not (math.isfinite(friction) and friction >= 0):
         raise ValueError(f"friction must be >= 0, got {friction}; a negative one feeds energy in without end")
+    return mass, friction
 
 
-def _convex(h):
-    if not callable(h):
-        raise TypeError(f"h must be a function h(q) -> scalar, got {type(h).__name__}")
-    return h
+def _convex(h: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``h`` with its result checked; :func:`euclidean` stays itself, since rules are told apart by it."""
+    if h is euclidean:
+        return h
+    function("h", h, "h(q) -> scalar", 1)
+    return lambda q: scalar_of("h(q)", h(q))
+
+
+def _inverse(grad_h_inverse: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor] | None:
+    if grad_h_inverse is None:
+        return None
+    function("grad_h_inverse", grad_h_inverse, "grad_h_inverse(y) -> q", 1)
+    return lambda y: tensor_of("grad_h_inverse(y)", grad_h_inverse(y), y.shape)
 
 
 def _settings(**values) -> str:

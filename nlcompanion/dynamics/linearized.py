@@ -7,9 +7,9 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from nlcompanion._arguments import double
+from nlcompanion._arguments import finite_number, numbers, real_array, real_number
 from nlcompanion.dynamics.flows import integrate
-from nlcompanion.dynamics.learning_rules import LearningRule, gradient_flow
+from nlcompanion.dynamics.learning_rules import LearningRule, as_rule, gradient_flow
 
 __all__ = ["linearized_dynamics"]
 
@@ -80,12 +80,13 @@ def linearized_dynamics(
     """
     rule = gradient_flow() if rule is None else rule
     _check_rule(rule)
-    u0, y = double(u0), double(y)
+    u0, y = real_array("u0", u0), real_array("y", y)
     H = _matrix(kernel, u0.shape, u0.shape, "kernel")
     if y.shape != u0.shape or u0.ndim not in (1, 2):
         raise ValueError(f"u0 has shape {tuple(u0.shape)} and y {tuple(y.shape)}; both are (N,) or both (N, C)")
     if not (H.isfinite().all() and u0.isfinite().all() and y.isfinite().all()):
         raise ValueError("kernel, u0 or y holds a value that is not finite, so nothing is predicted; find where it is")
+    weight, t0 = real_number("weight", weight), finite_number("t0", t0)
     if not (np.isfinite(weight) and weight > 0):
         raise ValueError(
             f"weight must be positive, got {weight}: the loss has no minimum; half the sum of squares has 1"
@@ -94,8 +95,8 @@ def linearized_dynamics(
         raise ValueError("u0_cross= was given without cross=, the kernel that moves those points; pass both or neither")
     if not (H - H.T).abs().max() <= 1e-6 * H.abs().max():
         raise ValueError("the kernel is not symmetric, so it is not one of training points with themselves; see cross=")
-    times = np.atleast_1d(np.asarray(t, dtype=float))
-    if times.ndim != 1 or not times.size or not (times >= t0).all():
+    times = np.atleast_1d(real_array("t", t).numpy())
+    if times.ndim != 1 or not times.size or not (np.isfinite(times) & (times >= t0)).all():
         raise ValueError(f"t must be times of shape (T,), none before t0 = {t0:g}")
     curvature, modes = torch.linalg.eigh(weight * (H + H.T) / 2)
     if curvature.min() < -1e-5 * curvature.abs().max():  # a kernel of float32 has some from rounding
@@ -115,7 +116,7 @@ def _elsewhere(cross, u0_cross, shape, weight, curvature, modes, moved, T) -> Te
     """Other points are moved by the same forces: K H^+ times what the training outputs have moved."""
     if u0_cross is None:
         raise ValueError("cross= predicts other points, whose outputs at the start are needed too: pass u0_cross=")
-    u0 = double(u0_cross)
+    u0 = numbers("u0_cross", u0_cross)
     K = _matrix(cross, u0.shape, shape, "cross")
     lively = torch.from_numpy(curvature > 0)  # the gradient has nothing along the others
     force = moved[:, lively] / torch.from_numpy(curvature)[lively]
@@ -123,7 +124,7 @@ def _elsewhere(cross, u0_cross, shape, weight, curvature, modes, moved, T) -> Te
 
 
 def _matrix(kernel: Tensor, rows: tuple[int, ...], columns: tuple[int, ...], name: str) -> Tensor:
-    kernel = double(kernel)
+    kernel = numbers(name, kernel)
     expected = (rows[0], columns[0], *rows[1:], *columns[1:]) if rows and columns else ()
     if tuple(kernel.shape) != expected:
         raise ValueError(
@@ -136,9 +137,7 @@ def _matrix(kernel: Tensor, rows: tuple[int, ...], columns: tuple[int, ...], nam
 
 
 def _check_rule(rule) -> None:
-    if not isinstance(rule, LearningRule):
-        raise TypeError(f"rule must be a LearningRule such as newtonian(), got {type(rule).__name__}")
-    if rule.weight_decay:
+    if as_rule(rule).weight_decay:
         raise ValueError(
             f"{rule.name} has weight decay, which pulls at the parameters and not at the outputs alone; "
             "the kernel cannot tell what it does: use a rule without"

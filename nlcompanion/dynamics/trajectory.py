@@ -22,6 +22,7 @@ class Trajectory:
         nfev: gradient evaluations (or calls of the right-hand side) spent.
         method: solver or algorithm.
         integral: what was integrated beside the state, from 0 at the start: shape ``(T, ...)``; None if nothing was.
+        stopped: whether a condition ``stop=`` ended the run before its last time.
 
     All are float64 CPU tensors without gradient.
     """
@@ -33,6 +34,7 @@ class Trajectory:
     nfev: int = 0
     method: str = ""
     integral: Tensor | None = None
+    stopped: bool = False
 
     def __repr__(self) -> str:
         span = f"t = {self.t[0]:.4g} .. {self.t[-1]:.4g}" if len(self.t) else "empty"

@@ -16,13 +16,28 @@ An antisymmetric :math:`A` (rotations) has no charge of the position; its law is
 :math:`\dot q^T A q`.
 
 A :class:`Law` is one such law or a stack of them: one per neuron (:func:`homogeneous_law`), a matrix of a linear layer
-(:func:`linear_law`) or of the data (:func:`data_rotation_law`). :meth:`Law.under` gives its form for a learning rule, a
-:class:`Ledger` books it along a training run.
+(:func:`linear_law`) or of the data (:func:`data_rotation_law`). :func:`audit` finds those of any module,
+:func:`count_laws` says how many there are.
+:meth:`Law.under` gives its form for a learning rule, a :class:`Ledger` books it along a training run.
 """
 
+from nlcompanion.laws.audit import Audit, AuditError, audit
+from nlcompanion.laws.count import count_laws
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.of_layers import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
 from nlcompanion.laws.of_symmetries import law_of
 from nlcompanion.laws.under_rules import LawUnderRule
 
-__all__ = ["Law", "LawUnderRule", "data_rotation_law", "homogeneous_law", "homogeneous_laws", "law_of", "linear_law"]
+__all__ = [
+    "Audit",
+    "AuditError",
+    "Law",
+    "LawUnderRule",
+    "audit",
+    "count_laws",
+    "data_rotation_law",
+    "homogeneous_law",
+    "homogeneous_laws",
+    "law_of",
+    "linear_law",
+]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nlcompanion.laws.terms import Squares, Term, Torque, expression, of_neuron, summed
+from nlcompanion.laws.sources import Source
+from nlcompanion.laws.terms import Shift, Squares, Term, Torque, expression, of_neuron, summed
 from nlcompanion.symmetries.actions import Symmetry
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class Law:
         parameters: names of the tensors it speaks of.
         statement: what gradient flow conserves, in one line.
         shape: of the charge.
+        terms: the pairings that the form is a sum of, one for each tensor.
+        size: of the flat vector, its number of entries.
+        sources: of a balance through activations without a symmetry: then ``form(g, q)`` is their sum and not 0.
 
     Source: GU Eqs. 28 to 31 and 38 to 48; the discrete laws are this book's.
 
@@ -57,8 +61,9 @@ class Law:
     parameters: tuple[str, ...]
     statement: str
     shape: tuple[int, ...]
-    _terms: tuple[Term, ...] = field(repr=False)
-    _size: int = field(repr=False)
+    terms: tuple[Term, ...] = field(repr=False)
+    size: int = field(repr=False)
+    sources: tuple[Source, ...] = field(default=(), repr=False)
 
     # --- one law out of a stack -----------------------------------------------------------------------------------
 
@@ -84,17 +89,22 @@ class Law:
             raise TypeError(f"a neuron is named by an integer, got {neuron!r}; index the charges for several at once")
         if not -width <= neuron < width:
             raise IndexError(f"neuron {neuron} of a layer of {width}; they are numbered from 0 to {width - 1}")
-        return self._with(of_neuron(self._terms, neuron % width))
+        sources = tuple(replace(source, index=(source.index[neuron % width],)) for source in self.sources)
+        return self._with(of_neuron(self.terms, neuron % width), sources)
 
     @property
     def total(self) -> Law:
         """The sum of a stack, or the trace of a matrix: the law of the whole layer."""
-        if any(isinstance(term, Torque) for term in self._terms):
+        if any(isinstance(term, Torque) for term in self.terms):
             raise TypeError("the law of rotated data is an antisymmetric matrix, whose trace is 0 whatever q is")
-        return self._with(summed(self._terms)) if self.shape else self
+        sources = tuple(replace(source, index=(sum(source.index, ()),)) for source in self.sources)
+        return self._with(summed(self.terms), sources) if self.shape else self
 
-    def _with(self, terms: tuple[Squares, ...]) -> Law:
-        return replace(self, shape=(), statement=f"{expression(terms)} = const", _terms=terms)
+    def _with(self, terms: tuple[Squares, ...], sources: tuple[Source, ...]) -> Law:
+        end = "= const"
+        if sources:
+            end = f"moves by the source of {', '.join(dict.fromkeys(source.text for source in sources))}"
+        return replace(self, shape=(), statement=f"{expression(terms)} {end}", terms=terms, sources=sources)
 
     # --- the charge and its symmetry ------------------------------------------------------------------------------
 
@@ -109,7 +119,28 @@ class Law:
 
         Source: GU Eqs. 31 and 42.
         """
-        return self.form(q)
+        charge = self.form(q)
+        return charge + self.linear(q) / 2 if self.is_affine else charge
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether a translation takes part: then a part of the charge is linear in the parameters."""
+        return any(isinstance(term, Shift) for term in self.terms)
+
+    def linear(self, x: Tensor | nn.Module) -> Tensor:
+        """The linear part of the charge, of a point or a step; 0 unless the law is one of a translation."""
+        shifts = [term for term in self.terms if isinstance(term, Shift)]
+        if not shifts:
+            return torch.zeros(self.shape, dtype=self.tensor_of(x, self.terms[0]).dtype)
+        return torch.stack([2 * term.coefficient * term.pair(self.tensor_of(x, term), None) for term in shifts]).sum(0)
+
+    def square(self, step: Tensor) -> Tensor:
+        r"""The quadratic form :math:`Q(d)` of a step, a velocity or a gradient; shape ``law.shape``.
+
+        It is ``form(d, d)``, without the linear part that the charge of a translation has.
+        """
+        form = self.form(step)
+        return form - self.linear(step) / 2 if self.is_affine else form
 
     def momentum(self, q: Tensor, v: Tensor) -> Tensor:
         r"""The momentum ``form(v, q)`` of a motion, which Noether's theorem conserves or moves; shape ``law.shape``.
@@ -140,6 +171,7 @@ class Law:
         - homogeneous: :math:`\langle a_{W_{i:}}, b_{W_{i:}}\rangle - p\,\langle a_{W'_{:i}}, b_{W'_{:i}}\rangle`
         - linear: :math:`a_W b_W^T - b_{W'}^T a_{W'}`, so that ``form(b, a) == form(a, b).T``
         - rotated data: :math:`a_W^T b_W - b_W^T a_W`
+        - a translation by :math:`c`: half of :math:`\langle c, a\rangle`, whatever the point ``b``
 
         ``form(gradient, q)`` is the slope of the loss along the symmetry, which vanishes.
         """
@@ -205,7 +237,7 @@ class Law:
 
         Zero up to rounding where the law holds, on every mini-batch; 0 for a neuron whose gradient vanishes.
         """
-        shares = [t.lengths(self._of(gradient, t), self._of(q, t)) for t in self._terms]
+        shares = [t.lengths(self.tensor_of(gradient, t), self.tensor_of(q, t)) for t in self.terms]
         lengths = reduce(torch.add, [g for g, _ in shares]) * reduce(torch.add, [x for _, x in shares])
         cosine = self.form(gradient, q) / lengths.sqrt()
         return torch.where(lengths > 0, cosine, torch.zeros_like(cosine))
@@ -242,7 +274,9 @@ class Law:
         Computed as the form of :math:`q' - q` and :math:`q' + q`, made symmetric: the two large charges are never
         subtracted, and small changes keep their digits.
         """
-        return self._symmetric(self.form(q_next - q, q_next + q))
+        step = q_next - q
+        change = self._symmetric(self.form(step, q_next + q))
+        return change + self.linear(step) / 2 if self.is_affine else change
 
     def gd_change(self, gradient: Tensor, *, lr: float) -> Tensor:
         r"""What the law predicts for a step of plain gradient descent: :math:`\eta^2` ``form(g, g)``, exactly.
@@ -251,7 +285,7 @@ class Law:
             gradient: of the loss that made the step, a mini-batch's too; shape ``(n,)``.
             lr: the step size :math:`\eta`.
         """
-        return lr**2 * self.form(gradient)
+        return lr**2 * self.square(gradient)
 
     def heavy_ball_change(
         self, step: Tensor, previous: tuple[Tensor, Tensor] | None = None, *, momentum: float
@@ -268,37 +302,39 @@ class Law:
             momentum: :math:`\beta`, PyTorch's convention.
         """
         if previous is None:
-            return self.form(step)
+            return self.square(step)
         previous_step, previous_change = previous
-        return momentum * previous_change + self.form(step) + momentum * self.form(previous_step)
+        return momentum * previous_change + self.square(step) + momentum * self.square(previous_step)
 
     # --- how it is computed ---------------------------------------------------------------------------------------
 
     @property
-    def _expression(self) -> str:
-        return expression(self._terms)
+    def expression(self) -> str:
+        """The charge, written out."""
+        return expression(self.terms)
 
     @property
-    def _is_matrix(self) -> bool:
+    def is_matrix(self) -> bool:
+        """Whether the charge is a matrix over pairs of neurons."""
         return len(self.shape) == 2
 
     def _symmetric(self, x: Tensor) -> Tensor:
         """The part of a form's value that is the same when its arguments change places."""
-        if any(isinstance(term, Torque) for term in self._terms):
+        if any(isinstance(term, Torque) for term in self.terms):
             return torch.zeros_like(x)
         return (x + x.T) / 2 if x.ndim == 2 else x
 
     def _sum(self, a, b, weigh: Callable[[float], float]) -> Tensor:
         """Sum over the law's parameters of ``weigh(coefficient)`` times their pairing."""
-        weighted = [(weight, term) for term in self._terms if (weight := weigh(term.coefficient))]
+        weighted = [(weight, term) for term in self.terms if (weight := weigh(term.coefficient))]
         if not weighted:
-            return torch.zeros(self.shape, dtype=self._of(a, self._terms[0]).dtype)
-        pairs = [weight * term.pair(self._of(a, term), self._of(b, term)) for weight, term in weighted]
+            return torch.zeros(self.shape, dtype=self.tensor_of(a, self.terms[0]).dtype)
+        pairs = [weight * term.pair(self.tensor_of(a, term), self.tensor_of(b, term)) for weight, term in weighted]
         total = torch.stack(pairs).sum(0)
         return self._symmetric(total) if a is b else total  # a product x x^T is so up to its last bits only
 
-    def _of(self, source: Tensor | nn.Module, term: Term) -> Tensor:
-        """The tensor of one term."""
+    def tensor_of(self, source: Tensor | nn.Module, term: Term) -> Tensor:
+        """The tensor that one of the terms speaks of, in a flat vector or a model."""
         if isinstance(source, nn.Module):
             try:
                 tensor = source.get_parameter(term.name)
@@ -316,9 +352,9 @@ class Law:
     def _checked(self, q: Tensor) -> Tensor:
         if not isinstance(q, Tensor):
             raise TypeError(f"a law acts on a flat tensor or a model, got {type(q).__name__}; start from f.q0")
-        if q.shape != (self._size,):
+        if q.shape != (self.size,):
             raise ValueError(
-                f"the law acts on q of shape ({self._size},), got {tuple(q.shape)}; flatten the parameters with "
+                f"the law acts on q of shape ({self.size},), got {tuple(q.shape)}; flatten the parameters with "
                 "flat_loss, and take one state of a trajectory at a time"
             )
         return q
@@ -327,14 +363,14 @@ class Law:
         """What the terms make of their tensors, between the pieces of ``rest`` that the law does not speak of."""
         self._checked(q)
         s = torch.as_tensor(s, dtype=q.dtype)
-        if s.ndim == 0 and self._is_matrix:
-            if isinstance(self._terms[0], Torque):
+        if s.ndim == 0 and self.is_matrix:
+            if isinstance(self.terms[0], Torque):
                 raise ValueError(f"a rotation of the data needs a matrix s of shape {self.shape}, got the number {s:g}")
             s = s * torch.eye(len(self), dtype=q.dtype)
         if s.ndim and s.shape != self.shape:
             raise ValueError(f"s is a number or of the law's shape {self.shape}, got shape {tuple(s.shape)}")
         pieces, end = [], 0
-        for term in sorted(self._terms, key=lambda term: term.place.start):
-            pieces += [rest[end : term.place.start], getattr(term, how)(self._of(q, term), s).reshape(-1)]
+        for term in sorted(self.terms, key=lambda term: term.place.start):
+            pieces += [rest[end : term.place.start], getattr(term, how)(self.tensor_of(q, term), s).reshape(-1)]
             end = term.place.stop
         return torch.cat([*pieces, rest[end:]])

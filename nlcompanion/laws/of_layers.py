@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 
+from nlcompanion._arguments import described, flag, instance, real_number
+from nlcompanion.laws.confirmation import confirmed
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Gram, Squares, Term, Torque, expression
 from nlcompanion.networks.activations import Power, RePU, ScaledLinear, Swish
@@ -59,7 +62,8 @@ def homogeneous_law(f: FlatLoss, layer: int, *, p: float | None = None, across: 
 
     Raises:
         ValueError: no such layer; layers that do not chain; an activation that is not homogeneous, or of another
-            degree; a weight that is frozen or used twice.
+            degree; a weight that is frozen or used twice; a law that follows from the layers' types and does not hold,
+            because a hook, a replaced ``forward`` or a penalty in the loss changes the function.
         TypeError: if the model is not an ``nn.Sequential``, or a layer has a ``forward`` of its own.
 
     Source: GU Section 4.1 (Eqs. 28 to 31), Section 4.2, Section 4.3 and, with biases, Section 4.4 (Eqs. 36 and 37).
@@ -80,12 +84,12 @@ def homogeneous_law(f: FlatLoss, layer: int, *, p: float | None = None, across: 
     """
     chain = _chain(f)
     _check_layer(chain, layer, across)
-    if p is not None and (isinstance(p, bool) or not isinstance(p, int | float)):
-        raise TypeError(
-            f"p is the degree of homogeneity, a number such as 2.0, got {p!r}; leave it out for the known one"
-        )
+    p = None if p is None else real_number("p", p)
+    flag("verify", verify)
     if not verify and p is None:
         raise ValueError("with verify=False nothing tells the degree; give it as p=1.0 or what you want to try")
+    for (name, module), _ in chain[layer - 1 : layer + across]:
+        _check_forward(name, module, nn.Linear, ScaledLinear)
     degree, parts = 1.0, []
     for k in range(layer - 1, layer - 1 + across):
         (name, module), between = chain[k]
@@ -110,22 +114,26 @@ def homogeneous_law(f: FlatLoss, layer: int, *, p: float | None = None, across: 
     kind = "swish" if any(name.endswith(".beta") for name, *_ in parts) else "homogeneous"
     width = chain[layer - 1][0][1].out_features
     if across > 1:
-        return _law(f, kind, terms, f"{expression(terms)} = const", ())
-    return _law(f, kind, terms, f"{expression(terms)} = const for each of {width} neurons", (width,))
+        law = _law(f, kind, terms, f"{expression(terms)} = const", ())
+    else:
+        law = _law(f, kind, terms, f"{expression(terms)} = const for each of {width} neurons", (width,))
+    return confirmed(law, f) if verify else law
 
 
 def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
     """The laws of all hidden layers with a homogeneous activation, one stack per layer, input side first.
 
-    Layers with another activation (tanh, GELU) have none and are left out. Only pairs of ``nn.Linear`` are read: the
-    channels of convolutions balance too, but of a convolutional network you get the laws of its head alone, and of one
-    without two linear layers none. ``find_conserved_quantities`` tests any symmetry that you write down.
+    Layers with another activation (tanh, GELU) have none and are left out. So are, with a warning that names each,
+    layers with a frozen, normalised or shared weight, and layers that a hook changes: the laws of the others hold all
+    the same. Only pairs of ``nn.Linear`` are read: the channels of convolutions balance too, but of a convolutional
+    network you get the laws of its head alone, and of one without two linear layers none.
+    ``find_conserved_quantities`` tests any symmetry that you write down.
 
     Args:
         f: a loss from :func:`flat_loss` whose model is an ``nn.Sequential``.
 
     Raises:
-        ValueError, TypeError: as :func:`homogeneous_law`, for layers that do not chain and weights used twice.
+        ValueError, TypeError: as :func:`homogeneous_law`, if every layer with a homogeneous activation is refused.
 
     Source: GU Section 4.1, "no assumptions on any other layer".
 
@@ -138,11 +146,20 @@ def homogeneous_laws(f: FlatLoss) -> tuple[Law, ...]:
         >>> [(law.kind, law.shape) for law in homogeneous_laws(f)]
         [('homogeneous', (3,)), ('swish', (4,))]
     """
-    return tuple(
-        homogeneous_law(f, h)
-        for h, (_, between) in enumerate(_chain(f)[:-1], start=1)
-        if all(type(module) in _DEGREES for _, module in between)
-    )
+    laws: list[Law] = []
+    refused: dict[int, Exception] = {}
+    for h, (_, between) in enumerate(_chain(f)[:-1], start=1):
+        if not all(type(module) in _DEGREES for _, module in between):
+            continue
+        try:
+            laws.append(homogeneous_law(f, h))
+        except (ValueError, TypeError) as error:
+            refused[h] = error
+    if refused and not laws:
+        raise next(iter(refused.values()))
+    for h, reason in refused.items():
+        warnings.warn(f"no law of hidden layer {h}, the others hold: {reason}", stacklevel=2)
+    return tuple(laws)
 
 
 def linear_law(f: FlatLoss, layer: int) -> Law:
@@ -186,7 +203,10 @@ def linear_law(f: FlatLoss, layer: int) -> Law:
     chain = _chain(f)
     _check_layer(chain, layer, 1)
     ((name, module), between), ((next_name, next_module), _) = chain[layer - 1 : layer + 1]
+    for where, linear in ((name, module), (next_name, next_module)):
+        _check_forward(where, linear, nn.Linear, ScaledLinear)
     for where, activation in between:
+        _check_block(where, activation)
         if type(activation) is not nn.Identity:
             raise ValueError(
                 f"{type(activation).__name__} ({where}) stands between linear layers {layer} and {layer + 1}: mixing "
@@ -202,7 +222,7 @@ def linear_law(f: FlatLoss, layer: int) -> Law:
     if module.bias is not None:
         parts.insert(1, (f"{name}.bias", 1.0, True))
     terms = tuple(Gram(*_parameter(f, part), coefficient, rows) for part, coefficient, rows in parts)
-    return _law(f, "linear", terms, f"{expression(terms)} = const", (module.out_features,) * 2)
+    return confirmed(_law(f, "linear", terms, f"{expression(terms)} = const", (module.out_features,) * 2), f)
 
 
 def data_rotation_law(f: FlatLoss, layer: int = 1, *, weight: str | None = None) -> Law:
@@ -246,12 +266,14 @@ def data_rotation_law(f: FlatLoss, layer: int = 1, *, weight: str | None = None)
         >>> law.momentum(f.q0, v)[0].tolist()
         [0.0, -1.5, -1.5]
     """
+    if isinstance(layer, bool) or not isinstance(layer, int) or layer != 1:
+        raise ValueError(
+            f"layer {described(layer)} does not see the data, only what the layers before make of them; rotations of "
+            "the data act on layer 1"
+        )
+    if weight is not None:
+        instance("weight", weight, str, '"1.weight"')
     if weight is None:
-        if layer != 1 or isinstance(layer, bool):
-            raise ValueError(
-                f"layer {layer!r} does not see the data, only what the layers before make of them; rotations of the "
-                "data act on layer 1"
-            )
         weight = f"{_first(f)}.weight"
     elif not isinstance(f, FlatLoss):
         raise TypeError(f"laws are made from flat_loss(model, ...), got {type(f).__name__}; wrap the model in it")
@@ -282,10 +304,10 @@ def _chain(f: FlatLoss) -> _Chain:
             "nn.Sequential of Linear layers and activations, such as mlp(...), of a wrapped model (torch.compile, "
             "DataParallel) the one inside"
         )
+    _check_forward("", f.model, nn.Sequential)
     chain: _Chain = []
     for name, module in _leaves(f.model):
         if isinstance(module, nn.Linear):
-            _check_forward(name, module, nn.Linear, ScaledLinear)
             chain.append(((name, module), []))
         elif chain:
             chain[-1][1].append((name, module))
@@ -296,7 +318,8 @@ def _chain(f: FlatLoss) -> _Chain:
 
 def _first(f: FlatLoss) -> str:
     """The linear layer that meets the inputs themselves."""
-    first = _chain(f)[0][0][0]
+    first, layer = _chain(f)[0][0]
+    _check_forward(first, layer, nn.Linear, ScaledLinear)
     for name, module in _leaves(f.model):
         if name == first:
             break
@@ -309,9 +332,9 @@ def _first(f: FlatLoss) -> str:
 
 
 def _leaves(model: nn.Module, prefix: str = "") -> Iterator[_Named]:
-    _check_forward(prefix.removesuffix("."), model, nn.Sequential)
+    """The layers in the order in which they act; a block with a forward of its own counts as one of them."""
     for name, module in model._modules.items():  # named_children() skips a module that is used twice
-        if isinstance(module, nn.Sequential):
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             yield from _leaves(module, f"{prefix}{name}.")
         elif module is not None:
             yield f"{prefix}{name}", module
@@ -325,6 +348,11 @@ def _check_forward(name: str, module: nn.Module, *known: type[nn.Module]) -> Non
             f"{known[0].__name__} does and no law follows from its weights; take it apart into nn.Linear, activations "
             "and plain nn.Sequential"
         )
+
+
+def _check_block(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.Sequential):
+        _check_forward(name, module, nn.Sequential)
 
 
 def _check_layer(chain: _Chain, layer, across) -> None:
@@ -354,6 +382,7 @@ def _walk(between: list[_Named], degree: float, layer: int) -> tuple[float, list
     """The degree behind these activations, and the degrees at which trained betas were met."""
     betas = []
     for name, module in between:
+        _check_block(name, module)
         if type(module) not in _DEGREES:
             raise ValueError(
                 f"{type(module).__name__} ({name}) after linear layer {layer} is not known to be homogeneous, so no "

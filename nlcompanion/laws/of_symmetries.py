@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import instance
+from nlcompanion.laws.confirmation import confirmed
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Squares, expression
 from nlcompanion.networks.flat_loss import FlatLoss
-from nlcompanion.symmetries.actions import Symmetry
+from nlcompanion.symmetries.actions import Symmetry, as_symmetry
 from nlcompanion.symmetries.breaking import generator, invariance_defect
 
 __all__ = ["law_of"]
@@ -43,6 +45,8 @@ def law_of(symmetry: Symmetry, f: FlatLoss) -> Law:
         >>> law_of(rescale(f.slices["1.weight"], f.slices["3.weight"]), f).statement
         '|1.weight|² - |3.weight|² = const'
     """
+    as_symmetry(symmetry)
+    instance("f", f, FlatLoss, "flat_loss(model, x, y, loss)")
     numbers = _stretch(symmetry, f)
     terms = tuple(term for name in f.names for term in _terms(name, f, numbers))
     defect = float(invariance_defect(f, symmetry, f.q0).abs())
@@ -51,7 +55,8 @@ def law_of(symmetry: Symmetry, f: FlatLoss) -> Law:
             f"the loss is not invariant under {symmetry.name}: its slope along the generator is {defect:.3g} of what "
             "it could be, so nothing is conserved; noether_learning_dynamics says what moves the charge"
         )
-    return Law("stretch", tuple(term.name for term in terms), f"{expression(terms)} = const", (), terms, len(f))
+    law = Law("stretch", tuple(term.name for term in terms), f"{expression(terms)} = const", (), terms, len(f))
+    return confirmed(law, f)  # the start may be special: a layer that begins at 0 has every symmetry
 
 
 def _stretch(symmetry: Symmetry, f: FlatLoss) -> Tensor:

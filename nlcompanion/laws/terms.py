@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -133,7 +133,172 @@ class Torque:
         return f"vᵀ {self.name} - {self.name}ᵀ v"
 
 
-Term = Squares | Gram | Torque
+@dataclass(frozen=True)
+class Slices:
+    """``sum of x * y`` over slices of a tensor, for each of ``n`` neurons; or the matrix of all pairs of them.
+
+    The tensor is seen in the shape ``view`` and cut along its axes ``keep``; ``index`` has one row of slice numbers for
+    each neuron. With ``matrix`` the slices of two neurons meet: those that are written to as ``x y^T`` (positive
+    coefficient), those that are read as ``y x^T``. With ``alone`` there is one neuron and the result is a number.
+    """
+
+    name: str
+    place: slice
+    shape: tuple[int, ...]
+    coefficient: float
+    view: tuple[int, ...]
+    keep: tuple[int, ...]
+    index: tuple[tuple[int, ...], ...]
+    matrix: bool = False
+    alone: bool = False
+
+    def pair(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.matrix:
+            x, y = self._neurons(x).flatten(1), self._neurons(y).flatten(1)
+            return x @ y.T if self.coefficient > 0 else y @ x.T
+        return self._sum((self._rows(x) * self._rows(y)).sum(1))
+
+    def lengths(self, g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.coefficient**2
+        if not self.matrix:
+            return self.pair(g, g), weight * self.pair(q, q)
+        g, q = (self._neurons(x).square().sum((1, 2)) for x in (g, q))
+        d = len(g)
+        if self.coefficient > 0:
+            return g[:, None].expand(d, d), weight * q[None].expand(d, d)
+        return g[None].expand(d, d), weight * q[:, None].expand(d, d)
+
+    def generate(self, q: Tensor, s: Tensor) -> Tensor:
+        if self.matrix:
+            return self._mixed(q, self._turn(s), fresh=True)
+        return self._spread(self.coefficient * s) * q
+
+    def move(self, q: Tensor, s: Tensor) -> Tensor:
+        if self.matrix:
+            return self._mixed(q, matrix_exp(self._turn(s)), fresh=False)
+        return torch.exp(self._spread(self.coefficient * s)) * q
+
+    def _turn(self, A: Tensor) -> Tensor:
+        return self.coefficient * (A if self.coefficient > 0 else A.T)
+
+    def _mixed(self, q: Tensor, matrix: Tensor, *, fresh: bool) -> Tensor:
+        rows = self._rows(q)
+        out = torch.zeros_like(rows) if fresh else rows.clone()
+        for k in range(len(self.index[0])):
+            which = self._which[:, k]
+            out[which] = matrix @ rows[which]
+        return self._back(out)
+
+    @property
+    def _which(self) -> Tensor:
+        return torch.tensor(self.index)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (*self.keep, *(k for k in range(len(self.view)) if k not in self.keep))
+
+    @property
+    def slices(self) -> int:
+        return math.prod(self.view[k] for k in self.keep)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """All slices as rows."""
+        return x.reshape(self.view).permute(self._order).reshape(self.slices, -1)
+
+    def _back(self, rows: Tensor) -> Tensor:
+        order = self._order
+        x = rows.reshape([self.view[k] for k in order])
+        return x.permute(*(order.index(k) for k in range(len(order)))).reshape(self.shape)
+
+    def _neurons(self, x: Tensor) -> Tensor:
+        return self._rows(x)[self._which.to(x.device)]
+
+    def _sum(self, of_slices: Tensor) -> Tensor:
+        summed = of_slices[self._which.to(of_slices.device)].sum(1)
+        return summed[0] if self.alone else summed
+
+    def _spread(self, of_neurons: Tensor) -> Tensor:
+        """One number for each neuron, in the shape of the tensor; 0 where it has no neuron."""
+        of_neurons = of_neurons.expand(len(self.index)) if of_neurons.ndim == 0 else of_neurons
+        values = torch.zeros(self.slices, dtype=of_neurons.dtype)
+        values[self._which] = of_neurons[:, None]
+        shape = [n if k in self.keep else 1 for k, n in enumerate(self.view)]
+        return values.reshape(shape).expand(self.view).reshape(self.shape)
+
+    def trace(self) -> Slices:
+        return replace(self, index=(sum(self.index, ()),), matrix=False, alone=True)
+
+    @property
+    def _block_text(self) -> str:
+        """The slices of all neurons together: ``weight[4:8, :]``."""
+        numbers = sorted(sum(self.index, ()))
+        if len(numbers) == self.slices:
+            return self.name
+        first, last = numbers[0], numbers[-1]
+        inside = f"{first}:{last + 1}" if numbers == list(range(first, last + 1)) else "block"
+        if len(self.shape) == 1 or self.view != self.shape:
+            return f"{self.name}[{inside}]"
+        return f"{self.name}[{', '.join(inside if k in self.keep else ':' for k in range(len(self.shape)))}]"
+
+    @property
+    def slice_text(self) -> str:
+        """Which slices, as one writes it: ``weight[i, :]``, ``weight[8+i, :]``."""
+        if len(self.index[0]) == self.slices and self.alone:
+            return self.name
+        numbers = [row[0] for row in self.index]
+        step = len(self.index[0])
+        if self.alone:
+            inside = str(numbers[0]) if step == 1 else f"{min(self.index[0])}..{max(self.index[0])}"
+        elif all(row == tuple(range(row[0], row[0] + step)) for row in self.index) and numbers == list(
+            range(numbers[0], numbers[0] + step * len(numbers), step)
+        ):
+            start = f"{numbers[0]}+" if numbers[0] else ""
+            inside = f"{start}i" if step == 1 else f"{start}{step}i..{start}{step}i+{step - 1}"
+        else:
+            inside = "of i"
+        if len(self.keep) > 1 or self.view != self.shape:
+            return f"{self.name}[{inside}]" if len(self.shape) == 1 else f"{self.name}[{inside}, :]"
+        return f"{self.name}[{', '.join(inside if k in self.keep else ':' for k in range(len(self.shape)))}]"
+
+    @property
+    def text(self) -> str:
+        if self.matrix:
+            block = self._block_text
+            return f"{block} {block}ᵀ" if self.keep == (0,) else f"{block}ᵀ {block}"
+        return f"|{self.slice_text}|²"
+
+
+@dataclass(frozen=True)
+class Shift(Slices):
+    """``coefficient * sum of x`` over slices: the charge of a translation, linear where all others are squares.
+
+    As a bilinear form it is that of points ``(q, 1)`` and of steps and gradients ``(d, 0)``: half the coefficient times
+    the sum of the step.
+    """
+
+    def pair(self, x: Tensor, y: Tensor) -> Tensor:
+        """Half the sum of ``x``, a step, whatever the point ``y``."""
+        return self._sum(self._rows(x).sum(1)) / 2
+
+    def magnitude(self, x: Tensor) -> Tensor:
+        return self._sum(self._rows(x).abs().sum(1))
+
+    def lengths(self, g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        ones = torch.ones_like(q)
+        return super().pair(g, g), self.coefficient**2 / 4 * super().pair(ones, ones)
+
+    def generate(self, q: Tensor, s: Tensor) -> Tensor:
+        return self._spread(self.coefficient / 2 * s).expand(self.shape).clone()
+
+    def move(self, q: Tensor, s: Tensor) -> Tensor:
+        return q + self.generate(q, s)
+
+    @property
+    def text(self) -> str:
+        return f"Σ {self.slice_text}"
+
+
+Term = Squares | Gram | Torque | Slices
 
 
 def expression(terms: tuple[Term, ...]) -> str:
@@ -145,10 +310,33 @@ def expression(terms: tuple[Term, ...]) -> str:
     return " ".join(parts).removeprefix("+ ")
 
 
-def of_neuron(terms: tuple[Term, ...], index: int) -> tuple[Squares, ...]:
-    return tuple(replace(cast(Squares, term), index=index) for term in terms)
+def of_neuron(terms: tuple[Squares | Slices, ...], index: int) -> tuple[Squares | Slices, ...]:
+    return tuple(
+        replace(term, index=(term.index[index],), alone=True)
+        if isinstance(term, Slices)
+        else replace(term, index=index)
+        for term in terms
+    )
 
 
 def summed(terms: tuple[Term, ...]) -> tuple[Squares, ...]:
     """The terms of the sum over a stack, or of a matrix's trace."""
-    return tuple(term.trace() if isinstance(term, Gram) else replace(cast(Squares, term), axis=None) for term in terms)
+    return tuple(term.trace() if isinstance(term, Gram | Slices) else replace(term, axis=None) for term in terms)
+
+
+def key_of(term: Term) -> tuple:
+    """The same for terms of two laws that pair a tensor in the same way."""
+    if isinstance(term, Slices):
+        sign = term.matrix and term.coefficient > 0
+        return type(term), term.name, (term.view, term.keep, term.index, term.matrix, term.alone, sign)
+    how = (term.axis, term.index) if isinstance(term, Squares) else getattr(term, "rows", None)
+    return type(term), term.name, how
+
+
+def pairing_size(term: Term) -> int:
+    """How many numbers a pairing has."""
+    if isinstance(term, Slices):
+        return 1 if term.alone else len(term.index) ** (2 if term.matrix else 1)
+    if isinstance(term, Squares):
+        return 1 if term.axis is None or term.index is not None else term.shape[term.axis]
+    return term.shape[0 if isinstance(term, Gram) and term.rows else -1] ** 2

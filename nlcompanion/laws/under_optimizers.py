@@ -7,10 +7,11 @@ makes :math:`\mathrm{form}(g, q) = 0`, and what remains are the causes that a le
 ===============  ======================================================================================
 ``finite_step``  :math:`Q(d)`
 ``momentum``     :math:`-2\,\mathrm{form}(r_b\, b, q)`
-``decay``        :math:`-2\,\mathrm{form}(r_k\, q, q)`
+``decay``        :math:`-2\,\mathrm{form}(r_k\, q, q)`, also of AdamW and others whose decay is decoupled
 ``rates``        :math:`-2\,\mathrm{form}(r_g\, g, q)`, not 0 where a law's parameters have different rates
+``source``       :math:`-2\,r_g\,\mathrm{form}(g, q)` of a balance through activations without a symmetry
 ``outside``      what was written to the weights between two steps
-``optimizer``    :math:`2\,\mathrm{form}(d, q)` of any other optimiser, of which no formula is known here
+``optimizer``    :math:`2\,\mathrm{form}(d, q)` of any other optimiser less its decay: no formula is known here
 ===============  ======================================================================================
 """
 
@@ -24,7 +25,7 @@ import torch
 if TYPE_CHECKING:
     from nlcompanion.laws.law import Law
 
-CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
+CAUSES = ("finite_step", "momentum", "decay", "rates", "source", "outside", "optimizer")
 
 
 class StepRates(NamedTuple):
@@ -33,9 +34,6 @@ class StepRates(NamedTuple):
     gradient: float
     buffer: float
     parameter: float
-
-
-STILL = StepRates(0.0, 0.0, 0.0)  # of a parameter without a gradient, which SGD passes over
 
 
 def sgd_rates(group: Mapping[str, Any], buffered: bool) -> StepRates:
@@ -53,6 +51,31 @@ def sgd_rates(group: Mapping[str, Any], buffered: bool) -> StepRates:
     else:  # without momentum, or with a buffer that starts as the gradient itself, undampened
         of_gradient, of_buffer = 1.0, 0.0
     return StepRates(lr * of_gradient, lr * of_buffer, lr * of_gradient * float(group["weight_decay"]))
+
+
+def step_rates(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], buffered: bool) -> StepRates:
+    """The rates that are known of a step of any optimiser: of SGD all, of others their decoupled decay."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return sgd_rates(group, buffered)
+    return StepRates(0.0, 0.0, decoupled_decay(optimizer, group))
+
+
+def decoupled_decay(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> float:
+    """The share of a parameter that an optimiser takes away apart from its gradient; 0 where decay joins the gradient.
+
+    Args:
+        optimizer: any; of classes outside ``torch.optim`` the decay is not known and counts as 0.
+        group: its settings for the parameter.
+    """
+    always = (torch.optim.AdamW, torch.optim.Adafactor, *_optional("Muon"))
+    if isinstance(optimizer, always) or group.get("decoupled_weight_decay"):
+        return float(group["lr"]) * float(group.get("weight_decay") or 0.0)
+    return 0.0
+
+
+def _optional(name: str) -> tuple[type, ...]:
+    """A class that only newer versions of PyTorch have."""
+    return (getattr(torch.optim, name),) if hasattr(torch.optim, name) else ()
 
 
 def fading(group: Mapping[str, Any]) -> float:

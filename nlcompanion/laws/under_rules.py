@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import described
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.under_optimizers import heavy_ball_statement
@@ -56,6 +57,8 @@ class LawUnderRule:
     rule: LearningRule
 
     def __post_init__(self):
+        if not callable(getattr(self.law, "under", None)):  # Law's own module imports this one
+            raise TypeError(f"law must be a Law such as homogeneous_law(f, layer=1), got {described(self.law)}")
         if not isinstance(self.rule, LearningRule):
             raise TypeError(f"rule must be a LearningRule such as nesterov(), got {type(self.rule).__name__}")
         if not self.rule.is_euclidean:
@@ -68,8 +71,8 @@ class LawUnderRule:
 
     @property
     def statement(self) -> str:
-        meaning = f"with {'M' if self.law.kind == 'data' else 'C'} = {self.law._expression}"
-        if self.law._is_matrix and self.law.kind != "data":
+        meaning = f"with {'M' if self.law.kind == 'data' else 'C'} = {self.law.expression}"
+        if self.law.is_matrix and self.law.kind != "data":
             meaning += ", M = form(v, q)"
         steps = f"; in steps of {self.rule.lr:g}: {self.steps}" if self.steps else ""
         return f"{self.flow} {meaning}{steps}"
@@ -80,7 +83,7 @@ class LawUnderRule:
         rule, k, skew = self.rule, self.rule.weight_decay, ""
         if self.law.kind == "data":
             return _without_charge(rule, "M")
-        if self.law._is_matrix:
+        if self.law.is_matrix:
             skew = f", {_without_charge(rule, 'M - Mᵀ')}"
         if rule.massless:
             return (f"C' = -{2 * k:g} C" if k else "C = const") + skew
@@ -130,7 +133,7 @@ class LawUnderRule:
             if name in solver:
                 raise TypeError(f"residual uses {name} of integrate itself; call integrate(..., {name}=...) yourself")
         law, rule = self.law, self.rule
-        q0 = start_of(f) if q0 is None else q0
+        q0 = _start_of(f) if q0 is None else q0
         start: dict[str, Tensor] = {}
         ends: dict[str, Tensor] = {}
 
@@ -158,12 +161,12 @@ class LawUnderRule:
         """What the law says of the momentum's rate; for gradient flow the momentum and what decay makes of it."""
         law, k = self.law, self.rule.weight_decay
         if self.rule.massless:
-            return torch.stack([law.form(v, q), k * law.form(q)])
+            return torch.stack([law.form(v, q), k * law.form(q, q)])
         c1, c2 = self.rule.equation(t)
-        rate = law.form(v)
+        rate = law.square(v)
         if c1:
             rate = rate - c1 * law.form(v, q)
-        return rate - c2 * k * law.form(q) if k else rate
+        return rate - c2 * k * law.form(q, q) if k else rate
 
     def _size(self, t: float, q: Tensor, v: Tensor) -> float:
         """How large the terms are that must cancel, the largest of a stack."""
@@ -177,16 +180,15 @@ class LawUnderRule:
 
     def _largest(self, a: Tensor, b: Tensor) -> Tensor:
         """Of the law's terms for two vectors, before they cancel: lengths, so that no cancellation hides one."""
-        shares = [term.lengths(self.law._of(a, term), self.law._of(b, term)) for term in self.law._terms]
+        shares = [term.lengths(self.law.tensor_of(a, term), self.law.tensor_of(b, term)) for term in self.law.terms]
         return reduce(torch.add, [(x * y).sqrt() for x, y in shares]).max()
 
 
-def start_of(f) -> Tensor:
+def _start_of(f) -> Tensor:
     try:
         return f.q0
     except AttributeError:
-        got = "none" if f is None else type(f).__name__
-        raise ValueError(f"no start: f is {got}, which has no q0 as a flat_loss does; pass q0=") from None
+        raise ValueError(f"no start: f is {type(f).__name__}, which has no q0 as a flat_loss does; pass q0=") from None
 
 
 def _coefficients(rule: LearningRule) -> tuple[str, str, str]:

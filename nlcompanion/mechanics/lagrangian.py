@@ -16,7 +16,7 @@ from scipy.integrate import quad_vec
 from torch import Tensor
 from torch.func import grad, jvp, vjp
 
-from nlcompanion._arguments import as_time, time_span
+from nlcompanion._arguments import as_time, function, state_of_motion, tensor_of, time_span
 
 __all__ = [
     "Lagrangian",
@@ -31,10 +31,12 @@ __all__ = [
 ]
 
 Lagrangian = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A function ``L(t, q, v)`` of time, position and velocity with a scalar value."""
 
 
 def scalar_lagrangian(L: Lagrangian) -> Lagrangian:
     """``L`` with its result checked: a scalar, or an error that says what came instead."""
+    function("L", L, "L(t, q, v) -> scalar", 3)
 
     def checked(t, q, v):
         value = L(t, q, v)
@@ -42,6 +44,19 @@ def scalar_lagrangian(L: Lagrangian) -> Lagrangian:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"a Lagrangian returns a scalar tensor, got {got}; sum over components inside L(t, q, v)")
         return value
+
+    return checked
+
+
+def differentiable_path(path: Callable[[Tensor], Tensor], name: str = "path") -> Callable[[Tensor], Tensor]:
+    """A path with its result checked: a vector, or an error that says what came instead."""
+    function(name, path, f"{name}(t) -> q", 1)
+
+    def checked(t):
+        q = tensor_of(f"{name}(t)", path(t))
+        if q.ndim != 1:
+            raise ValueError(f"{name}(t) must return shape (n,), got {tuple(q.shape)}; torch.stack the components")
+        return q
 
     return checked
 
@@ -67,7 +82,7 @@ def generalized_momentum(L: Lagrangian) -> Callable[..., Tensor]:
         [3.0, 6.0]
     """
     dL_dv = grad(scalar_lagrangian(L), argnums=2)
-    return lambda t, q, v: dL_dv(as_time(t), q, v)
+    return lambda t, q, v: dL_dv(*state_of_motion(t, q, v))
 
 
 def energy(L: Lagrangian) -> Callable[..., Tensor]:
@@ -90,8 +105,13 @@ def energy(L: Lagrangian) -> Callable[..., Tensor]:
         >>> E(0.0, torch.tensor([3.0]).double(), torch.tensor([4.0]).double()).item()
         12.5
     """
-    p = generalized_momentum(L)
-    return lambda t, q, v: p(t, q, v) @ v - L(as_time(t), q, v)
+    p, L = generalized_momentum(L), scalar_lagrangian(L)
+
+    def energy_at(t, q, v):
+        t, q, v = state_of_motion(t, q, v)
+        return p(t, q, v) @ v - L(t, q, v)
+
+    return energy_at
 
 
 def acceleration(L: Lagrangian) -> Callable[..., Tensor]:
@@ -124,7 +144,8 @@ def acceleration(L: Lagrangian) -> Callable[..., Tensor]:
 
     def solved(t, q, v):
         # one reverse sweep per component of the momentum gives its derivatives by t, q and v together
-        (force, p), pull = vjp(slopes, as_time(t), q, v)
+        t, q, v = state_of_motion(t, q, v)
+        (force, p), pull = vjp(slopes, t, q, v)
         still = torch.zeros_like(force)
         by_t, by_q, by_v = (
             torch.stack(rows) for rows in zip(*(pull((still, e)) for e in torch.eye(len(p)).to(p)), strict=True)
@@ -157,6 +178,8 @@ def along(path: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tenso
         >>> q.tolist(), v.tolist()
         ([4.0, 6.0], [4.0, 3.0])
     """
+
+    path = differentiable_path(path)
 
     def state(t):
         t = as_time(t)
@@ -221,9 +244,11 @@ def lift(F: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., tuple[Tensor, T
         [1.0, 6.0]
     """
 
+    function("F", F, "F(t, q) -> Q", 2)
+
     def lifted(t, q, v):
-        t = as_time(t)
-        Q, V = jvp(F, (t, q), (torch.ones_like(t), v))
+        t, q, v = state_of_motion(t, q, v)
+        Q, V = jvp(lambda t, q: tensor_of("F(t, q)", F(t, q)), (t, q), (torch.ones_like(t), v))
         return t, Q, V
 
     return lifted
@@ -281,6 +306,7 @@ def first_variation(L: Lagrangian, path: Callable, deformation: Callable, t_span
         >>> abs(first_variation(lambda t, q, v: 0.5 * v @ v, line, bump, (0.0, 1.0))) < 1e-14
         True
     """
+    L, deformation = scalar_lagrangian(L), differentiable_path(deformation, "deformation")
 
     def density(t, q, v):
         bent = lambda e: L(*lift(lambda t, q: q + e * deformation(t))(t, q, v))  # noqa: E731

@@ -13,10 +13,12 @@ from scipy.sparse import dia_array
 from torch import Tensor
 from torch.func import grad, hessian, vmap
 
-from nlcompanion._arguments import as_point, time_span
+from nlcompanion._arguments import as_point, as_tensor, choice, flag, integer, known, ordered, real_array, time_span
 from nlcompanion.mechanics.lagrangian import Lagrangian, scalar_lagrangian
 
 __all__ = ["StationaryPath", "discrete_action", "stationary_path", "variational_derivative"]
+
+_MOST_SEGMENTS = 10_000_000
 
 
 def discrete_action(L: Lagrangian, t: Tensor, q: Tensor, *, midpoint: bool = False) -> Tensor:
@@ -43,7 +45,8 @@ def discrete_action(L: Lagrangian, t: Tensor, q: Tensor, *, midpoint: bool = Fal
         >>> discrete_action(lambda t, q, v: 0.5 * v @ v, t, t[:, None] * 2).item()
         2.0
     """
-    delta = _spacing(t, q)
+    t, q, delta = _broken_line(t, q)
+    flag("midpoint", midpoint)
     v = (q[1:] - q[:-1]) / delta
     at = ((t[1:] + t[:-1]) / 2, (q[1:] + q[:-1]) / 2) if midpoint else (t[:-1], q[:-1])
     return vmap(scalar_lagrangian(L))(*at, v).sum() * delta
@@ -73,7 +76,7 @@ def variational_derivative(L: Lagrangian, t: Tensor, q: Tensor) -> Tensor:
         >>> bool(free.abs().max() < 1e-14)
         True
     """
-    delta = _spacing(t, q)
+    t, q, delta = _broken_line(t, q)
     return grad(lambda x: discrete_action(L, t, x))(q)[1:-1] / delta
 
 
@@ -142,20 +145,20 @@ def stationary_path(
     a, b = as_point("q0", q0), as_point("q1", q1)
     if a.shape != b.shape:
         raise ValueError(f"q0 has {len(a)} components and q1 has {len(b)}; both ends live in one space")
-    if segments < 2:
+    if integer("segments", segments, 1, _MOST_SEGMENTS) < 2:
         raise ValueError(f"segments = {segments} leaves no inner node to vary; use 2 or more")
+    integer("max_iter", max_iter, 1, 10**9)
+    choice("method", method, "newton", "minimize")
     t = torch.linspace(t0, t1, segments + 1, dtype=torch.float64)
-    x = guess if guess is not None else a + (b - a) * torch.linspace(0, 1, segments + 1).double()[:, None]
+    straight = a + (b - a) * torch.linspace(0, 1, segments + 1).double()[:, None]
+    x = straight if guess is None else real_array("guess", guess)
+    if not torch.isfinite(x).all():
+        raise ValueError("guess holds NaN or infinity; start from a path")
     if x.shape != (segments + 1, len(a)):
         raise ValueError(f"guess has shape {tuple(x.shape)}, expected {(segments + 1, len(a))}")
     problem = _MidpointAction(L, t, a, b)
     inner = x[1:-1].reshape(-1).numpy().copy()
-    if method == "newton":
-        inner = _newton(problem, inner, max_iter)
-    elif method == "minimize":
-        inner = _descend(problem, inner, max_iter)
-    else:
-        raise ValueError(f"method {method!r} is unknown; use 'newton' (any stationary path) or 'minimize'")
+    inner = (_newton if method == "newton" else _descend)(problem, inner, max_iter)
     bands = problem.hessian_bands(inner)
     negative = eigvals_banded(bands[: problem.width + 1], select="v", select_range=(-np.inf, 0.0))
     return StationaryPath(t, problem.nodes(inner), problem.value(inner), len(negative))
@@ -250,16 +253,20 @@ def _descend(problem: _MidpointAction, x: np.ndarray, max_iter: int) -> np.ndarr
     return found.x
 
 
-def _spacing(t: Tensor, q: Tensor) -> Tensor:
+def _broken_line(t: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Times, nodes and the spacing in time."""
+    t, q = as_tensor("t", ordered("t", t, "times of shape (N + 1,)")), as_tensor("q", ordered("q", q, "nodes"))
     if t.ndim != 1 or q.ndim != 2 or len(t) != len(q) or len(t) < 3:
         raise ValueError(
             f"t has shape {tuple(t.shape)} and q {tuple(q.shape)}; a broken line needs t of shape (N + 1,) and "
             "q of shape (N + 1, n) with N >= 2"
         )
+    if known(~(torch.isfinite(t).all() & torch.isfinite(q).all())):
+        raise ValueError("t or q holds NaN or infinity; a path has no action there")
     delta = t[1:] - t[:-1]
     if not torch.allclose(delta, delta[0].expand_as(delta), rtol=1e-9, atol=0.0):
         raise ValueError(
             "the times t are not evenly spaced, to 1e-9 of the spacing; make them with torch.linspace(t0, t1, N + 1, "
             "dtype=torch.float64), since .double() comes too late"
         )
-    return delta[0]
+    return t, q, delta[0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nlcompanion.dynamics.learning_rules import LearningRule
-from nlcompanion.monitoring.stacked_forms import Tensors
+from nlcompanion.monitoring.stacked_forms import Step, Tensors
 
 if TYPE_CHECKING:
     from nlcompanion.monitoring.ledger import Ledger
@@ -29,7 +30,7 @@ class DescentSteps:
 
     def record(self, t: float, q: Tensor, v: Tensor) -> dict[str, float]:
         law = self.forms.laws[0]
-        point = {name: law._of(q, term).clone() for name, term in self.forms.terms.items()}
+        point = {name: law.tensor_of(q, term).clone() for name, term in self.forms.terms.items()}
         if self.last is None:
             self.last = (t, point)
             return {"residual": 0.0}
@@ -46,11 +47,11 @@ class DescentSteps:
 
     def _book(self, old: Tensors, new: Tensors) -> None:
         forms, steps, k = self.forms, self.steps, self.rule.weight_decay
-        step = {name: new[name] - old[name] for name in new}
+        step = Step({name: new[name] - old[name] for name in new})
         position, squares, product = forms.pairs((old, old), (step, step), (step, new))
         charges, square, product = forms.form(torch.stack([position, squares, product]))
         entry: dict[str, Tensor] = {}
-        finite, pulled = square, charges  # of what decay takes its share
+        finite, pulled = square, forms.form(forms.as_steps(position))  # of what decay takes its share
         if self.step is not None:
             last = self.step
             memory, before = forms.form(forms.pairs((last, old), (last, last)))
@@ -59,8 +60,8 @@ class DescentSteps:
                 entry["momentum"] = 2 * beta * memory + beta**2 * before
                 if k:  # decay pulls there too
                     ahead = {name: old[name] + beta * last[name] for name in old}
-                    (pulled,) = forms.form(forms.pairs((ahead, ahead)))
-                free = {name: step[name] - beta * last[name] for name in step}
+                    (pulled,) = forms.form(forms.as_steps(forms.pairs((ahead, ahead))))
+                free = Step({name: step[name] - beta * last[name] for name in step})
                 (finite,) = forms.form(forms.pairs((free, free)))
                 if forms.has_matrices:  # whose forms do not commute
                     one, other = forms.form(forms.pairs((last, step), (step, last)))
@@ -72,5 +73,7 @@ class DescentSteps:
             entry["decay"] = -2 * share * steps.lr * k * pulled
         causes = {"finite_step": finite, **entry}
         scale = torch.maximum(forms.scale(position, old), forms.scale(squares, step))
-        self.ledger._enter(2 * product - square, scale, charges, causes)
+        change = 2 * product - square
+        excess = (change - reduce(torch.add, causes.values())).abs()
+        self.ledger._enter(change, causes, charges, excess / (scale + 1e-300))
         self.step = step

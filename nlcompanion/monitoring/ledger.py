@@ -11,23 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlcompanion.dynamics.descent import descend
+from nlcompanion._arguments import described
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.under_optimizers import CAUSES
-from nlcompanion.laws.under_rules import LawUnderRule, start_of
 from nlcompanion.monitoring.descent_steps import DescentSteps
+from nlcompanion.monitoring.diagnosis import undiagnosed
 from nlcompanion.monitoring.optimizer_steps import OptimizerSteps
+from nlcompanion.monitoring.precision import TOLERANCES
 from nlcompanion.monitoring.stacked_forms import StackedForms
-
-_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
-
-
-_SUSPECTS = {
-    "layers": "the gradients do not come from this network alone (a hook, clipping by tensor, a penalty on one layer, "
-    "weights shared with another)",
-    "data": "the data are not the same after a rotation, as no finite set of samples is",
-}
 
 
 class LedgerError(AssertionError):
@@ -51,6 +43,7 @@ class Account:
         momentum: what the buffer of earlier gradients adds.
         decay: what weight decay takes.
         rates: what different learning rates for the law's parameters do; 0 where they have one.
+        source: what activations without a symmetry add to their neurons' balance; 0 for all other laws.
         outside: what was done to the weights between the steps, such as a projection.
         optimizer: for optimisers other than SGD ``2 form(d, q)``, all that is not the finite step.
         residual: what none of these explains; the symmetry forbids it, so it is rounding.
@@ -66,6 +59,7 @@ class Account:
     momentum: Tensor
     decay: Tensor
     rates: Tensor
+    source: Tensor
     outside: Tensor
     optimizer: Tensor
     residual: Tensor
@@ -140,7 +134,7 @@ class Ledger:
         ...     nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
         ...     optimizer.step()
         >>> ledger.steps, ledger[0].change.shape, ledger.check() < 1e-12
-        (3, torch.Size([3, 3]), True)
+        (3, torch.Size([1, 3]), True)
     """
 
     def __init__(
@@ -150,7 +144,7 @@ class Ledger:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         rule: LearningRule | None = None,
-        every: int | None = 1,
+        every: int | None = None,
     ):
         self.laws = _laws(laws)
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
@@ -160,17 +154,26 @@ class Ledger:
         self._entries: list[tuple[int, Tensor, Tensor | None]] = []
         self._block: Tensor | None = None  # sums since the last entry
         self._found: _Found | None = None
+        self._largest = 0.0  # residual so far
+        self._skipped: Tensor | int = 0
+        self._first: _Breach | None = None
+        self._diagnosis: str | None = None  # of what is behind it
         self._handles: list = []
         self._follower: DescentSteps | OptimizerSteps
         if rule is not None:
             if model is not None or optimizer is not None:
                 raise ValueError("give a model with its optimizer, or rule= for descend, not both")
+            if any(law.sources for law in self.laws):
+                raise ValueError(
+                    "a law with a source is booked with the model's activations, and descend has none; give a model "
+                    "with its optimizer, or leave these laws out: [law for law in laws if not law.sources]"
+                )
             self._follower = DescentSteps(self, rule)
-            self.tolerance = _TOLERANCES[torch.float64]
+            self.tolerance = TOLERANCES[torch.float64]
         else:
             follower = OptimizerSteps(self, model, optimizer)
             self._follower, self._handles = follower, follower.attach()
-            self.tolerance = _TOLERANCES[follower.dtype]
+            self.tolerance = TOLERANCES[follower.dtype]
 
     @property
     def record(self) -> Callable[[float, Tensor, Tensor], dict[str, float]]:
@@ -260,14 +263,44 @@ class Ledger:
         found = float(ratio[worst])
         if found <= tol:
             return found
-        k = next(k for k, place in enumerate(self._forms.places) if worst < place.stop)
-        law, inside = self.laws[k], worst - self._forms.places[k].start
-        entry = f", entry {[int(i) for i in np.unravel_index(inside, law.shape)]}" if law.shape else ""
-        raise LedgerError(
-            f"the balance {law.statement!r}{entry} was broken by {found:.3g} at step {int(step[worst])} of "
-            f"{self.steps}, relative to its parameters' squares; {tol:.3g} is allowed. The symmetry forbids it: either "
-            f"{_SUSPECTS['data' if law.kind == 'data' else 'layers']}, or the steps are not {self._follower.name}'s"
-        )
+        most = _Breach(int(step[worst]), worst, found)
+        first, cause = self._first or most, self._diagnosis
+        law, neuron = self._entry(first.entry)
+        text = f"the balance {law.statement!r}{neuron} was broken"
+        if first.step < most.step:
+            text += f" first at step {first.step} of {self.steps}, by {first.size:.3g}, and most"
+            law, neuron = self._entry(most.entry)
+            if most.entry != first.entry:
+                text += f" in {law.statement!r}{neuron}"
+        text += f" at step {most.step} of {self.steps}, by {found:.3g} {self._compared}; {tol:.3g} is allowed."
+        cause = f"The cause: {cause}" if cause else f"Possible causes: {undiagnosed(law, self._follower.name)}"
+        raise LedgerError(f"{text} {cause}")
+
+    @property
+    def skipped(self) -> int:
+        """Steps that moved nothing, as a fused optimizer leaves them out when a ``GradScaler`` found an overflow.
+
+        They count among the steps. What a ``GradScaler`` does not hand on to an optimizer at all is no step.
+        """
+        return int(self._skipped)
+
+    @property
+    def _broken_law(self) -> Law:
+        assert self._first is not None
+        return self._entry(self._first.entry)[0]
+
+    @property
+    def _compared(self) -> str:
+        """What the judged figures are relative to."""
+        if not getattr(self._follower, "is_exact", True):
+            return "of the gradient's length"
+        return "of its parameters' squares" if self.tolerance in TOLERANCES.values() else "of the step's length"
+
+    def _entry(self, place: int) -> tuple[Law, str]:
+        """The law that one of all entries belongs to, and which of its entries it is."""
+        k = next(k for k, span in enumerate(self._forms.places) if place < span.stop)
+        law, inside = self.laws[k], place - self._forms.places[k].start
+        return law, f", entry {[int(i) for i in np.unravel_index(inside, law.shape)]}," if law.shape else ""
 
     def __repr__(self) -> str:
         return f"Ledger({len(self)} laws, {self.steps} steps of {self._follower.name})"
@@ -282,11 +315,11 @@ class Ledger:
             return repr(self)
         used = [name for name in CAUSES if any(getattr(account, name).any() for account in self)]
         # without SGD's formula the residual is 0 by definition, and the gradients are judged instead
-        judged = "relative" if getattr(self._follower, "is_sgd", True) else "gradients"
+        judged = "relative" if getattr(self._follower, "is_exact", True) else "gradients"
         lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", judged]]
         for account, place in zip(self, self._forms.places, strict=True):
             law = account.law
-            shown = (lambda x: x.norm()) if law._is_matrix else (lambda x: x.sum())
+            shown = (lambda x: x.norm()) if law.is_matrix else (lambda x: x.sum())
             columns = [getattr(account, name).sum(0) for name in ("change", *used, "residual")]
             figures = [f"{float(shown(x)):.6g}" for x in (self._found.start[place], *columns)]
             figures[-1] = f"{float(figures[-1]):.1e}"
@@ -303,32 +336,76 @@ class Ledger:
     def _enter(
         self,
         change: Tensor,
-        scale: Tensor,
-        start: Tensor,
         causes: dict[str, Tensor],
-        slope: Tensor | None = None,
+        start: Tensor,
+        ratio: Tensor,
         cosine: Tensor | None = None,
-    ) -> None:
-        """One step: the change of all charges, its causes, and a relative slope along the symmetry if that is known."""
-        self.steps += 1
+        skipped: Tensor | None = None,
+    ) -> bool:
+        """One step: the change of all charges, its causes, and what is left, relative to what it is compared with.
+
+        Returns:
+            Whether this is the first step with more left than rounding, as far as that is known without waiting.
+        """
         nothing = torch.zeros_like(change)
         sums = torch.stack([change, *(causes.get(name, nothing) for name in CAUSES)])
-        excess = (change - reduce(torch.add, causes.values())).abs()
-        ratio = excess / (scale + 1e-300)  # neurons of nothing but zeros have an excess of 0
-        ratio = ratio if slope is None else torch.maximum(ratio, slope)
-        found = self._found or _Found(start, nothing, nothing.long(), nothing, None)
-        keep = (ratio <= found.worst) | found.worst.isnan()  # NaN must not pass, and the first one is told
-        worst = torch.where(keep, found.worst, ratio)
-        self._found = _Found(found.start, worst, torch.where(keep, found.worst_step, self.steps), ratio, cosine)
+        self.steps += 1
+        if self._found is None:
+            nothing = torch.zeros_like(ratio)
+            self._found = _Found(start, nothing, nothing.long(), nothing, None)
+        self._add_up(sums, ratio, ratio, cosine)
+        if skipped is not None:
+            self._skipped = self._skipped + skipped
+        return ratio.device.type == "cpu" and not float(ratio.max()) <= self.tolerance and self._notice(ratio)
+
+    def _count_step(self, largest: float) -> bool:
+        """One step whose sums come later; returns whether they must come now.
+
+        Args:
+            largest: what is left of it, relative to what it is compared with.
+        """
+        self.steps += 1
+        ends_entry = self.every is not None and self.steps % self.every == 0
+        is_worst = not largest <= self._largest
+        self._largest = largest if is_worst else self._largest
+        return ends_entry or is_worst
+
+    def _add_up(self, sums: Tensor, worst: Tensor, latest: Tensor, cosine: Tensor | None = None) -> None:
+        """The change and its causes of the last steps, the worst that was left, and what was left of the last step."""
+        found = self._need_steps()
+        grown = (worst > found.worst) | (worst.isnan() & ~found.worst.isnan())  # NaN must not pass; the first is told
+        step = torch.where(grown, self.steps, found.worst_step)
+        self._found = _Found(found.start, torch.maximum(found.worst, worst), step, latest, cosine)
         self._block = sums if self._block is None else self._block + sums
         if self.every and self.steps % self.every == 0:
             self._entries.append((self.steps, self._block, cosine))
             self._block = None
 
+    def _notice(self, ratio: Tensor) -> bool:
+        """Note the first step that leaves more than rounding."""
+        largest, entry = ratio.max(0)
+        if self._first is not None or float(largest) <= self.tolerance:
+            return False
+        if (not_a_number := ratio.isnan()).any():
+            entry = not_a_number.int().argmax()
+        self._first = _Breach(self.steps, int(entry), float(largest))
+        return True
+
     def _need_steps(self) -> _Found:
+        if isinstance(self._follower, OptimizerSteps):
+            self._follower.settle()
         if self._found is None:
             raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
         return self._found
+
+
+@dataclass(frozen=True)
+class _Breach:
+    """The first step that left more than rounding: which, in which entry of all laws, and how much."""
+
+    step: int
+    entry: int
+    size: float
 
 
 @dataclass(frozen=True)
@@ -348,48 +425,15 @@ class _Found:
     cosine: Tensor | None
 
 
-def residual_in_steps(form: LawUnderRule, f, q0=None, *, steps: int, batches=None) -> Tensor:
-    r"""By how much the discrete algorithm violates its own form of the law; shape ``law.shape``.
-
-    The algorithm is run with a :class:`Ledger`: the largest residual of any step, relative to the squares of the
-    law's parameters. On the flow the finite step would be a violation, here it is booked.
-
-    Args:
-        form: a law under a rule, ``law.under(rule)``.
-        f: loss ``f(q) -> scalar``; None when ``batches`` gives one per step and ``q0`` is given.
-        q0: start; None takes ``f.q0``.
-        steps, batches: as for :func:`descend`.
-
-    Returns:
-        A dimensionless tensor; rounding, 1e-12 or less, if the law holds.
-
-    Raises:
-        ValueError: for a rule without a discrete algorithm, or arguments that :func:`descend` refuses.
-
-    Source: this book's; GU leave discrete time open.
-
-    Example:
-        >>> import torch
-        >>> from nlcompanion import flat_loss, homogeneous_law, mlp, nesterov
-        >>> x, y = torch.eye(4).double(), torch.arange(4) % 2
-        >>> f = flat_loss(mlp((4, 3, 2), "relu"), x, y, torch.nn.functional.cross_entropy)
-        >>> form = homogeneous_law(f, layer=1).under(nesterov(lr=0.1))
-        >>> bool(residual_in_steps(form, f, steps=20).max() < 1e-12)
-        True
-    """
-    q0 = start_of(f) if q0 is None else q0
-    ledger = Ledger(form.law, rule=form.rule, every=None)
-    descend(form.rule, None if batches is not None else f, q0, steps=steps, batches=batches, record=ledger.record)
-    return ledger[0].worst
-
-
 def _short(law: Law) -> str:
     if len(law.shape) == 1:
-        return f"{law.total._expression} (sum of {len(law)})"
-    return law._expression + (" (norm)" if law.shape else "")
+        return f"{law.total.expression} (sum of {len(law)})"
+    return law.expression + (" (norm)" if law.shape else "")
 
 
 def _laws(laws) -> tuple[Law, ...]:
+    if not isinstance(laws, Law | Iterable) or isinstance(laws, str | bytes | Tensor | np.ndarray):
+        raise TypeError(f"laws must be a Law such as homogeneous_law(f, 1), or several, got {described(laws)}")
     laws = (laws,) if isinstance(laws, Law) else tuple(laws)
     if not laws:
         raise ValueError(
@@ -399,6 +443,6 @@ def _laws(laws) -> tuple[Law, ...]:
     for law in laws:
         if not isinstance(law, Law):
             raise TypeError(f"laws must be Laws such as homogeneous_law(f, 1), got {type(law).__name__}")
-    if len({law._size for law in laws}) > 1:
+    if len({law.size for law in laws}) > 1:
         raise ValueError("the laws belong to networks of different sizes; make them from one flat_loss")
     return laws

@@ -1,22 +1,33 @@
-"""The steps of a ``torch.optim`` optimiser, as the ledger follows them."""
+"""The steps of ``torch.optim`` optimisers, as the ledger follows them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from nlcompanion.laws.terms import Term
-from nlcompanion.laws.under_optimizers import STILL, StepRates, fading, sgd_rates
-from nlcompanion.monitoring.stacked_forms import Tensors
+from nlcompanion.laws.under_optimizers import StepRates
+from nlcompanion.monitoring.diagnosis import diagnosis
+from nlcompanion.monitoring.evidence import evidence
+from nlcompanion.monitoring.find_parameters import find_parameters
+from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
+from nlcompanion.monitoring.sources import SourceReader
+from nlcompanion.monitoring.stacked_forms import Step, Tensors
+from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
+from nlcompanion.monitoring.step_settings import Settings, StepSettings
+from nlcompanion.monitoring.usual_step import UsualStep
 
 if TYPE_CHECKING:
     from nlcompanion.monitoring.ledger import Ledger
 
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
-
+_TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
+_OF_ROUNDING = 8  # units in the last place of the largest gradient of any law
 
 Versions = list[int]
 
@@ -38,99 +49,167 @@ class Rest:
     last: tuple[Tensor, dict[str, float]] | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ahead:
     """What is known of a step before it is taken.
 
     Attributes:
-        groups: each parameter's settings.
+        settings: of the optimizers.
         rest: the weights that it starts from.
         outside: what was written to the weights since the last step: the change of the charges, and their scale.
-        rates: of SGD, for each parameter.
         memory: pairings of the buffers with the weights, each to be multiplied by a number; None without momentum.
-        pull: pairings of the gradients with the weights, where rates differ within a law.
-        slopes: of other optimisers, what :meth:`StackedForms.generators` says of the gradients.
+        reads_gradients: whether the books need them.
+        gradients: of each optimizer pairings of its gradients with the weights, and squared lengths, where needed.
+        stepped: which optimizers have taken their part of the step.
+        rescaled: whether a gradient scaler takes part, which may skip the step.
     """
 
-    groups: dict[str, dict]
+    settings: Settings
     rest: Rest
     outside: tuple[Tensor, Tensor] | None
-    rates: dict[str, StepRates]
-    memory: tuple[Tensor, dict[str, float]] | None = None
-    pull: Tensor | None = None
-    slopes: tuple[Tensor, Tensor, Tensor] | None = None
+    memory: tuple[Tensor, dict[str, float]] | None
+    reads_gradients: bool
+    sources: Tensor | None
+    gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    stepped: set[int] = field(default_factory=set)
+    rescaled: bool = False
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What a step moved; empty where it cannot but move all.
+
+    Attributes:
+        pairs: which of the forms' pairings belong to parameters that moved.
+        whole: of which laws all parameters moved.
+        skipped: whether nothing moved at all.
+    """
+
+    pairs: Tensor | None = None
+    whole: Tensor | None = None
+    skipped: Tensor | None = None
+
+    def of(self, pairs: Tensor) -> Tensor:
+        return pairs if self.pairs is None else torch.where(self.pairs, pairs, 0.0)
 
 
 class OptimizerSteps:
-    """The steps of a ``torch.optim.Optimizer``, seen through its hooks.
+    """The steps of one ``torch.optim.Optimizer``, or of several that share a model, seen through their hooks.
 
     Before a step :meth:`_look_ahead` gathers what the step will overwrite; after it :meth:`_book` compares. Between
     the two and from step to step there is an :class:`Ahead` and a :class:`Rest`, and nothing else but a copy of the
-    weights.
+    weights. With several optimizers a step is one of each of them; one that steps a second time begins the next.
     """
 
-    def __init__(self, ledger: Ledger, model: nn.Module | None, optimizer: torch.optim.Optimizer | None):
+    def __init__(self, ledger: Ledger, model: nn.Module | None, optimizer: Optimizer | Iterable[Optimizer] | None):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be the torch.nn.Module that is trained, got {type(model).__name__}")
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; for descend() pass rule="
-            )
-        self.ledger, self.optimizer, self.forms = ledger, optimizer, ledger._forms
-        self.parameters = _find(model, self.forms.terms)
-        self.name = type(optimizer).__name__
-        self.is_sgd = isinstance(optimizer, torch.optim.SGD)
+        self.ledger, self.forms = ledger, ledger._forms
+        given = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+        found = list(dict.fromkeys(innermost(one) for one in given))
+        held = {id(p) for one, _ in found for group in one.param_groups for p in group["params"]}
+        self.parameters = find_parameters(model, self.forms.terms, held)
+        # optimizers that move none of the laws' parameters may step as they like
+        needed = [(one, wrapped) for one, wrapped in found if self._of(one)]
+        self.optimizers = [one for one, _ in needed]
+        self._trusts_versions = not any(wrapped for _, wrapped in needed)  # wrappers like to write through .data
+        self._owners = {name: k for k, one in enumerate(self.optimizers) for name in self._of(one)}
+        self._refuse_what_nobody_moves()
+        self.name = " and ".join(dict.fromkeys(type(one).__name__ for one in self.optimizers))
         first = next(iter(self.parameters.values()))
         self.dtype = first.dtype
-        self._groups()
         self.forms.to(first.device)
+        if self.forms.has_shifts:
+            with torch.no_grad():
+                self.forms.floor = 1e-3 * max(float(p.abs().mean()) for p in self.parameters.values())
+        self._of_sgd = {name for name in self.parameters if isinstance(self._owner(name), torch.optim.SGD)}
+        chosen = torch.tensor([name in self._of_sgd for name in self.parameters], device=first.device)
+        self._exact = self.forms.all_of(chosen)  # laws whose steps have a formula
+        self.is_exact = bool(self._exact.all())
+        self._is_mixed = bool(self._exact.any()) and not self.is_exact
+        self._cannot_skip = all(map(steps_as_torch_does, self.optimizers))
+        self._never = torch.tensor(False, device=first.device)
         self._before: Tensors = {name: torch.empty_like(p) for name, p in self.parameters.items()}
         self._rest: Rest | None = None
         self._ahead: Ahead | None = None
         self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
         self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
+        self._longest: Tensor | None = None  # step so far, times the weights, likewise
+        self.precision = GradientPrecision(self.parameters)
+        self._reader: SourceReader | None = None
+        if self.forms.has_sources:
+            sources = [source for law in self.forms.laws for source in law.sources]
+            self._reader = SourceReader(model, sources, first)
+        self._usual = UsualStep.of(self.forms, self.parameters, self._before)
+        self._unsettled = False  # whether usual steps were not yet handed to the ledger
+        self.settings = StepSettings(self.optimizers, self.parameters, self._owners)
+        self._addresses = [p.data_ptr() for p in self.parameters.values()]
 
     def attach(self) -> list:
-        def before(optimizer, args, kwargs) -> None:
-            self._ahead = self._look_ahead(any(x is not None and x is not optimizer for x in (*args, *kwargs.values())))
+        read = [] if self._reader is None else self._reader.handles
+        return [*listen(self.optimizers, self), *self.precision.handles, *read]
 
-        def after(optimizer, args, kwargs) -> None:
-            if self._ahead is not None:
-                ahead, self._ahead = self._ahead, None
-                self._book(ahead)
+    def _of(self, optimizer: Optimizer) -> list[str]:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return [name for name, p in self.parameters.items() if id(p) in held]
 
-        return [self.optimizer.register_step_pre_hook(before), self.optimizer.register_step_post_hook(after)]
+    def _owner(self, name: str) -> Optimizer:
+        return self.optimizers[self._owners[name]]
 
-    # --- before a step --------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _look_ahead(self, has_closure: bool) -> Ahead:
-        groups = self._groups()
-        self._check_kind()
-        rest, outside = self._still_at_rest()
-        if not self.is_sgd:
-            self._refuse(has_closure, self.name)
-            slopes = self.forms.generators(self._gradients(), self._before)
-            return Ahead(groups, rest, outside, {}, slopes=slopes)
-        buffers = dict(zip(self.parameters, self._buffers(), strict=True))
-        rates = {name: sgd_rates(groups[name], buffer is not None) for name, buffer in buffers.items()}
-        memory = pull = None
-        if any(rate.buffer for rate in rates.values()):
-            memory = _of_last_step(rest, groups) or (self._of_buffers(buffers), dict.fromkeys(buffers, 1.0))
-        if self.forms.differ({name: rate.gradient for name, rate in rates.items()}):
-            self._refuse(has_closure, "different rates for one law's parameters")
-            (pull,) = self.forms.pairs((self._gradients(), self._before))  # some optimizers overwrite gradients
-        return Ahead(groups, rest, outside, rates, memory, pull)
-
-    def _groups(self) -> dict[str, dict]:
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
-        missing = [name for name, p in self.parameters.items() if id(p) not in groups]
+    def _refuse_what_nobody_moves(self) -> None:
+        missing = [name for name in self.parameters if name not in self._owners]
         if missing:
             raise ValueError(
                 f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not among the optimizer's parameters, so "
-                "one side of the balance cannot move and no law holds; give the optimizer model.parameters()"
+                "one side of the balance cannot move and no law holds; give the optimizer model.parameters(), or the "
+                "ledger all of several optimizers: Ledger(laws, model, [muon, adamw])"
             )
-        return {name: groups[id(p)] for name, p in self.parameters.items()}
+
+    # --- before a step --------------------------------------------------------------------------------------------
+
+    def before(self, k: int) -> None:
+        if self._ahead is not None and k in self._ahead.stepped:
+            self._book(self._ahead)  # the others sit this one out
+        if self._ahead is None:
+            self._ahead = self._look_ahead()
+        ahead, optimizer = self._ahead, self.optimizers[k]
+        ahead.rescaled |= getattr(optimizer, "found_inf", None) is not None
+        if ahead.reads_gradients:
+            ahead.gradients[k] = self._of_gradients(k)
+
+    def evaluated_again(self, k: int) -> None:
+        if self._ahead is not None and self._ahead.reads_gradients:
+            self._ahead.gradients[k] = self._of_gradients(k)
+
+    def after(self, k: int) -> None:
+        ahead = self._ahead
+        if ahead is not None:
+            ahead.stepped.add(k)
+            if len(ahead.stepped) == len(self.optimizers):
+                self._book(ahead)
+
+    def _look_ahead(self) -> Ahead:
+        buffers = self.settings.buffers()
+        settings = self.settings.read(buffers, self.ledger.steps + 1)
+        addresses = [p.data_ptr() for p in self.parameters.values()]
+        if addresses != self._addresses:
+            self._check_kind()
+            self._move_to(addresses)
+        rest, outside = self._still_at_rest(buffers)
+        memory = None
+        if any(rate.buffer for rate in settings.rates.values()):
+            memory = _of_last_step(rest, settings)
+            memory = memory or (self._of_buffers(buffers), dict.fromkeys(self.parameters, 1.0))
+        reads = not self.is_exact or len(self.optimizers) > 1
+        if settings.rate is None:
+            reads = reads or self.forms.differ({name: rate.gradient for name, rate in settings.rates.items()})
+        sources = None if self._reader is None else self.forms.sources(self._reader.take())
+        return Ahead(settings, rest, outside, memory, reads, sources)
+
+    def _move_to(self, addresses: list[int]) -> None:
+        """The parameters' storage was replaced."""
+        self.settle()
+        self._addresses, self._usual = addresses, UsualStep.of(self.forms, self.parameters, self._before)
 
     def _check_kind(self) -> None:
         for name, p in self.parameters.items():
@@ -142,121 +221,277 @@ class OptimizerSteps:
                     "close() this ledger and make a new one"
                 )
 
-    def _still_at_rest(self) -> tuple[Rest, tuple[Tensor, Tensor] | None]:
+    def _still_at_rest(self, buffers: list[Tensor | None]) -> tuple[Rest, tuple[Tensor, Tensor] | None]:
         """The weights as they are now, and what was written to them since the last step."""
         rest = self._rest
         if rest is None:
             return self._rest_afresh(), None
-        weights, buffers = self._versions()
-        if weights != rest.weights:
-            charges, scale = self.forms.form(rest.squares), self.forms.scale(rest.squares, self._before)
-            rest = self._rest_afresh()
-            return rest, (self.forms.form(rest.squares) - charges, scale)
-        if buffers != rest.buffers:
+        weights, memories = self._versions(buffers)
+        if weights != rest.weights or not self._trusts_versions:
+            return self._moved_between_steps(rest)
+        if memories != rest.buffers:
             rest = replace(rest, last=None)
         return rest, None
 
-    def _refuse(self, has_closure: bool, reason: str) -> None:
-        if has_closure:
-            raise ValueError(
-                f"for {reason} the ledger reads the gradient before the step, and step(closure) computes it inside; "
-                "call backward() first, and step() without a closure"
-            )
+    @torch.no_grad()
+    def _moved_between_steps(self, rest: Rest) -> tuple[Rest, tuple[Tensor, Tensor]]:
+        old = self._before
+        scale = self.forms.scale(rest.squares, old)
+        for name, p in self.parameters.items():
+            torch.sub(p, old[name], out=old[name])
+        twice, square = self.forms.form(self.forms.pairs((Step(old), self._weights()), (Step(old), Step(old))))
+        return self._rest_afresh(), (2 * twice - square, scale)
+
+    @torch.no_grad()
+    def _of_gradients(self, k: int) -> tuple[Tensor, Tensor]:
+        """Pairings of an optimizer's gradients with the weights, and squared lengths, as their scaler leaves them."""
+        optimizer = self.optimizers[k]
+        names = None if len(self.optimizers) == 1 else {name for name, owner in self._owners.items() if owner == k}
+        gradients = self._gradients()
+        weights = self._weights()
+        (pairs,) = self.forms.pairs((Step(gradients), weights), names=names)
+        lengths = torch.zeros(2, 0)
+        if not self.is_exact:
+            lengths = self.forms.squared_lengths(gradients, weights, names)
+        scale = getattr(optimizer, "grad_scale", None)  # a fused kernel takes it off by itself
+        if scale is not None:
+            pairs, lengths[0] = pairs / scale, lengths[0] / scale**2
+        return pairs, lengths
 
     # --- after it -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _book(self, ahead: Ahead) -> None:
+        self._ahead = None
+        usual, rate = self._usual, ahead.settings.rate
+        if usual is None or rate is None or not self._is_usual(ahead):
+            self.settle()
+            self._book_in_full(ahead)
+        else:
+            self._book_as_usual(ahead, usual, rate)
+
+    def _is_usual(self, ahead: Ahead) -> bool:
+        """Whether a step is a single SGD's, of one setting for all, with nothing beside it."""
+        memory = ahead.memory
+        return (
+            self.ledger.steps > 0
+            and not ahead.reads_gradients
+            and ahead.outside is None
+            and not ahead.rescaled
+            and not ahead.settings.is_idle
+            and self._cannot_skip
+            and self.precision.dtype is None
+            and (memory is None or len(set(memory[1].values())) == 1)
+        )
+
+    def _book_as_usual(self, ahead: Ahead, usual: UsualStep, rate: StepRates) -> None:
+        buffer, scale = None, 0.0
+        if ahead.memory is not None:
+            buffer, scales = ahead.memory
+            scale = next(iter(scales.values()))
+        self._unsettled = True
+        largest = usual.book(ahead.rest.squares, buffer, scale * rate.buffer, rate.parameter)
+        if self.ledger._count_step(largest):
+            self.settle()
+            if self.ledger._notice(torch.from_numpy(usual.ratio)):
+                self.ledger._diagnosis = self._diagnose(ahead)
+        self._rest = self._rest_after(ahead, None)
+
+    def settle(self) -> None:
+        """Hand the ledger what usual steps have summed up."""
+        if self._unsettled and self._usual is not None:
+            self._unsettled = False
+            self.ledger._add_up(*self._usual.take())
+
+    @torch.no_grad()
+    def _book_in_full(self, ahead: Ahead) -> None:
+        if self.ledger.steps == 0:
+            self._decide_tolerance()
         forms, old, squares = self.forms, self._before, ahead.rest.squares
         scale = forms.scale(squares, old)
 
-        def step(name):
+        def step(name: str) -> None:
             old[name].sub_(self.parameters[name])  # minus the step
 
-        moved = forms.pairs((old, old, step), (old, self._weights()))
-        scale = torch.maximum(scale, forms.scale(moved[0], old))  # a step may be longer than the weights
+        moved = forms.pairs((Step(old), Step(old), step), (Step(old), self._weights()))
+        step_scale = forms.scale(moved[0], old)
         square, product, charges = forms.form(torch.cat([moved, squares[None]]))
         change = -2 * product - square
-        causes = {"finite_step": square}
-        slope = cosine = None
-        if ahead.slopes is None:
-            causes |= self._causes(ahead, charges)
-        else:
-            causes["optimizer"] = -2 * (product + square)
-            slope, cosine = self._judge(*ahead.slopes)
+        moving = self._who_moved(ahead, moved[0])
+        along = self._along(ahead, moving)
+        causes = {"finite_step": square, **self._causes(ahead, moving, charges, along)}
+        if not self.is_exact:
+            rest = -2 * (product + square) - sum(x for name, x in causes.items() if name in ("momentum", "decay"))
+            causes["optimizer"] = torch.where(self._exact, 0.0, rest) if self._is_mixed else rest
+        start = charges
+        allowed = torch.maximum(scale, step_scale)  # a step may be longer than the weights
         if ahead.outside is not None:
             causes["outside"], earlier = ahead.outside
-            change, charges = change + causes["outside"], charges - causes["outside"]
-            scale = torch.maximum(scale, earlier)  # rounding is that of the larger weights
-        self.ledger._enter(change, scale, charges, causes, slope, cosine)
+            change, start = change + causes["outside"], charges - causes["outside"]
+            allowed = torch.maximum(allowed, earlier)  # rounding is that of the larger weights
+        excess = (change - reduce(torch.add, causes.values())).abs()
+        ratio, cosine = self._judge(ahead, along, moving, excess, allowed, (scale * step_scale).sqrt())
+        if self.ledger._enter(change, causes, start, ratio, cosine, moving.skipped):
+            self.ledger._diagnosis = self._diagnose(ahead)
         self._rest = self._rest_after(ahead, moved)
 
-    def _causes(self, ahead: Ahead, charges: Tensor) -> dict[str, Tensor]:
-        """What momentum, decay and unequal rates make of a step of SGD."""
-        causes, parameters = {}, self.parameters.items()
-        rates = {name: STILL if p.grad is None else ahead.rates[name] for name, p in parameters}
+    def _decide_tolerance(self) -> None:
+        self.precision.decide()
+        if self.precision.tolerance is not None:
+            self.ledger.tolerance = self.precision.tolerance
+
+    def _who_moved(self, ahead: Ahead, squared_step: Tensor) -> Moving:
+        """What really moved: after an overflow fused kernels leave all alone, and other steps have reasons too."""
+        alone = len(self.optimizers) == 1
+        if alone and not ahead.rescaled and self._cannot_skip:
+            return Moving()
+        of_each = [
+            (squared_step[self.forms.positions(self._of(one))] != 0).any() if k in ahead.stepped else self._never
+            for k, one in enumerate(self.optimizers)
+        ]
+        by_parameter = torch.stack([of_each[owner] for owner in (self._owners[name] for name in self.parameters)])
+        return Moving(
+            by_parameter[self.forms.owner_of_pairs], self.forms.all_of(by_parameter), ~torch.stack(of_each).any()
+        )
+
+    def _along(self, ahead: Ahead, moving: Moving) -> Tensor | None:
+        """Pairings of the gradients with the weights, of those that moved."""
+        if not ahead.gradients:
+            return None
+        return moving.of(reduce(torch.add, [pairs for pairs, _ in ahead.gradients.values()]))
+
+    def _causes(self, ahead: Ahead, moving: Moving, charges: Tensor, along: Tensor | None) -> dict[str, Tensor]:
+        """What momentum, decay and unequal rates make of a step."""
+        forms, rates, causes = self.forms, ahead.settings.rates, {}
         if ahead.memory is not None:
             pairs, scales = ahead.memory
-            causes["momentum"] = -2 * self.forms.form(pairs, [scales[name] * rates[name].buffer for name in rates])
-        of_decay = [rate.parameter for rate in rates.values()]
+            of_buffer = [scales[name] * rates[name].buffer for name in self.parameters]
+            causes["momentum"] = -2 * forms.form(moving.of(pairs), of_buffer)
+        of_decay = [rates[name].parameter for name in self.parameters]
         if any(of_decay):
-            same = len(set(of_decay)) == 1
-            causes["decay"] = -2 * (of_decay[0] * charges if same else self.forms.form(ahead.rest.squares, of_decay))
-        if ahead.pull is not None:
-            signs = {name: -1.0 if ahead.groups[name]["maximize"] else 1.0 for name in rates}
-            causes["rates"] = -2 * self.forms.excess(ahead.pull, [signs[name] * rates[name].gradient for name in rates])
+            if len(set(of_decay)) == 1 and moving.pairs is None and not forms.has_shifts:
+                causes["decay"] = -2 * of_decay[0] * charges
+            else:
+                causes["decay"] = -2 * forms.form(moving.of(forms.as_steps(ahead.rest.squares)), of_decay)
+        if along is not None and (self.is_exact or self._is_mixed):
+            signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.settings.groups.items()}
+            excess = -2 * forms.excess(along, [signs[name] * rates[name].gradient for name in rates], moving.whole)
+            causes["rates"] = torch.where(self._exact, excess, 0.0) if self._is_mixed else excess
+        if ahead.sources is not None:
+            signs = [-1.0 if ahead.settings.groups[name].get("maximize") else 1.0 for name in self.parameters]
+            of_gradient = [sign * rates[name].gradient for sign, name in zip(signs, self.parameters, strict=True)]
+            source = -2 * forms.first_rates(of_gradient) * ahead.sources
+            causes["source"] = source if moving.whole is None else torch.where(moving.whole, source, 0.0)
         return causes
 
-    def _judge(self, along: Tensor, slope: Tensor, generator: Tensor) -> tuple[Tensor, Tensor]:
+    def _judge(
+        self, ahead: Ahead, along: Tensor | None, moving: Moving, excess: Tensor, allowed: Tensor, area: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is left of a step, relative to what may be, and the cosine of gradient and generator where it was read.
+
+        Args:
+            ahead, along, moving: the step.
+            excess: its residual.
+            allowed: the squares of the weights, which the residual is compared with.
+            area: length of the step times length of the weights, which it is compared with in half precision.
+        """
+        ratio = excess / (allowed + _TINY)
+        if self.precision.dtype is not None:  # the gradients' rounding is that of the step, not that of the weights
+            self._longest = area if self._longest is None else torch.maximum(self._longest, area)
+            floor = TOLERANCES[self.dtype] * allowed
+            ratio = (excess - floor).clamp_min(0.0) / (self._longest + _TINY)
+        if self.is_exact or along is None:
+            return ratio, None
+        squared = reduce(torch.add, [lengths for _, lengths in ahead.gradients.values()])
+        slope, generator = squared.sqrt()
+        of_gradient = self.forms.form(along)
+        if ahead.sources is not None:
+            of_gradient = of_gradient - ahead.sources
+        relative, cosine = self._of_slopes(of_gradient, slope, generator, moving.whole)
+        return (torch.where(self._exact, ratio, relative) if self._is_mixed else relative), cosine
+
+    def _of_slopes(
+        self, along: Tensor, slope: Tensor, generator: Tensor, whole: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The gradient's part along the generator, against the largest gradient so far and as a cosine.
 
         Near a minimum the gradient is a small difference of large terms, and its own rounding is relative to those.
         """
+        zero = torch.zeros_like(along)
+        if whole is not None:  # of a step that was left out, or was taken by some of the optimizers only
+            along, slope = torch.where(whole, along, zero), torch.where(whole, slope, zero)
         self._largest = slope if self._largest is None else torch.maximum(self._largest, slope)
         reference, lengths = self._largest * generator, slope * generator
-        zero = torch.zeros_like(along)
+        # of a direction without effect all of the gradient is the rounding of larger ones
+        noise = _OF_ROUNDING * torch.finfo(self.dtype).eps * self._largest.max() * generator
+        along = torch.where((along.abs() <= noise) & noise.isfinite(), zero, along)
         relative = torch.where(reference > 0, along.abs() / reference, along.abs())
         return relative, torch.where(lengths > 0, along / lengths, zero)
 
+    # --- what is behind a residual --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _diagnose(self, ahead: Ahead) -> str:
+        """Of the step just taken, whose negative ``_before`` holds."""
+        for name, p in self.parameters.items():
+            self.precision.look_at(name, p.grad)
+        half = self.precision.latest() if self.precision.dtype is None else None
+        moved = {
+            name: evidence(
+                p,
+                -self._before[name],
+                self._owner(name),
+                ahead.settings.groups[name],
+                self.settings.idle.get(name),
+            )
+            for name, p in self.parameters.items()
+        }
+        return diagnosis(self.ledger._broken_law, moved, optimizer=self.name, own_step=not self._cannot_skip, half=half)
+
     # --- the weights at rest --------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def _rest_afresh(self) -> Rest:
         torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
         self._faded = 0.0
         weights, buffers = self._versions()
         return Rest(self.forms.pairs((self._before, self._before))[0], weights, buffers, None)
 
-    def _rest_after(self, ahead: Ahead, moved: Tensor) -> Rest:
-        """The squares from the last step's, or summed afresh every so often."""
-        self._faded += max(fading(group) for group in ahead.groups.values())
+    def _rest_after(self, ahead: Ahead, moved: Tensor | None) -> Rest:
+        """The squares from the last step's, or summed afresh every so often; ``moved`` is None after a usual step."""
+        settings, usual = ahead.settings, self._usual
+        self._faded += settings.fading
+        if moved is None:
+            assert usual is not None
+            usual.go_on()
+            product, squares = usual.last, usual.squares
+        else:
+            product, squares = moved[1], ahead.rest.squares - 2 * moved[1] - moved[0]
         if self.ledger.steps % _AFRESH == 0 or self._faded > 1 or self.forms.has_matrices:
             rest = self._rest_afresh()
         else:
-            torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
-            rest = Rest(ahead.rest.squares - 2 * moved[1] - moved[0], *self._versions(), None)
-        if self.is_sgd and self._keeps_its_buffer(ahead.groups, rest):
-            rest = replace(rest, last=(moved[1], {name: float(group["lr"]) for name, group in ahead.groups.items()}))
+            if moved is not None:
+                torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
+            rest = Rest(squares, *self._versions(), None)
+        if self._keeps_its_buffer(ahead):
+            rest = Rest(rest.squares, rest.weights, rest.buffers, (product, settings.lr))
         return rest
 
-    def _keeps_its_buffer(self, groups: dict[str, dict], rest: Rest) -> bool:
-        """Whether the step was the buffer times the rate, for every parameter."""
-        has_buffer = dict(zip(self.parameters, rest.buffers, strict=True))
-        return all(p.grad is not None for p in self.parameters.values()) and not any(
-            group["nesterov"] or (has_buffer[name] and not group["momentum"])  # a buffer laid aside for a while
-            for name, group in groups.items()
-        )
+    def _keeps_its_buffer(self, ahead: Ahead) -> bool:
+        """Whether the step was the buffer times the rate, for every parameter; not so if it may have been left out."""
+        if not self.is_exact or not self._cannot_skip or ahead.rescaled or len(self.optimizers) > 1:
+            return False
+        return ahead.settings.keeps_buffer and not ahead.settings.is_idle
 
-    def _versions(self) -> tuple[Versions, list[tuple[int, int] | None]]:
+    def _versions(self, buffers: list[Tensor | None] | None = None) -> tuple[Versions, list[tuple[int, int] | None]]:
+        buffers = self.settings.buffers() if buffers is None else buffers
         weights = [p._version for p in self.parameters.values()]
-        return weights, [None if b is None else (id(b), b._version) for b in self._buffers()]
+        return weights, [None if b is None else (id(b), b._version) for b in buffers]
 
-    def _buffers(self) -> list[Tensor | None]:
-        state = self.optimizer.state  # whose [] would add entries to it
-        return [state.get(p, {}).get("momentum_buffer") for p in self.parameters.values()]
-
-    def _of_buffers(self, buffers: dict[str, Tensor | None]) -> Tensor:
+    @torch.no_grad()
+    def _of_buffers(self, buffers: list[Tensor | None]) -> Tensor:
         old = self._before
-        return self.forms.pairs(({name: old[name] if b is None else b for name, b in buffers.items()}, old))[0]
+        known = {name: old[name] if b is None else b for name, b in zip(self.parameters, buffers, strict=True)}
+        return self.forms.pairs((Step(known), old))[0]
 
     def _weights(self) -> Tensors:
         return dict(self.parameters)
@@ -265,40 +500,16 @@ class OptimizerSteps:
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
 
 
-def _of_last_step(rest: Rest, groups: dict[str, dict]) -> tuple[Tensor, dict[str, float]] | None:
+def _of_last_step(rest: Rest, settings: Settings) -> tuple[Tensor, dict[str, float]] | None:
     """The buffer's pairings with the weights from the last step's: a heavy ball's step is -lr times its buffer.
 
     Spares a look at the buffers. Where the rate has grown much since, the last step's rounding would be enlarged.
     """
     if rest.last is None:
         return None
-    pairs, rate = rest.last
-    if any(rate[name] < float(group["lr"]) / 2 for name, group in groups.items()):
+    pairs, lr = rest.last
+    if lr is settings.lr:
+        return pairs, settings.inverse_lr
+    if any(lr[name] < now / 2 for name, now in settings.lr.items()):
         return None
-    return pairs, {name: 1 / x if x else 0.0 for name, x in rate.items()}
-
-
-def _find(model: nn.Module, terms: dict[str, Term]) -> dict[str, nn.Parameter]:
-    """The laws' parameters in a model, which may be wrapped (``DistributedDataParallel``, ``torch.compile``)."""
-    named = dict(model.named_parameters())
-    for name, p in list(named.items()):
-        bare = name  # wrappers come in any order, and a layer may be called "module" itself
-        while bare.startswith(("module.", "_orig_mod.")):
-            bare = bare.partition(".")[2]
-            named.setdefault(bare, p)
-    for name, term in terms.items():
-        if name not in named or tuple(named[name].shape) != term.shape:
-            got = f"one of shape {tuple(named[name].shape)}" if name in named else "none"
-            raise ValueError(
-                f"the laws need a parameter {name} of shape {term.shape}, the model has {got}; make the laws from "
-                "this model's own flat_loss"
-            )
-    found = {name: named[name] for name in terms}
-    dtypes = {p.dtype for p in found.values()}
-    if len(dtypes) > 1 or not dtypes <= {torch.float64, torch.float32}:
-        raise ValueError(
-            f"the laws' parameters are in {', '.join(sorted(str(d) for d in dtypes))}; the ledger needs all in float64 "
-            "or all in float32: half precision rounds away more than a step changes. Keep the weights in float32 and "
-            "use autocast"
-        )
-    return found
+    return pairs, {name: 1 / x if x else 0.0 for name, x in lr.items()}

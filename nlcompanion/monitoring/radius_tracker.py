@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import described, integer, layer_input, number_from
 from nlcompanion.dynamics.learning_rules import sgd
+from nlcompanion.monitoring.radius_settings import RadiusSettings, settings_of, sgd_that_holds
 
 
 class RadiusTracker:
@@ -24,9 +26,19 @@ class RadiusTracker:
 
     No past gradients are kept: :math:`\langle|\bar g|^2\rangle/\langle|\hat g|^2\rangle` is :math:`P` with all lags.
 
+    With :math:`R_l = \langle\hat g_n, \hat g_{n-l}\rangle` all three are cases of one law,
+
+    .. math:: \Delta r^4 = \frac{2\eta^2}{(1-\beta)^2}\Big(R_0 + 2c\sum_{l\ge1}\beta^l R_l\Big)
+              - \frac{4\eta k}{1-\beta}\,r^4,
+
+    with :math:`c = 1` for heavy ball and :math:`c = \beta` for ``nesterov=True``; dampening :math:`\tau` makes
+    :math:`(1-\tau)\eta` of :math:`\eta`, and decay that is decoupled acts as one of :math:`(1-\beta)k`.
+
     Args:
         weight: the weight at the start, any shape.
-        lr, momentum, weight_decay: as in ``torch.optim.SGD``.
+        optimizer: the ``torch.optim.SGD`` that moves it, or a wrapper around one. Its settings are read at every
+            update, so schedules and parameter groups need no word, and so is the buffer that it starts with.
+        lr, momentum, weight_decay: in place of an optimizer, as in ``torch.optim.SGD``.
         keep: how many leading dimensions tell weights apart: 0 takes the tensor as one weight, 1 a convolution's
             filters each for itself.
         window: number of steps (roughly) over which :attr:`persistence` averages, with exponential weights.
@@ -35,84 +47,131 @@ class RadiusTracker:
         steps: how many updates there were.
 
     Raises:
-        ValueError: settings out of range, a weight of length 0, shapes that change.
+        ValueError: settings out of range, a weight of length 0, shapes that change, an optimizer that does not hold the
+            weight.
+        TypeError: an optimizer whose steps are not SGD's, since the law is known for these only.
 
-    Source: TK Eq. 17; the averaged prediction is new as far as we know.
+    Source: TK Eq. 17; the averaged prediction, Nesterov and dampening are new as far as we know.
 
     Example:
         >>> import torch
-        >>> q = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        >>> tracker = RadiusTracker(q, lr=0.01)
+        >>> q = torch.nn.Parameter(torch.tensor([1.0, 0.0], dtype=torch.float64))
+        >>> optimizer = torch.optim.SGD([q], lr=0.01)
+        >>> tracker = RadiusTracker(q, optimizer)
         >>> for _ in range(10):
-        ...     g = torch.stack([-q[1], q[0]]) / (q @ q)    # at right angles to q
-        ...     tracker.update(q, g)
-        ...     q = q - 0.01 * g
-        >>> round(float(q @ q), 6), round(float(tracker.persistent), 6)
+        ...     q.grad = torch.stack([-q[1], q[0]]).detach() / (q.detach() @ q.detach())    # at right angles to q
+        ...     tracker.update(q, q.grad)
+        ...     optimizer.step()
+        >>> round(q.norm().item() ** 2, 6), round(tracker.persistent.item(), 6)
         (1.001, 1.001)
     """
 
     def __init__(
         self,
         weight: Tensor,
+        optimizer: torch.optim.Optimizer | None = None,
         *,
-        lr: float,
+        lr: float | None = None,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         keep: int = 0,
         window: int = 200,
     ):
-        sgd(lr, momentum, weight_decay)
-        if not (isinstance(keep, int) and 0 <= keep <= weight.ndim):
-            raise ValueError(f"keep = {keep} of a weight with {weight.ndim} dimensions; 0 is the whole, 1 its filters")
-        if not window >= 1:
-            raise ValueError(f"window must be at least one step, got {window}")
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        layer_input(weight)
+        if isinstance(keep, bool) or not (isinstance(keep, int) and 0 <= keep <= weight.ndim):
+            raise ValueError(
+                f"keep = {described(keep)} of a weight with {weight.ndim} dimensions; 0 is the whole, 1 its filters"
+            )
+        integer("window", window, 1, 10**9)  # steps
+        self._settings, self._optimizer = _start_settings(weight, optimizer, lr, momentum, weight_decay)
         self.steps, self._keep, self._window = 0, keep, window
-        self._shape = weight.shape
+        self._weight, self._shape = weight, weight.shape
         start = self._squared(weight)
         if not ((start > 0) & start.isfinite()).all():
             raise ValueError(
                 "a weight of length 0 or without a finite one has no direction; start from weights that do not vanish"
             )
         self._fourth = {name: start.square() for name in ("persistent", "white", "averaged")}
-        self._average = torch.zeros_like(weight, dtype=torch.float64)
+        self._average: Tensor | None = None  # of the gradients, as the momentum weighs them
         self._norms = {name: torch.zeros_like(start) for name in ("gradient", "average", "reach")}
+        self._worst_reach = torch.zeros_like(start)
 
     @torch.no_grad()
     def update(self, weight: Tensor, gradient: Tensor, *, lr: float | None = None) -> None:
         """Take in one step: the weight before it and the gradient it uses, without the decay's part.
 
         Args:
-            weight, gradient: of the shape at the start.
-            lr: the step size from this step on, where a schedule changed it.
+            weight, gradient: of the shape at the start; clipped already, and without a scaler's factor.
+            lr: the step size from this step on, where a schedule changed it and there is no optimizer to read.
         """
+        self._check(weight, gradient)
+        self._settings = now = self._settings_now(lr)
+        if self._average is None:
+            self._average = self._start_average(weight)
+        r_squared = self._squared(weight)
+        lengths = r_squared.sqrt().reshape(r_squared.shape + (1,) * (weight.ndim - self._keep))
+        unit = gradient.double() * lengths
+        if self.steps == 0 and self._buffer() is None:
+            unit = unit / (1 - now.dampening)  # torch.optim.SGD does not dampen the first gradient
+        self._average.mul_(now.momentum).add_(unit, alpha=1 - now.momentum)
+        plain, averaged = self._squared(unit), self._squared(self._average)
+        self._move(now, {"persistent": (plain, plain), "white": (plain, None), "averaged": (plain, averaged)})
+        self.steps += 1
+        self._note(now, plain, averaged, r_squared)
+
+    def _move(self, now: RadiusSettings, sources: dict[str, tuple[Tensor, Tensor | None]]) -> None:
+        """One step of the law for each of the predictions."""
+        fade = now.fading
+        push = 2 * (now.step / (1 - now.momentum)) ** 2 * (-math.expm1(-fade) / fade if fade else 1.0)
+        for name, (plain, averaged) in sources.items():
+            self._fourth[name].mul_(math.exp(-fade)).add_(push * now.source(plain, averaged))
+
+    def _note(self, now: RadiusSettings, plain: Tensor, averaged: Tensor, r_squared: Tensor) -> None:
+        """Means over the window: plain ones until it is full."""
+        share = 1 / min(self.steps, self._window)
+        reach = now.step**2 * plain / (r_squared * (1 - now.momentum)) ** 2
+        for name, value in (("gradient", plain), ("average", averaged), ("reach", reach)):
+            self._norms[name].lerp_(value, share)
+        self._worst_reach = torch.maximum(self._worst_reach, self.reach)
+
+    def _check(self, weight: Tensor, gradient: Tensor) -> None:
         if gradient is None:
             raise TypeError("the gradient is None, as after zero_grad(); update after backward(), before the step")
+        for tensor in (weight, gradient):
+            layer_input(tensor)
+            if tensor.device.type == "cpu" and not torch.isfinite(tensor).all():  # elsewhere a look would wait
+                raise ValueError("a weight or gradient is not finite; cut the run where it diverged")
         if weight.shape != self._shape or gradient.shape != self._shape:
             raise ValueError(
                 f"weight {tuple(weight.shape)} and gradient {tuple(gradient.shape)}; the tracker was made for "
                 f"{tuple(self._shape)}: make one tracker for each parameter"
             )
-        if lr is not None:
-            if lr != 0:  # a schedule may rest at 0, where the momentum goes on averaging
-                sgd(lr, self.momentum, self.weight_decay)
-            self.lr = lr
-        eta, beta = self.lr, self.momentum
-        r_squared = self._squared(weight)
-        lengths = r_squared.sqrt().reshape(r_squared.shape + (1,) * (weight.ndim - self._keep))
-        unit = gradient.double() * lengths
-        self._average.mul_(beta).add_(unit, alpha=1 - beta)
-        plain, averaged = self._squared(unit), self._squared(self._average)
-        z = 4 * self.weight_decay * eta / (1 - beta)
-        push = 2 * eta**2 * (1 + beta) / (1 - beta) ** 3 * (-math.expm1(-z) / z if z else 1.0)
-        sources = {"persistent": plain, "white": plain * (1 - beta) / (1 + beta), "averaged": averaged}
-        for name, source in sources.items():
-            self._fourth[name].mul_(math.exp(-z)).add_(push * source)
-        self.steps += 1
-        share = 1 / min(self.steps, self._window)  # a plain mean until the window is full
-        reach = eta**2 * plain / (r_squared * (1 - beta)) ** 2
-        for name, value in (("gradient", plain), ("average", averaged), ("reach", reach)):
-            self._norms[name].lerp_(value, share)
+
+    def _settings_now(self, lr: float | None) -> RadiusSettings:
+        if self._optimizer is not None:
+            if lr is not None:
+                raise ValueError("the tracker reads its optimizer's lr at every update; leave lr out")
+            return settings_of(self._optimizer, self._weight)
+        if lr is None:
+            return self._settings
+        return self._settings.at(number_from("lr", lr, 0, "a step size is positive, or 0 where a schedule rests"))
+
+    def _buffer(self) -> Tensor | None:
+        """The optimizer's momentum buffer, which it has if it has taken steps before."""
+        if self._optimizer is None:
+            return None
+        return self._optimizer.state.get(self._weight, {}).get("momentum_buffer")
+
+    def _start_average(self, weight: Tensor) -> Tensor:
+        """The average that the buffer holds: of unit gradients, and without decay, which lies along the weight."""
+        buffer, now = self._buffer(), self._settings
+        if buffer is None:
+            return torch.zeros_like(weight, dtype=torch.float64)
+        q, b = weight.detach().double(), buffer.double()
+        over = tuple(range(self._keep, weight.ndim))
+        squared = (q * q).sum(over, keepdim=True) if over else q * q
+        along = (b * q).sum(over, keepdim=True) if over else b * q
+        return (b - along / squared * q) * squared.sqrt() * (1 - now.momentum) / (1 - now.dampening)
 
     def _squared(self, x: Tensor) -> Tensor:
         return x.detach().double().square().flatten(self._keep).sum(-1) if x.ndim > self._keep else x.double() ** 2
@@ -141,7 +200,32 @@ class RadiusTracker:
     def reach(self) -> Tensor:
         r"""Root mean square of :math:`\eta|\hat g|/(r^2(1-\beta))` over the window, in radians.
 
-        How far a lasting gradient would turn the weight within a step once the momentum is up to speed. Below
-        about 0.1 the law is good to a per cent or two over a hundred steps; from some tenths on the run bursts.
+        How far a lasting gradient would turn the weight within a step once the momentum is up to speed.
         """
         return self._norms["reach"].sqrt()
+
+    @property
+    def worst_reach(self) -> Tensor:
+        r"""The largest that :attr:`reach` has been, in radians: what the law's error is to be judged by.
+
+        For :attr:`averaged` after 100 and 300 steps, measured on the 8 filters of a small convolution with BatchNorm
+        from 100 starts (heavy ball, Nesterov, dampening 0.5 and 0.9, no momentum; rates over two decades): the error
+        of :math:`r^2` was never above 1.5% where this was below 0.05, 5% below 0.1, and 8% below 0.2; typically a
+        tenth of that without momentum. Between 0.2 and 0.5 it was up to 22%, and beyond there is no law: half of the
+        filters were off by a fifth or more.
+        """
+        return self._worst_reach
+
+
+def _start_settings(
+    weight: Tensor, optimizer: torch.optim.Optimizer | None, lr: float | None, momentum: float, weight_decay: float
+) -> tuple[RadiusSettings, torch.optim.SGD | None]:
+    if optimizer is not None:
+        if lr is not None or momentum or weight_decay:
+            raise ValueError("give the optimizer, or lr, momentum and weight_decay, not both")
+        inner = sgd_that_holds(weight, optimizer)
+        return settings_of(inner, weight), inner
+    if lr is None:
+        raise TypeError("a tracker needs the optimizer that moves the weight: RadiusTracker(weight, optimizer); or lr=")
+    sgd(lr, momentum, weight_decay)
+    return RadiusSettings(float(lr), float(momentum), float(weight_decay)), None

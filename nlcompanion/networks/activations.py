@@ -7,7 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import check_size, described, finite_number, integer, layer_input, real_number
+
 __all__ = ["Power", "RePU", "Swish"]
+
+_HIGHEST = 1000
 
 
 class RePU(nn.Module):
@@ -29,11 +33,12 @@ class RePU(nn.Module):
 
     def __init__(self, p: float):
         super().__init__()
-        if not (isinstance(p, int | float) and math.isfinite(p) and p > 0):
-            raise ValueError(f"RePU needs a power p > 0, got {p!r}; p = 1 is ReLU, p = 2 its square")
-        self.p = p
+        if isinstance(p, str | bytes) or not 0 < real_number("p", p) < math.inf:
+            raise ValueError(f"RePU needs a power p > 0, got {described(p)}; p = 1 is ReLU, p = 2 its square")
+        self.p = p if isinstance(p, int) else real_number("p", p)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = layer_input(x)
         if self.p == 1 or float(self.p).is_integer():
             return torch.relu(x) if self.p == 1 else torch.relu(x) ** self.p
         dead = x <= 0  # a broken power is singular at 0: 0 * inf = NaN in its second derivatives
@@ -68,13 +73,15 @@ class Power(nn.Module):
                 f"Power needs an integer p, got {p!r}: x**p of a negative x would not be a real number and the loss "
                 f"would be NaN; use RePU({p:g}), which cuts negative inputs off"
                 if half
-                else f"Power needs an integer p >= 1, got {p!r}"
+                else f"Power needs an integer p >= 1, got {described(p)}"
             )
         if p < 1:
             raise ValueError(f"Power needs p >= 1, got {p}: x**{p} is no activation, constant or singular at 0")
+        integer("p", p, 1, _HIGHEST)
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        x = layer_input(x)
         return x if self.p == 1 else x**self.p
 
     def extra_repr(self) -> str:
@@ -104,15 +111,17 @@ class Swish(nn.Module):
 
     def __init__(self, width: int, beta: float = 1.0):
         super().__init__()
-        if not (isinstance(width, int) and width > 0):
-            raise ValueError(f"Swish needs the number of neurons, an integer > 0, got {width!r}")
-        self.beta = nn.Parameter(torch.full((width,), float(beta)))
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ValueError(f"Swish needs the number of neurons, an integer > 0, got {described(width)}")
+        check_size(width, "Swish")
+        self.beta = nn.Parameter(torch.full((width,), finite_number("beta", beta)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != len(self.beta):
+        x = layer_input(x, f"(..., {len(self.beta)})")
+        if not x.ndim or x.shape[-1] != len(self.beta):
             raise ValueError(
-                f"Swish has {len(self.beta)} betas and its input {x.shape[-1]} neurons; make it with "
-                f"Swish({x.shape[-1]})"
+                f"Swish has {len(self.beta)} betas and its input has shape {tuple(x.shape)}; make it with "
+                "Swish(number of neurons)"
             )
         return x * torch.sigmoid(self.beta * x)
 

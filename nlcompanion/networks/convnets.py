@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from operator import index as as_integer
+from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import nn
 
+from nlcompanion._arguments import check_size, described, integer, real_number, seed_number
+
 # VGG's configuration A: the channels of its eight convolutions, None for a pool
 _VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 _SIZES = (8, 64)
+_LARGEST = 2**24
 # In train mode torch refuses eps = 0. These vanish beside any variance above 1e-22 (1e-284): the sum has its bits.
 _NO_EPS = {torch.float64: 1e-300, torch.float32: 1e-30}
 
@@ -63,7 +67,7 @@ def vgg11(
         >>> model(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 10])
     """
-    size = _whole_number(size, "size", "the side of the images in pixels")
+    size, width = _whole_number(size, "size", "the side of the images in pixels"), real_number("width", width)
     if not _SIZES[0] <= size <= _SIZES[1]:
         raise ValueError(
             f"vgg11 is for images of {_SIZES[0]} to {_SIZES[1]} pixels a side, got size={size}; resize them"
@@ -116,7 +120,7 @@ def conv_bn(
         >>> torch.equal(exact(x), before)
         True
     """
-    if isinstance(channels, str) or not isinstance(channels, Sequence) or not channels:
+    if isinstance(channels, str | bytes) or not isinstance(channels, Sequence) or not channels:
         raise ValueError(f"channels has one number per convolution, like (8, 16, 16), got {channels!r}")
     plan: list[int | None] = []
     for count in channels:
@@ -125,13 +129,9 @@ def conv_bn(
 
 
 def _whole_number(value: int, name: str, what: str) -> int:
-    try:
-        count = 0 if isinstance(value, bool) else as_integer(value)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"{name} is an integer >= 1, {what}, got {value!r}")
-    return count
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is an integer >= 1, {what}, got {described(value)}")
+    return integer(name, value, 1, _LARGEST)
 
 
 def _blocks(
@@ -140,10 +140,15 @@ def _blocks(
     """Convolution, BatchNorm and ReLU for each number in the plan, a pool for each None that has two pixels to pool."""
     classes = _whole_number(classes, "classes", "the number of outputs")
     before = _whole_number(in_channels, "in_channels", "1 for grey and 3 for colour images")
-    if dtype not in _NO_EPS:
-        raise ValueError(f"dtype is torch.float32 or torch.float64, got {dtype}; for bfloat16 products use autocast")
+    if not isinstance(dtype, torch.dtype) or dtype not in _NO_EPS:
+        got = dtype if isinstance(dtype, torch.dtype) else described(dtype)
+        raise ValueError(f"dtype is torch.float32 or torch.float64, got {got}; for bfloat16 products use autocast")
+    eps = real_number("eps", eps)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps is added to a variance: a number >= 0, got {eps!r}")
+    seed = seed_number("seed", seed)
+    counts = [in_channels, *(count for count in plan if count), classes]
+    check_size(9 * max(a * b for a, b in pairwise(counts)), f"a network of {max(counts)} channels or classes")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from nlcompanion._arguments import described, function, instance, integer, layer_input, scalar_of, seed_number
+
 if TYPE_CHECKING:
     from nlcompanion.networks.mlp import Activation
 
 __all__ = ["Ensemble", "ensemble", "over_members"]
+
+_MOST_MEMBERS = 100_000
 
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Tanh, nn.Softplus, nn.Identity, nn.Sigmoid, nn.SiLU)
 
@@ -50,7 +54,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Sequence[nn.Sequential]):
         super().__init__()
-        members = list(members)
+        members = list(instance("members", members, (list, tuple), "[mlp((4, 3, 2))]"))
         if not members:
             raise ValueError("an ensemble needs members; pass seeds=32, or a list of networks")
         for e, member in enumerate(members):
@@ -87,7 +91,14 @@ class Ensemble(nn.Module):
         return f"members={self.size}"
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1).T
+        x = layer_input(x, "(N, ...)")
+        x = x.flatten(1).T if x.ndim > 1 else x[None].T
+        first = next((layer for layer in self.children() if isinstance(layer, _Linears)), None)
+        if first is not None and (x.shape[0] != first.weight.shape[-1] or x.dtype != first.weight.dtype):
+            raise ValueError(
+                f"x gives {x.shape[0]} numbers of {x.dtype} for a sample, these members take "
+                f"{first.weight.shape[-1]} of {first.weight.dtype}"
+            )
         for layer in self.children():
             x = layer(x)
         return x.transpose(1, 2)
@@ -97,15 +108,17 @@ class Ensemble(nn.Module):
 
         Row ``e`` is ordered as the flat vector of the single network.
         """
-        if q.shape[-1] != self._places.numel():
+        q = layer_input(q)
+        if not q.ndim or q.shape[-1] != self._places.numel():
             raise ValueError(
-                f"q ends in {q.shape[-1]} numbers, {self.size} members of {self._places.shape[1]} parameters have "
+                f"q has shape {tuple(q.shape)}, {self.size} members of {self._places.shape[1]} parameters have "
                 f"{self._places.numel()}; pass a flat vector of this ensemble's flat_loss"
             )
         return q[..., self._places]
 
     def join(self, rows: Tensor) -> Tensor:
         """The inverse of :meth:`split`: ``(..., E, n)`` becomes ``(..., E * n)``."""
+        rows = layer_input(rows)
         if rows.shape[-2:] != self._places.shape:
             raise ValueError(f"rows have shape {tuple(rows.shape)}, expected (..., {self.size}, n) as split() gives")
         flat = rows.new_empty((*rows.shape[:-2], self._places.numel()))
@@ -114,6 +127,7 @@ class Ensemble(nn.Module):
 
     def member(self, e: int, q: Tensor | None = None) -> nn.Sequential:
         """One of the networks on its own, with the ensemble's weights or with those of a flat vector ``q``."""
+        integer("e", e, 0, self.size - 1)
         rows = self.split(torch.cat([p.detach().reshape(-1) for p in self.parameters()]) if q is None else q.detach())
         single = copy.deepcopy(self._template[0])
         nn.utils.vector_to_parameters(rows[e].clone(), single.parameters())
@@ -158,7 +172,10 @@ def ensemble(
     """
     from nlcompanion.networks.mlp import mlp
 
-    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    if isinstance(seeds, list | tuple | range):
+        seeds = [seed_number("seeds", seed) for seed in seeds]
+    else:
+        seeds = range(integer("seeds", seeds, 1, _MOST_MEMBERS))
     return Ensemble([mlp(widths, activation, bias=bias, init=init, seed=seed, dtype=dtype) for seed in seeds])
 
 
@@ -182,7 +199,25 @@ def over_members(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
         >>> loss(u, torch.zeros(1, 1)).item(), loss.each(u, torch.zeros(1, 1)).tolist()
         (10.0, [1.0, 9.0])
     """
-    each = vmap(loss, in_dims=(0, None))
+    function("loss", loss, "loss(outputs, targets) -> scalar", 2)
+
+    def single(outputs: Tensor, targets: Tensor) -> Tensor:
+        return scalar_of("loss(outputs, targets)", loss(outputs, targets))
+
+    def each(outputs: Tensor, targets: Tensor) -> Tensor:
+        for name, given in (("outputs", outputs), ("targets", targets)):
+            if not isinstance(given, Tensor) or not given.ndim:
+                raise TypeError(
+                    f"{name} must be a tensor, of all members the outputs (E, N, ...), got {described(given)}"
+                )
+        try:
+            return vmap(single, in_dims=(0, None))(outputs, targets)
+        except (RuntimeError, LookupError, ValueError, AssertionError) as error:
+            raise ValueError(
+                f"the loss of a single network fails on outputs of shape {tuple(outputs.shape[1:])} and "
+                f"{outputs.dtype}, targets of shape {tuple(targets.shape)} and {targets.dtype}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
 
     def total(outputs: Tensor, targets: Tensor) -> Tensor:
         return each(outputs, targets).sum()

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nlcompanion._arguments import described, function
+from nlcompanion.networks.copies import copied, loose_tensors, other_names, refuse_random_draws, unwrapped
+from nlcompanion.networks.function_of_parameters import check_function_of_parameters, explained
+from nlcompanion.networks.nested_data import Precision, arguments, cast, tensors_in
+from nlcompanion.networks.recomputation import plain_checkpoints
+
 __all__ = ["FlatLoss", "flat_loss"]
+
+_CPU_DOUBLE = Precision(torch.float64, torch.device("cpu"))
 
 
 class FlatLoss:
@@ -22,22 +31,27 @@ class FlatLoss:
         model: the loss's own copy of the model; its weights are never used, its structure and modes are.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: Callable):
+    def __init__(self, model: nn.Module, inputs: Any, targets: Any, loss: Callable[..., Any]):
+        model = unwrapped(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("the model has no trainable parameter; flat_loss needs one with requires_grad=True")
-        self.model = copy.deepcopy(model)
-        self._loss, self._data = loss, (inputs, targets)
-        held = [x for named in (model.named_parameters, model.named_buffers) for _, x in named(remove_duplicate=False)]
-        self._shared = len({id(x) for x in held}) < len(held)
+        self.model = copied(model).double()  # what reads its own weights all the same is then found by their values
+        self._whole = _WithLoss(self.model)
+        self._data = (inputs, targets)
+        self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
+        self._aliases = other_names(self.model)
         self._shapes = {name: p.shape for name, p in trained.items()}
         self._sizes = [p.numel() for p in trained.values()]
         self.names = tuple(trained)
         ends = torch.tensor([0, *self._sizes]).cumsum(0).tolist()
         self.slices = {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.names)}
         self.q0 = torch.cat([p.detach().reshape(-1).double().cpu() for p in trained.values()])
+        self._loose = tuple(loose_tensors(self.model))
+        self._loose_in: Precision | None = None
         # made here, once: a tensor first cast inside a torch.func.jvp is bound to that differentiation for ever
-        self._double = self._cast_to(torch.float64)
+        own_device = Precision(torch.float64, next(iter(trained.values())).device)
+        self._casts = {precision: self._cast_to(precision) for precision in {_CPU_DOUBLE, own_device}}
 
     def __repr__(self) -> str:
         return f"FlatLoss({len(self.q0)} parameters in {len(self.names)} tensors)"
@@ -47,10 +61,14 @@ class FlatLoss:
 
     def unflatten(self, q: Tensor) -> dict[str, Tensor]:
         """``{name: tensor}``, views into ``q``; differentiable."""
+        if not isinstance(q, Tensor):
+            raise TypeError(f"q must be a flat tensor, got {type(q).__name__}; start from .q0")
         if q.shape != self.q0.shape:
             raise ValueError(
                 f"q has shape {tuple(q.shape)}, this model's parameters make {tuple(self.q0.shape)}; start from .q0"
             )
+        if not q.is_floating_point() or q.is_meta or q.layout != torch.strided:
+            raise TypeError(f"q is {described(q)}; parameters are real floating-point numbers: pass q.double()")
         pieces = q.split(self._sizes)  # one node in the graph, whose backward is a single concatenation
         return {name: x.view(shape) for (name, shape), x in zip(self._shapes.items(), pieces, strict=True)}
 
@@ -59,61 +77,160 @@ class FlatLoss:
         missing = set(self.names) - set(tensors)
         if missing:
             raise ValueError(f"no tensor for {', '.join(sorted(missing))}; flatten needs every trained parameter")
+        for name in self.names:
+            if not isinstance(tensors[name], Tensor) or tensors[name].numel() != self._shapes[name].numel():
+                got = tuple(tensors[name].shape) if isinstance(tensors[name], Tensor) else type(tensors[name]).__name__
+                raise ValueError(f"{name} has shape {tuple(self._shapes[name])} in the model, got {got}; see unflatten")
         return torch.cat([tensors[name].reshape(-1) for name in self.names])
 
-    def outputs(self, q: Tensor, inputs: Tensor | None = None) -> Tensor:
+    def outputs(self, q: Tensor, inputs: Any = None) -> Tensor:
         """The network's outputs at parameters ``q``, on the loss's own inputs unless others are given."""
-        own, _, state = self._as(q.dtype)
-        # in train mode a layer may write to its buffers: give it copies, so that f stays a function of q alone
-        state = {name: x.clone() for name, x in state.items()}
-        tensors = {**state, **self.unflatten(q)}
-        # the search for shared weights costs a seventh of a tiny gradient, so it is made only where there are any
-        return functional_call(self.model, tensors, (own if inputs is None else inputs,), tie_weights=self._shared)
+        data, tensors = self._at(q)
+        if inputs is None:
+            if data.is_batch:
+                raise TypeError(
+                    "this loss was made of a batch and loss(model, batch), which alone knows what the model takes; "
+                    "name the inputs: f.outputs(q, inputs)"
+                )
+            inputs = data.inputs
+        args, kwargs = (data.args, data.kwargs) if inputs is data.inputs else arguments(inputs)
+        with plain_checkpoints:
+            return functional_call(self.model, tensors, args, kwargs, tie_weights=False)
 
     def __call__(self, q: Tensor) -> Tensor:
-        value = self._loss(self.outputs(q), self._as(q.dtype)[1])
+        data, tensors = self._at(q)
+        compute = lambda: self._value(data, tensors)  # noqa: E731
+        try:
+            with plain_checkpoints:
+                value = compute()
+        except _FOREIGN as error:
+            raise explained(error, self.model, compute) from error
         if not isinstance(value, Tensor) or value.ndim != 0:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"loss(outputs, targets) must be a scalar tensor, got {got}; use reduction='mean' or 'sum'")
+            form = "loss(model, batch)" if data.is_batch else "loss(outputs, targets)"
+            fix = "use reduction='mean' or 'sum'"
+            if not data.is_batch and not isinstance(value, Tensor):
+                fix = (
+                    "where forward returns the loss itself, give flat_loss(model, (inputs, targets), "
+                    "loss=lambda model, batch: model(*batch)[1])"
+                )
+            raise TypeError(f"{form} must be a scalar tensor, got {got}; {fix}")
         return value
 
-    def on(self, inputs: Tensor, targets: Tensor) -> FlatLoss:
-        """The same model and criterion on other data: a mini-batch's loss."""
+    def _value(self, data: _Data, tensors: dict[str, Tensor]) -> Any:
+        if data.is_batch:
+            lent = {f"model.{name}": x for name, x in tensors.items()}
+            return functional_call(self._whole, lent, (data,), tie_weights=False)
+        outputs = functional_call(self.model, tensors, data.args, data.kwargs, tie_weights=False)
+        return data.loss(outputs, data.targets)
+
+    def on(self, inputs: Any, targets: Any = None) -> FlatLoss:
+        """The same model and criterion on other data: a mini-batch's loss.
+
+        Args:
+            inputs, targets: as in :func:`flat_loss`; of a loss made with ``loss(model, batch)`` the batch alone.
+        """
+        of_batch = self._data[1] is None
+        if (targets is None) != of_batch:
+            form = "a batch and loss(model, batch): give on(batch)" if of_batch else "inputs and targets"
+            raise TypeError(f"this loss was made of {form}, and another mini-batch is of the same kind")
+        _check_data(inputs, targets)
         other = copy.copy(self)
         other._data = (inputs, targets)
-        other._double = other._cast_to(torch.float64)
+        other._casts = {precision: other._cast_to(precision) for precision in self._casts}
         return other
 
-    def _as(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Inputs, targets and frozen state in the precision of ``q``."""
-        return self._double if dtype == torch.float64 else self._cast_to(dtype)
+    def _at(self, q: Tensor) -> tuple[_Data, dict[str, Tensor]]:
+        """Data, and every tensor of the model by name: pieces of ``q``, and the frozen state in its precision."""
+        pieces = self.unflatten(q)
+        precision = Precision(q.dtype, q.device)
+        if self._loose and self._loose_in != precision:
+            for module, name, x in self._loose:
+                vars(module)[name] = cast(x, precision)
+            self._loose_in = precision
+        data, state = self._casts.get(precision) or self._cast_to(precision)
+        # in train mode a layer may write to its buffers: give it copies, so that f stays a function of q alone
+        tensors = {name: x.clone() for name, x in state.items()}
+        tensors.update(pieces)
+        for alias, name in self._aliases:
+            tensors[alias] = tensors[name]
+        return data, tensors
 
-    def _cast_to(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        to = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731  (integers stay integers)
+    def _cast_to(self, precision: Precision) -> tuple[_Data, dict[str, Tensor]]:
         frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
         state = {**frozen, **dict(self.model.named_buffers())}
-        return (*map(to, self._data), {name: to(x.detach()) for name, x in state.items()})
+        loss = self._loss
+        if isinstance(loss, nn.Module):  # class weights are buffers of the criterion
+            loss = copy.deepcopy(loss).to(precision.device, precision.dtype)
+        inputs, targets, loss = (cast(given, precision) for given in (*self._data, loss))
+        args, kwargs = arguments(inputs)
+        data = _Data(inputs, targets, loss, args, kwargs)
+        return data, {name: cast(x.detach(), precision) for name, x in state.items()}
 
 
-def flat_loss(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> FlatLoss:
+class _Data(NamedTuple):
+    """Inputs and targets with ``loss(outputs, targets)``; a batch with ``loss(model, batch)`` has no targets."""
+
+    inputs: Any
+    targets: Any
+    loss: Callable[..., Any]
+    args: tuple[Any, ...]  # the inputs as the model is called with them
+    kwargs: dict[str, Any]
+
+    @property
+    def is_batch(self) -> bool:
+        return self.targets is None
+
+
+class _WithLoss(nn.Module):
+    """Model and criterion as one module, so that a loss that calls the model itself is one functional call too."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, data: _Data) -> Any:
+        if data.is_batch:
+            return data.loss(self.model, data.inputs)
+        return data.loss(self.model(*data.args, **data.kwargs), data.targets)
+
+
+# what a model, a criterion or torch may raise while a loss is computed
+_FOREIGN = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+
+
+def flat_loss(model: nn.Module, inputs: Any, targets: Any = None, loss: Callable[..., Any] | None = None) -> FlatLoss:
     r"""Turn model, data and criterion into a loss :math:`f(q)` of one flat vector.
+
+    There are two forms. ``flat_loss(model, inputs, targets, loss)`` computes ``loss(model(inputs), targets)``; a dict
+    of inputs is given to the model by name, a tuple by place. ``flat_loss(model, batch, loss=...)`` computes
+    ``loss(model, batch)``, whatever the batch is: for models that return their own loss, masks, sequences.
+
+    What is returned has been tried once: away from ``q0`` the value and the gradient are those of the model with these
+    weights, a repeated call gives the same number, and the gradient is the slope of the value. Activation checkpoints
+    of ``torch.utils.checkpoint`` keep their activations here, so that nothing is computed anew under other weights.
 
     Args:
         model: any ``torch.nn.Module``; it is copied and never changed. Parameters with ``requires_grad=False`` and
-            buffers are frozen at their present values.
-        inputs: what the model takes, first dimension the samples.
+            buffers are frozen at their present values. Of a model in ``torch.compile``, ``DataParallel`` or
+            ``DistributedDataParallel`` the one inside is taken.
+        inputs: what the model takes, first dimension the samples; or the batch, without ``targets``.
         targets: what ``loss`` takes beside the outputs, same first dimension.
-        loss: ``loss(outputs, targets) -> scalar``, such as ``torch.nn.functional.cross_entropy``. Sum or mean over
-            samples is the caller's choice and changes every rate that names the loss.
+        loss: ``loss(outputs, targets) -> scalar``, such as ``torch.nn.functional.cross_entropy``, or
+            ``loss(model, batch) -> scalar``. Sum or mean over samples is the caller's choice and changes every rate
+            that names the loss.
 
     Returns:
         A :class:`FlatLoss` ``f``: call ``f(q)``; ``f.q0`` is the model's own start, ``f.unflatten(q)`` the parameters
         by name, ``f.on(x, y)`` the same loss on other samples.
 
     Raises:
-        ValueError: nothing to train, or inputs and targets of different lengths.
-        TypeError: inputs or targets that are no tensors of samples; when called, if ``loss`` does not reduce to a
-            scalar.
+        ValueError: nothing to train; inputs and targets of different lengths; a loss that is no function of the
+            parameters: dropout in train mode, a layer that remembers its last call, weights that are read in another
+            way than by name, activations recomputed by another library than torch, values passed around the gradient.
+        TypeError: inputs or targets that are no tensors of samples, complex parameters, scripted modules, a loss that
+            does not reduce to a scalar, tensors of another precision made inside the model (the message names it).
 
     Source: GU Eq. 18.
 
@@ -124,13 +241,46 @@ def flat_loss(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Callable[
         >>> f = flat_loss(mlp((4, 3, 2)), torch.ones(5, 4), torch.zeros(5).long(), nn.functional.cross_entropy)
         >>> f(f.q0).ndim, len(f), f.unflatten(f.q0)["1.weight"].shape
         (0, 18, torch.Size([3, 4]))
+        >>> batch = {"x": torch.ones(5, 4), "label": torch.zeros(5).long()}
+        >>> own = lambda model, batch: nn.functional.cross_entropy(model(batch["x"]), batch["label"])
+        >>> bool(flat_loss(mlp((4, 3, 2)), batch, loss=own)(f.q0) == f(f.q0))
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module")
+    if not callable(loss):
+        raise TypeError(
+            f"loss must be a function, got {type(loss).__name__}; give loss(outputs, targets), or without targets "
+            "flat_loss(model, batch, loss=lambda model, batch: ...)"
+        )
+    function("loss", loss, "loss(outputs, targets) -> scalar, or loss(model, batch) -> scalar", 2)
+    _check_data(inputs, targets)
+    refuse_random_draws(unwrapped(model))
+    with torch.inference_mode(False):  # its tensors cannot be differentiated later
+        f = FlatLoss(model, inputs, targets, loss)
+        check_function_of_parameters(f, f._whole, lambda: f._at(f.q0)[0])
+    return f
+
+
+def _check_data(inputs: Any, targets: Any) -> None:
+    if targets is None:
+        found = list(tensors_in(inputs))
+        if any(x.ndim and not len(x) for x in found):
+            raise ValueError("the batch has a tensor without samples; a loss needs at least one")
+        return
     for name, given in (("inputs", inputs), ("targets", targets)):
-        if not isinstance(given, Tensor) or given.ndim == 0:
-            got = "a single number" if isinstance(given, Tensor) else type(given).__name__
-            raise TypeError(f"{name} must be a tensor with the samples first, got {got}; use torch.as_tensor")
-    if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; a loss needs as many of each, at least one")
-    return FlatLoss(model, inputs, targets, loss)
+        single = isinstance(given, Tensor) and given.ndim == 0
+        if single or next(tensors_in(given), None) is None:
+            got = "a single number" if single else type(given).__name__
+            raise TypeError(
+                f"{name} must be a tensor with the samples first, or a dict or tuple of tensors, got {got}; use "
+                "torch.as_tensor, or flat_loss(model, batch, loss=lambda model, batch: ...) for any batch"
+            )
+    lengths = [len(x) if isinstance(x, Tensor) else None for x in (inputs, targets)]
+    unequal = None not in lengths and lengths[0] != lengths[1]
+    if unequal or any(x.ndim and not len(x) for x in (*tensors_in(inputs), *tensors_in(targets))):
+        given = [len(next(tensors_in(x))) if next(tensors_in(x)).ndim else 1 for x in (inputs, targets)]
+        raise ValueError(
+            f"{given[0]} inputs and {given[1]} targets; a loss needs as many of each, at least one, samples first "
+            "(another order: flat_loss(model, batch, loss=lambda model, batch: ...))"
+        )

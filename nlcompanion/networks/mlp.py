@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nlcompanion._arguments import check_size, choice, flag, floating_dtype, function, instance, seed_number
 from nlcompanion.networks.activations import ScaledLinear, Swish
 
 __all__ = ["mlp"]
@@ -72,11 +73,13 @@ def mlp(
         >>> [tuple(p.shape) for p in mlp((784, 200, 10)).parameters()]
         [(200, 784), (10, 200)]
     """
-    widths = tuple(widths)
-    if len(widths) < 2 or any(not isinstance(d, int) or d < 1 for d in widths):
+    widths = tuple(instance("widths", widths, (tuple, list), "(4, 3, 2)"))
+    if len(widths) < 2 or any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in widths):
         raise ValueError(f"widths must be two or more positive integers, input first, got {widths}")
-    if init not in _INITS:
-        raise ValueError(f"init {init!r} is unknown; choose from {', '.join(_INITS)}")
+    check_size(max(a * b for a, b in pairwise(widths)), f"widths {widths}")
+    choice("init", init, *_INITS)
+    flag("bias", bias)
+    seed, dtype = seed_number("seed", seed), floating_dtype("dtype", dtype)
     hidden = widths[1:-1]
     given: Any = activation
     kinds: list[Activation] = list(given) if isinstance(given, list | tuple) else [given] * len(hidden)
@@ -116,4 +119,5 @@ def _activation(kind: Activation, width: int) -> nn.Module:
                 f"activation {kind!r} is unknown; choose from {', '.join(_ACTIVATIONS)}, or pass a module: RePU(2)"
             )
         return _ACTIVATIONS[kind](width)
-    return kind(width)
+    made = function("activation", kind, "width -> module, or a name, or a module", 1)(width)
+    return instance("what activation(width) returns", made, nn.Module, "nn.ReLU()")

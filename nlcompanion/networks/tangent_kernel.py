@@ -18,7 +18,8 @@ from torch.func import jacrev, jvp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from nlcompanion.networks.flat_loss import FlatLoss, flat_loss
+from nlcompanion._arguments import as_tensor, described, flag, instance, integer, vector
+from nlcompanion.networks.flat_loss import FlatLoss
 
 __all__ = ["OutputMotion", "ntk", "output_motion"]
 
@@ -86,8 +87,12 @@ def ntk(
         if not isinstance(x, Tensor) or x.ndim < 1 or len(x) == 0:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name} must be a tensor of inputs, samples first and at least one, got {got}")
-    f = model if isinstance(model, FlatLoss) else flat_loss(model, x1, x1, lambda outputs, targets: outputs.sum())
-    q = (f.q0 if q is None else q).detach()
+        if x.is_complex() or x.is_meta or x.layout != torch.strided:
+            raise ValueError(f"{name} must hold real numbers or integers, got {described(x)}")
+    flag("vectorize", vectorize)
+    max_memory = integer("max_memory", max_memory, 1)
+    f = model if isinstance(model, FlatLoss) else _outputs_of(model, x1)
+    q = f.q0 if q is None else as_tensor("q", q).detach()
     if q.shape != f.q0.shape:
         raise ValueError(f"q has shape {tuple(q.shape)}, this model's parameters make {tuple(f.q0.shape)}")
     x1 = _inputs(f, q, x1, "x1")
@@ -114,6 +119,13 @@ def ntk(
             if x2 is None and j > i:
                 result[j : j + chunk, i : i + chunk] = _mirrored(block)
     return result
+
+
+def _outputs_of(model: nn.Module, x: Tensor) -> FlatLoss:
+    """Not ``flat_loss``: its trial of the loss would run on all samples at once, and a kernel has trials of its own."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return FlatLoss(model, x[:1], x[:1], lambda outputs, targets: outputs.sum())
 
 
 def _mirrored(block: Tensor) -> Tensor:
@@ -211,11 +223,11 @@ def _finite(what: str, x: Tensor) -> None:
 
 
 def _picked(output: str | int, width: int) -> range:
-    if output in ("full", "trace"):
+    if isinstance(output, str) and output in ("full", "trace"):
         return range(width)
     if isinstance(output, int) and not isinstance(output, bool) and 0 <= output < width:
         return range(output, output + 1)
-    raise ValueError(f"output must be 'full', 'trace' or an integer from 0 to {width - 1}, got {output!r}")
+    raise ValueError(f"output must be 'full', 'trace' or an integer from 0 to {width - 1}, got {described(output)}")
 
 
 def _kept(f: FlatLoss, q: Tensor, sample: Tensor) -> int:
@@ -236,7 +248,7 @@ def _kept(f: FlatLoss, q: Tensor, sample: Tensor) -> int:
 def _chunk(chunk: int | None, shape: tuple[int, ...], block: int, itemsize: int, max_memory: int) -> int:
     """How many samples' rows to hold at a time, or why there is no such number."""
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
-        raise ValueError(f"chunk is a number of samples, an integer >= 1, got {chunk!r}; None chooses one")
+        raise ValueError(f"chunk is a number of samples, an integer >= 1, got {described(chunk)}; None chooses one")
     result = itemsize * int(np.prod(shape))
     most = (max_memory - result) // block
     wanted = 1 if chunk is None else chunk
@@ -288,5 +300,13 @@ def output_motion(f: FlatLoss, q: Tensor, v: Tensor, a: Tensor) -> OutputMotion:
         >>> [x.item() for x in output_motion(f, q, v, a)]
         [11.0, 0.0, 4.0]
     """
+    instance("f", f, FlatLoss, "flat_loss(model, x, y, loss)")
+    q, v, a = (vector(name, given) for name, given in (("q", q), ("v", v), ("a", a)))
+    for name, given in (("q", q), ("v", v), ("a", a)):
+        if given.shape != f.q0.shape or given.dtype != q.dtype:
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)} and {given.dtype}, this model's parameters make "
+                f"{tuple(f.q0.shape)}; give all three in one precision"
+            )
     rate, bend, *_ = jvp(lambda p: jvp(f.outputs, (p,), (v,))[1], (q,), (v,))
     return OutputMotion(rate, jvp(f.outputs, (q,), (a,))[1], bend)

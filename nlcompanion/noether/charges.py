@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from nlcompanion._arguments import as_tensor
+from nlcompanion._arguments import as_tensor, function, known
 from nlcompanion.dynamics.bregman import bregman_momentum
 from nlcompanion.dynamics.gradient import gradient_of
 from nlcompanion.dynamics.learning_rules import LearningRule, at_time
@@ -129,6 +129,8 @@ def noether_learning_dynamics(
         (3.0, 1.5, 25.0)
     """
     charge, momentum = _charge(rule, symmetry), bregman_momentum(rule)
+    if f is not None:
+        function("f", f, "f(q) -> scalar", 1)
     t, q, v = state(rule, symmetry, t, q, v)
     push = _push(rule, f, q)
 
@@ -177,4 +179,6 @@ def checked_acceleration(a, v: Tensor) -> Tensor:
     a = as_tensor("a", a).double()
     if a.shape != v.shape:
         raise ValueError(f"a has shape {tuple(a.shape)}, v {tuple(v.shape)}; give one acceleration per velocity")
+    if known(~torch.isfinite(a).all()):
+        raise ValueError("a holds NaN or infinity; a motion has no charge there")
     return a

@@ -12,15 +12,27 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from nlcompanion._arguments import as_tensor, as_time
+from nlcompanion._arguments import (
+    as_tensor,
+    as_time,
+    finite_number,
+    function,
+    integer,
+    ordered,
+    positive_number,
+    seed_number,
+    vector,
+)
 from nlcompanion.dynamics.bregman import bregman_momentum, kinetic_energy
 from nlcompanion.dynamics.gradient import gradient_of
-from nlcompanion.dynamics.learning_rules import LearningRule, at_time
+from nlcompanion.dynamics.learning_rules import LearningRule, as_rule, at_time
 from nlcompanion.noether.charges import checked_acceleration, metric_force, noether_charge, schedule_at
 from nlcompanion.symmetries.actions import Symmetry
 from nlcompanion.symmetries.breaking import generator, variation
 from nlcompanion.symmetries.lie_algebras import LieAlgebra
 from nlcompanion.symmetries.states import at_each, state
+
+_MOST_POINTS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +103,17 @@ class ConservedQuantity:
 
         ``d`` is the degree of the generator, 1 if linear; ``k`` the weight decay.
         """
+        t = as_tensor("t", t).double() if isinstance(t, Tensor) and t.ndim else as_time(t)
         if self._rule.massless:
             # without decay there is no factor, whatever the degree
             if not self._rule.weight_decay:
-                return 0.0 * as_time(t)
+                return 0.0 * t
             if self._degree is None:
                 raise ValueError(
                     f"the generator of {self.symmetry.name} mixes degrees, which decay at rates of their own"
                 )
-            return (self._degree + 1) * self._rule.weight_decay * as_time(t)
-        return at_each(lambda t: at_time(self._rule.gamma, "gamma", t), as_time(t))
+            return (self._degree + 1) * self._rule.weight_decay * t
+        return at_each(lambda t: at_time(self._rule.gamma, "gamma", t), t)
 
     def integrated(self, t, q, v=None, *, t_ref: float | None = None) -> Tensor:
         r"""The conserved quantity: constant along every motion.
@@ -123,8 +136,8 @@ class ConservedQuantity:
                 f"{self.symmetry.name} has no conserved quantity: {self.statement}; follow its charge with "
                 "noether_learning_dynamics instead"
             )
-        shift = 0.0 if t_ref is None else self.log_weight(float(t_ref))
-        return torch.exp(self.log_weight(as_tensor("t", t)) - shift) * self.charge(t, q, v)
+        shift = 0.0 if t_ref is None else self.log_weight(t_ref)
+        return torch.exp(self.log_weight(t) - shift) * self.charge(t, q, v)
 
     def _primitive(self, q: Tensor) -> Tensor:
         xi = generator(self.symmetry)
@@ -255,8 +268,15 @@ def find_conserved_quantities(
         rotation in plane (0, 1): conserved: exp(gamma) <Delta_h, xi>
         scale: not a symmetry of the loss (defect 1)
     """
+    as_rule(rule)
+    function("f", f, "f(q) -> scalar", 1)
+    integer("points", points, 1, _MOST_POINTS)
+    if not 0 < finite_number("spread", spread) < 0.5:
+        raise ValueError(f"spread must be in (0, 0.5), got {spread}; beyond, components change their sign")
+    tolerance, seed = positive_number("tolerance", tolerance), seed_number("seed", seed)
     algebra, elements = _elements(group)
-    search = _Search(rule, f, elements, as_tensor("q", q).double(), float(t), points, spread, tolerance, seed)
+    q = vector("q", q).detach().double()
+    search = _Search(rule, f, elements, q, as_time(t).detach(), points, float(spread), tolerance, seed)
     return ConservedQuantities(search.elements_found(algebra), algebra, search)
 
 
@@ -264,12 +284,15 @@ def _elements(group) -> tuple[LieAlgebra | None, list[Symmetry]]:
     if isinstance(group, Symmetry):
         group = [group]
     if not isinstance(group, LieAlgebra):
+        group = ordered("group", group, "a LieAlgebra, or matrices or symmetries in a list")
+        if isinstance(group, Tensor | np.ndarray) and not group.ndim:
+            raise TypeError("group is a single number; give a LieAlgebra, or matrices or symmetries in a list")
         group = list(group)
         if not group:
             raise ValueError("the group is empty; give at least one symmetry or matrix")
         if all(isinstance(element, Symmetry) for element in group):
             return None, group
-        group = LieAlgebra(torch.stack([as_tensor("group", A).double() for A in group]), name="matrices")
+        group = LieAlgebra(group, name="matrices")
     return group, list(group)
 
 
@@ -297,12 +320,8 @@ class _Search:
     """
 
     def __init__(self, rule, f, elements, q, t, points, spread, tolerance, seed):
-        if q.ndim != 1 or not len(q):
-            raise ValueError(f"q must have shape (n,), got {tuple(q.shape)}; flatten the parameters with flat_loss")
-        if points < 1 or not 0 < spread < 0.5:
-            raise ValueError(f"points = {points} must be at least 1 and spread = {spread} in (0, 0.5)")
         self.rule, self.f, self.elements, self.origin = rule, f, elements, q
-        self.t, self.spread, self.tolerance, self.seed = as_time(t), spread, tolerance, seed
+        self.t, self.spread, self.tolerance, self.seed = t, spread, tolerance, seed
         for symmetry in elements:
             symmetry.check(q)
         self.samples = self._draw(points)

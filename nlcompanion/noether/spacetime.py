@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from nlcompanion._arguments import as_time, known
+from nlcompanion._arguments import (
+    as_parameter,
+    as_time,
+    function,
+    known,
+    real_number,
+    state_of_motion,
+    tensor_of,
+    vector,
+)
 from nlcompanion.mechanics.lagrangian import Lagrangian, generalized_momentum, lift, scalar_lagrangian
 from nlcompanion.symmetries.states import at_each, state
 
@@ -57,15 +66,19 @@ def transformed(L: Lagrangian, transformation: SpaceTimeMap) -> Callable[..., Te
         4.5
     """
     L = scalar_lagrangian(L)
+    function("transformation", transformation, "(t, q, s) -> (T, Q)", 3)
 
     def composed(t, q, v, s):
-        t, s = as_time(t), torch.as_tensor(s, dtype=torch.float64)
+        t, q, v = state_of_motion(t, q, v)
+        s = as_parameter("s", s, t)
 
         def extended(_, x):
             return _joined(transformation(x[0], x[1:], s), x)
 
         x, x_dot = torch.cat([t[None], q]), torch.cat([torch.ones_like(t)[None], v])
         _, X, X_dot = lift(extended)(t, x, x_dot)
+        if known(~(torch.isfinite(X).all() & torch.isfinite(X_dot).all())):
+            raise ValueError("the transformation leads to infinity or NaN at this s; take a smaller one")
         return L(X[0], X[1:], X_dot[1:] / X_dot[0]) * X_dot[0]
 
     return composed
@@ -95,8 +108,10 @@ def spacetime_generators(transformation: SpaceTimeMap) -> tuple[Callable[..., Te
         (4.0, [10.0])
     """
 
+    function("transformation", transformation, "(t, q, s) -> (T, Q)", 3)
+
     def both(t, q):
-        t, zero = as_time(t), torch.zeros((), dtype=torch.float64)
+        t, q, zero = as_time(t), vector("q", q), torch.zeros((), dtype=torch.float64)
         x = torch.cat([t[None], q])
         X, tangent = jvp(lambda s: _joined(transformation(t, q, s), x), (zero,), (torch.ones_like(zero),))
         distance = (X - x).abs().max()
@@ -156,10 +171,13 @@ def rund_trautmann(
     """
     if xi is None and tau is None:
         raise ValueError("rund_trautmann needs a generator: xi(t, q) of space, tau(t, q) of time, or both")
+    for name, given in (("xi", xi), ("tau", tau), ("gauge", gauge)):
+        if given is not None:
+            function(name, given, f"{name}(t, q)", 2)
     momentum = generalized_momentum(L)
 
     def space(t, q):
-        return torch.zeros_like(q) if xi is None else xi(t, q)
+        return torch.zeros_like(q) if xi is None else tensor_of("xi(t, q)", xi(t, q), q.shape)
 
     def time(t, q):
         return _number("tau", tau, t, q)
@@ -180,20 +198,23 @@ def rund_trautmann(
     return RundTrautmann(_of_state(identity), _of_state(charge))
 
 
-def _of_state(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda t, q, v: at_each(function, *state(None, None, t, q, v))
+def _of_state(side: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda t, q, v: at_each(side, *state(None, None, t, q, v))
 
 
 def _joined(pair, like: Tensor) -> Tensor:
     if not (isinstance(pair, tuple) and len(pair) == 2):
         raise TypeError(f"a transformation of (t, q) returns the pair (T, Q), got {type(pair).__name__}")
     T, Q = pair
-    return torch.cat([torch.as_tensor(T, dtype=like.dtype).reshape(1), Q])
+    T = T if isinstance(T, Tensor) else torch.tensor(real_number("T", T), dtype=like.dtype)
+    return torch.cat([tensor_of("T", T, torch.Size([])).reshape(1), tensor_of("Q", Q, like[1:].shape)])
 
 
-def _number(name: str, function, t: Tensor, q: Tensor) -> Tensor:
+def _number(name: str, of_point, t: Tensor, q: Tensor) -> Tensor:
     """A scalar function of (t, q), which may come as None (zero) or return a float."""
-    value = torch.as_tensor(0.0 if function is None else function(t, q), dtype=torch.float64)
+    value = 0.0 if of_point is None else of_point(t, q)
+    if not isinstance(value, Tensor):
+        return real_number(f"{name}(t, q)", value) + 0.0 * t
     if value.ndim != 0:
         raise TypeError(f"{name}(t, q) must be a scalar, got shape {tuple(value.shape)}")
     return value + 0.0 * t

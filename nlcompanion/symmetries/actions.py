@@ -18,11 +18,25 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import as_tensor, known
+from nlcompanion._arguments import (
+    as_parameter,
+    as_tensor,
+    described,
+    finite_number,
+    function,
+    instance,
+    integer,
+    known,
+    ordered,
+    real_number,
+    vector,
+)
 from nlcompanion._matrix_exp import matrix_exp
 
 __all__ = [
@@ -40,6 +54,7 @@ __all__ = [
 Action = Callable[[Tensor, Tensor], Tensor]
 Part = slice | int | Sequence | Tensor  # where some parameters sit in the flat vector
 
+_MOST_COMPONENTS = 2**40
 _IDENTITY_TOLERANCE = 1e-12  # relative; matrix exponentials and user code may round
 
 
@@ -75,8 +90,8 @@ class Symmetry:
     name: str = "symmetry"
 
     def __post_init__(self) -> None:
-        if not callable(self.action):
-            raise TypeError(f"a Symmetry needs a function Q(q, s) -> q, got {type(self.action).__name__}")
+        function("action", self.action, "Q(q, s) -> q", 2)
+        instance("name", self.name, str, '"my scale"')
 
     def __call__(self, q: Tensor, s: float | Tensor) -> Tensor:
         q = as_tensor("q", q)
@@ -84,7 +99,9 @@ class Symmetry:
             raise ValueError(
                 f"{self.name} acts on q of shape (n,), got {tuple(q.shape)}; flatten the parameters with flat_loss"
             )
-        moved = self.action(q, torch.as_tensor(s, dtype=q.dtype, device=q.device))
+        q = vector("q", q)
+        s = as_parameter("s", s, q)
+        moved = self.action(q, s)
         if not isinstance(moved, Tensor):
             raise TypeError(f"{self.name}: the action returned {type(moved).__name__}; return a tensor like q")
         if moved.shape != q.shape:
@@ -92,6 +109,8 @@ class Symmetry:
                 f"{self.name}: the action turned shape {tuple(q.shape)} into {tuple(moved.shape)}; a symmetry maps the "
                 "space of parameters to itself"
             )
+        if known(~torch.isfinite(moved).all() & (s != 0)):  # at 0 the identity is asked for, elsewhere
+            raise ValueError(f"{self.name} moves q to infinity or NaN at this s; take a smaller one")
         return moved
 
     def check(self, q: Tensor) -> None:
@@ -107,6 +126,10 @@ class Symmetry:
                 "generator. Shift or re-scale its parameter until Q(q, 0) = q; a factor s, for instance, must become "
                 "1 + s or torch.exp(s)"
             )
+
+
+def as_symmetry(symmetry: Symmetry) -> Symmetry:
+    return instance("symmetry", symmetry, Symmetry, "scale() or rotation(plane=(0, 1))")
 
 
 # --- the actions ------------------------------------------------------------------------------------------------
@@ -171,9 +194,14 @@ def rotation(generator=None, *, plane: tuple[int, int] | None = None, dimension:
 
 
 def _plane_rotation(plane, dimension) -> Symmetry:
-    i, j = plane
-    if not (isinstance(i, int) and isinstance(j, int) and min(i, j) >= 0) or i == j:
+    axes = instance("plane", plane, (tuple, list), "(0, 1)")
+    if len(axes) != 2:
         raise ValueError(f"plane = {plane} is no plane; name two different axes, numbered from 0")
+    i, j = (integer("plane", axis, 0, _MOST_COMPONENTS) for axis in axes)
+    if i == j:
+        raise ValueError(f"plane = {plane} is no plane; name two different axes, numbered from 0")
+    if dimension is not None:
+        integer("dimension", dimension, 2, _MOST_COMPONENTS)
     if dimension is not None and max(i, j) >= dimension:
         raise ValueError(f"plane = {plane} needs axes below dimension = {dimension}; they are numbered from 0")
     name = f"rotation in plane ({i}, {j})"
@@ -237,9 +265,14 @@ def rescale(inputs: Part, outputs: Part, p: float = 1.0, extra: Sequence[tuple[P
         >>> [round(x, 6) for x in rescale([0, 1], [2], p=2)(torch.ones(3), math.log(2)).tolist()]
         [2.0, 2.0, 0.25]
     """
+    p = real_number("p", p)
     if not math.isfinite(p):
         raise ValueError(f"p must be a finite degree of homogeneity, got {p}; ReLU and linear layers have p = 1")
-    parts = [(inputs, 1.0), (outputs, -float(p)), *((part, float(exponent)) for part, exponent in extra)]
+    parts = [(inputs, 1.0), (outputs, -p)]
+    for pair in list(instance("extra", extra, (list, tuple), "[(betas, -1.0)]")):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"extra must be (part, exponent) pairs, got {described(pair)}; for Swish [(betas, -1.0)]")
+        parts.append((pair[0], finite_number("exponent", pair[1])))
     return _stretch("rescale" if p == 1 else f"rescale (p={p:g})", parts)
 
 
@@ -288,6 +321,8 @@ def linear_pair(first: slice, second: slice, A) -> Symmetry:
         [3.0, 2.0, 3.0, 1.0]
     """
     A = finite_tensor("A", A, 2)
+    for layer, place in (("first", first), ("second", second)):
+        _check_block(layer, place)
     if _overlap(first, second):
         raise ValueError(f"the two layers {first} and {second} overlap; a pair needs two different layers")
 
@@ -322,6 +357,7 @@ def input_rotation(weights: slice, P) -> Symmetry:
         [-4.0, 3.0, 0.0]
     """
     P = _skew("input_rotation", P)
+    _check_block("weights", weights)
 
     def action(q, s):
         W = _block("input_rotation", q, weights, len(P)).view(-1, len(P))
@@ -335,7 +371,7 @@ def input_rotation(weights: slice, P) -> Symmetry:
 
 def finite_tensor(name: str, value, ndim: int) -> Tensor:
     """A finite float64 vector or square matrix, not zero."""
-    x = as_tensor(name, value).detach().double()
+    x = as_tensor(name, ordered(name, value, "numbers in a list, an array or a tensor")).detach().double()
     if x.ndim != ndim or x.numel() == 0 or (ndim == 2 and x.shape[0] != x.shape[1]):
         wanted = "(n,)" if ndim == 1 else "(d, d)"
         raise ValueError(f"{name} must have shape {wanted}, got {tuple(x.shape)}")
@@ -376,6 +412,8 @@ def _same_length(name: str, what: str, n: int, q: Tensor) -> None:
 
 
 def _stretch(name: str, parts: list[tuple[Part, float]]) -> Symmetry:
+    parts = [(_checked_part(name, part), exponent) for part, exponent in parts]
+
     def action(q, s):
         exponents, seen = torch.zeros(len(q), dtype=q.dtype), torch.zeros(len(q), dtype=torch.long)
         for part, exponent in parts:
@@ -391,16 +429,41 @@ def _stretch(name: str, parts: list[tuple[Part, float]]) -> Symmetry:
     return Symmetry(action, name)
 
 
-def _indices(name: str, part: Part, n: int) -> Tensor:
+def _checked_part(name: str, part: Part) -> Any:
+    """A slice, an integer, a tensor of indices or of booleans, or a list of these."""
+    if isinstance(part, slice):
+        ends = (part.start, part.stop, part.step)
+        if not all(end is None or isinstance(end, Integral) for end in ends):
+            raise TypeError(f"{name}: {part} has ends that are no integers; name components as slice(0, 5)")
+        return part
+    if isinstance(part, Integral) and not isinstance(part, bool):
+        return integer(f"{name}: a component", part, 0, _MOST_COMPONENTS)
+    if isinstance(part, np.ndarray) and part.dtype.kind in "iub":
+        return torch.from_numpy(part)
+    if isinstance(part, Tensor):
+        plain = not (part.is_meta or part.layout != torch.strided)
+        if plain and (part.dtype == torch.bool or not (part.is_floating_point() or part.is_complex())):
+            return part.detach().cpu()
+    if isinstance(part, list | tuple | range):
+        return [_checked_part(name, piece) for piece in part]
+    raise TypeError(
+        f"{name}: a part of the parameters is a slice such as f.slices['0.weight'], an index, or several of these in "
+        f"a list, got {described(part)}"
+    )
+
+
+def _indices(name: str, part: Any, n: int) -> Tensor:
     """Where in a vector of length ``n`` a part sits, as indices."""
     if isinstance(part, slice):
         if part.stop is not None and part.stop > n:
             raise ValueError(f"{name}: {part} reaches beyond the {n} components of q")
         index = torch.arange(n)[part]
-    elif isinstance(part, int | Integral):
-        index = torch.tensor([int(part)])
+    elif isinstance(part, int):
+        index = torch.tensor([part])
     elif isinstance(part, Tensor):
-        index = part.nonzero().flatten() if part.dtype == torch.bool else part.flatten().long()
+        if part.dtype == torch.bool and part.numel() > n:
+            raise ValueError(f"{name}: a mask of {part.numel()} entries for {n} components of q")
+        index = part.flatten().nonzero().flatten() if part.dtype == torch.bool else part.flatten().long()
     else:
         pieces = [_indices(name, piece, n) for piece in part]
         index = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
@@ -409,6 +472,14 @@ def _indices(name: str, part: Part, n: int) -> Tensor:
     if index.min() < 0 or index.max() >= n:
         raise ValueError(f"{name}: {part} names components outside 0 .. {n - 1}")
     return index
+
+
+def _check_block(name: str, where: slice) -> None:
+    if not isinstance(where, slice):
+        raise TypeError(f"{name} must be a slice of the flat vector, as f.slices has it, got {described(where)}")
+    ends = (where.start, where.stop, where.step)
+    if not all(end is None or isinstance(end, Integral) for end in ends):
+        raise TypeError(f"{name} must be a slice with integer ends, got {where}")
 
 
 def _block(name: str, q: Tensor, where: slice, d: int) -> Tensor:

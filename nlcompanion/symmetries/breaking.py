@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from nlcompanion._arguments import as_tensor
+from nlcompanion._arguments import function, numbers, scalar_of, vector
 from nlcompanion.dynamics.bregman import kinetic_energy
 from nlcompanion.dynamics.gradient import gradient_of
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.mechanics.lagrangian import lift
-from nlcompanion.symmetries.actions import Symmetry
+from nlcompanion.symmetries.actions import Symmetry, as_symmetry
 from nlcompanion.symmetries.states import at_each, state
 
 __all__ = ["generator", "invariance_defect", "kinetic_symmetry_breaking"]
@@ -42,8 +42,10 @@ def generator(symmetry: Symmetry) -> Callable[[Tensor], Tensor]:
         [1.0, 2.0]
     """
 
+    as_symmetry(symmetry)
+
     def xi(q):
-        q = as_tensor("q", q)
+        q = vector("q", q)
         zero, one = torch.zeros((), dtype=q.dtype, device=q.device), torch.ones((), dtype=q.dtype, device=q.device)
         moved, tangent = jvp(lambda s: symmetry(q, s), (zero,), (one,))
         symmetry._compare(moved, q)
@@ -87,10 +89,11 @@ def invariance_defect(f: Callable[[Tensor], Tensor], symmetry: Symmetry, q, s=No
         >>> round(invariance_defect(bowl, scale(), q).item(), 12)   # as far from it as can be
         1.0
     """
-    q = as_tensor("q", q)
-    symmetry.check(q)
+    q = vector("q", q)
+    as_symmetry(symmetry).check(q)
+    function("f", f, "f(q) -> scalar", 1)
     if s is not None:
-        return _finite_defect(f, symmetry, q, torch.as_tensor(s, dtype=q.dtype))
+        return _finite_defect(f, symmetry, q, numbers("s", s).to(q))
     xi, slope = generator(symmetry)(q), gradient_of(f, q)
     for size, what in ((slope.norm(), "the gradient of the loss"), (xi.norm(), f"the generator of {symmetry.name}")):
         if not float(size):
@@ -104,8 +107,8 @@ def invariance_defect(f: Callable[[Tensor], Tensor], symmetry: Symmetry, q, s=No
 
 def _finite_defect(f, symmetry: Symmetry, q: Tensor, s: Tensor) -> Tensor:
     with torch.no_grad():
-        here = torch.as_tensor(f(q))
-        values = torch.stack([torch.as_tensor(f(symmetry(q, x))) for x in s.reshape(-1)]).reshape(s.shape)
+        here = scalar_of("f(q)", f(q))
+        values = torch.stack([scalar_of("f(q)", f(symmetry(q, x))) for x in s.reshape(-1)]).reshape(s.shape)
     if not (torch.isfinite(here) and torch.isfinite(values).all()):
         raise ValueError(f"the loss is not finite at q, or where {symmetry.name} moves it; take a smaller s")
     size = torch.maximum(values.abs(), here.abs())
@@ -142,6 +145,7 @@ def kinetic_symmetry_breaking(rule: LearningRule, symmetry: Symmetry, t, q, v) -
         25.0
     """
     T = kinetic_energy(rule)
+    as_symmetry(symmetry)
     t, q, v = state(rule, symmetry, t, q, v)
 
     def broken(t, q, v):

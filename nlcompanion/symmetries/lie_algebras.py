@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import as_tensor
-from nlcompanion.symmetries.actions import Symmetry, finite_tensor, linear_action, rotation
+from nlcompanion._arguments import as_tensor, function, instance, integer, numbers, ordered
+from nlcompanion.symmetries.actions import Symmetry, linear_action, rotation
 
 __all__ = ["LieAlgebra", "gl", "so"]
+
+_LARGEST = 128  # the basis of gl(d) holds d^4 numbers
 
 # --- whole groups -----------------------------------------------------------------------------------------------
 
@@ -45,32 +47,37 @@ class LieAlgebra:
     name: str = "Lie algebra"
 
     def __post_init__(self) -> None:
-        basis = self.basis
-        if not isinstance(basis, Tensor):
-            basis = torch.stack([finite_tensor("basis", A, 2) for A in basis])
-        basis = basis.double()
+        function("action", self.action, "action(A) -> Symmetry", 1)
+        instance("name", self.name, str, '"so(3)"')
+        basis = as_tensor("basis", ordered("basis", self.basis, "matrices of one size in a list or a tensor")).double()
+        if not torch.isfinite(basis).all():
+            raise ValueError("basis holds NaN or infinity; an action needs finite numbers")
         if basis.ndim != 3 or basis.shape[1] != basis.shape[2] or not len(basis):
             raise ValueError(f"a basis has shape (m, d, d) with m > 0, got {tuple(basis.shape)}")
         rank = int(torch.linalg.matrix_rank(basis.flatten(1)))
         if rank < len(basis):
             raise ValueError(f"the basis has {len(basis)} matrices but only {rank} independent ones; drop the others")
         object.__setattr__(self, "basis", basis)
+        self._acting(basis[0])
 
     def __len__(self) -> int:
         return len(self.basis)
 
     def __getitem__(self, index: int) -> Symmetry:
-        return self.action(self.basis[index])
+        return self._acting(self.basis[index])
 
     def __iter__(self) -> Iterator[Symmetry]:
-        return (self.action(A) for A in self.basis)
+        return (self._acting(A) for A in self.basis)
+
+    def _acting(self, A: Tensor) -> Symmetry:
+        return instance("what action(A) returns", self.action(A), Symmetry, "linear_action(A)")
 
     def element(self, coefficients) -> Symmetry:
         r"""The symmetry of :math:`\sum_i c_i A_i`, with ``coefficients`` of shape ``(m,)``."""
-        c = torch.as_tensor(coefficients, dtype=torch.float64)
+        c = numbers("coefficients", coefficients)
         if c.shape != (len(self),):
             raise ValueError(f"{self.name} needs {len(self)} coefficients, got shape {tuple(c.shape)}")
-        return self.action(torch.einsum("m,mij->ij", c, self.basis))
+        return self._acting(torch.einsum("m,mij->ij", c, self.basis))
 
     def pack(self, values: Tensor) -> Tensor:
         r"""One number per element of the basis, as the matrix :math:`X` with :math:`\mathrm{tr}(X A) =` its value.
@@ -116,8 +123,8 @@ def so(d: int, action: Callable[[Tensor], Symmetry] | None = None) -> LieAlgebra
         >>> len(so(4)), so(2).basis[0].tolist()
         (6, [[0.0, 1.0], [-1.0, 0.0]])
     """
-    if not (isinstance(d, int) and d >= 2):
-        raise ValueError(f"so(d) needs a dimension d >= 2, got {d!r}; a line has no rotations")
+    if integer("d", d, 1, _LARGEST) < 2:
+        raise ValueError(f"so(d) needs a dimension d >= 2, got {d}; a line has no rotations")
     i, j = torch.triu_indices(d, d, offset=1)
     basis = torch.zeros(len(i), d, d, dtype=torch.float64)
     rows = torch.arange(len(i))
@@ -139,7 +146,6 @@ def gl(d: int, action: Callable[[Tensor], Symmetry] | None = None) -> LieAlgebra
         >>> len(gl(3)), gl(2).basis[1].tolist()
         (9, [[0.0, 1.0], [0.0, 0.0]])
     """
-    if not (isinstance(d, int) and d >= 1):
-        raise ValueError(f"gl(d) needs a dimension d >= 1, got {d!r}")
+    integer("d", d, 1, _LARGEST)
     basis = torch.eye(d * d, dtype=torch.float64).view(d * d, d, d)
     return LieAlgebra(basis, linear_action if action is None else action, f"gl({d})")

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from nlcompanion._arguments import as_tensor, known
+from nlcompanion._arguments import as_tensor, known, real_number
 from nlcompanion.dynamics.learning_rules import LearningRule, at_time
-from nlcompanion.symmetries.actions import Symmetry
+from nlcompanion.symmetries.actions import Symmetry, as_symmetry
 
 
 def state(rule: LearningRule | None, symmetry: Symmetry | None, t, q, v) -> tuple[Tensor, Tensor, Tensor]:
     """``(t, q, v)`` as float64 tensors of a point or of a trajectory, checked against rule and symmetry."""
+    if isinstance(t, int | float):
+        t = real_number("t", t)
+        t = torch.tensor(t, dtype=torch.float64)
     t, q, v = (as_tensor(name, x).double() for name, x in (("t", t), ("q", q), ("v", v)))
     if t.ndim > 1 or (t.ndim == 1 and (q.ndim != 2 or len(q) != len(t) or not len(t))):
         raise ValueError(
@@ -29,7 +32,7 @@ def state(rule: LearningRule | None, symmetry: Symmetry | None, t, q, v) -> tupl
         if known(~torch.isfinite(x).all()):
             raise ValueError(f"{name} holds NaN or infinity; a motion cannot pass there")
     if symmetry is not None:
-        symmetry.check(q if t.ndim == 0 else q[0])
+        as_symmetry(symmetry).check(q if t.ndim == 0 else q[0])
     if rule is not None:
         _check_domain(rule, t, q, v)
     return t, q, v

@@ -42,13 +42,7 @@ def _laws(record: Record) -> list[Balance]:
                 t[:, own].double().flatten(1, 2)[None] for t in (record.raw_value(role), record.raw_gradient(role))
             )
         found.append(_of_head(record, **parts))
-    return [_stacked(balances) for balances in zip(*found, strict=True)]
-
-
-def _stacked(balances: tuple[Balance, ...]) -> Balance:
-    """One law of several heads."""
-    parts = [torch.cat([getattr(b, name) for b in balances]) for name in ("difference", "size", "noise", "side")]
-    return Balance(balances[0].law, balances[0].tensors, *parts, "key-value head")
+    return [Balance.cat(balances, axis=0, head="key-value head") for balances in zip(*found, strict=True)]
 
 
 def _of_head(record: Record, q, k, v, y, dq, dk, dv, dy) -> list[Balance]:

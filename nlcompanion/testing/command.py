@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Mapping
-from typing import Any
 
+from nlcompanion._target import load
+from nlcompanion._terminal import Mistake, say
 from nlcompanion.testing.report import BROKEN, LAWFUL, Report
 
 LAWFUL_CODE, BROKEN_CODE, WRONG_CODE, UNTOLD_CODE = 0, 1, 2, 3
-
-
-class WrongTarget(Exception):
-    """A mistake of the user's, said in one line."""
-
-
-def load(target: str) -> Any:
-    """The object that ``package.module:name`` names; the current folder is searched too."""
-    module, colon, name = target.partition(":")
-    if not (module and colon and name):
-        raise WrongTarget(f"{target!r} names no factory; write package.module:factory")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise WrongTarget(f"{target} cannot be loaded: {error}") from error
-    if not callable(found):
-        raise WrongTarget(f"{target} is {type(found).__name__}, not a function that makes what is checked")
-    return found
 
 
 def check(target: str, *, resolution: float = 0.5, seed: int = 0) -> Report:
@@ -49,7 +25,7 @@ def check(target: str, *, resolution: float = 0.5, seed: int = 0) -> Report:
         return check_optimizer(factory, seed=seed)
     if required:
         names = ", ".join(p.name for p in required)
-        raise WrongTarget(f"{target} takes {names}; a factory takes nothing, or the parameters of an optimiser")
+        raise Mistake(f"{target} takes {names}; a factory takes nothing, or the parameters of an optimiser")
     made = factory()
     if isinstance(made, Report):
         return made
@@ -59,18 +35,17 @@ def check(target: str, *, resolution: float = 0.5, seed: int = 0) -> Report:
         return check_gradients(function, *inputs, **settings)
     if isinstance(made, tuple) and made and callable(made[0]):
         return check_gradients(made[0], *made[1:], resolution=resolution, seed=seed)
-    raise WrongTarget(f"{target} returned {type(made).__name__}; return (model, *inputs), or a dict with 'function'")
+    raise Mistake(f"{target} returned {type(made).__name__}; return (model, *inputs), or a dict with 'function'")
 
 
 def run(target: str, *, resolution: float = 0.5, seed: int = 0) -> int:
     """Print the report; the exit status."""
     try:
         report = check(target, resolution=resolution, seed=seed)
-    except WrongTarget as error:
-        print(f"nlcompanion: error: {error}", file=sys.stderr)
-        return WRONG_CODE
+    except Mistake:
+        raise
     except Exception as error:  # the user's code may raise anything; what it was is said, and no verdict given
-        print(f"nlcompanion: error: {target} could not be checked: {type(error).__name__}: {error}", file=sys.stderr)
+        say(f"error: {target} could not be checked: {type(error).__name__}: {error}")
         return WRONG_CODE
     print(f"{report}\n{report.verdict}")
     return {LAWFUL: LAWFUL_CODE, BROKEN: BROKEN_CODE}.get(report.verdict, UNTOLD_CODE)

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import flag, floating_precision, instance, positive_number, scalar_of, seed_number
+from nlcompanion._arguments import function as a_function
 from nlcompanion.testing import attention, linear_maps, normalization, pointwise  # noqa: F401 (they register kinds)
-from nlcompanion.testing.parameters import parameter_balances
+from nlcompanion.testing.parameters import limits_of, parameter_balances
 from nlcompanion.testing.record import Record, kind_of
-from nlcompanion.testing.recording import Recorder, cotangent, run_kernel
+from nlcompanion.testing.recording import Recorder, called, cotangent, floating, run_kernel
 from nlcompanion.testing.report import Report
 
 RESOLUTION = 0.5
@@ -55,7 +57,8 @@ def check_gradients(
             ``dim``; cross_entropy ``weight``, the largest of a sample in the loss; rotary ``interleaved``;
             convolution ``groups``, ``transposed``.
         kinds: for layers of your own in a module: their name or type, and their kind or ``(kind, options)``.
-        laws: laws of parameters, such as ``homogeneous_laws(f)``, :class:`GainIntoLinear`, or an audit.
+        laws: laws of parameters, such as ``homogeneous_laws(f)``, :class:`GainIntoLinear`, or an :func:`audit`: then
+            all that it found, symmetries without a charge included; the report says what each law survives.
         grad_output: the real gradient at the output, or None for random numbers.
         loss: makes a number of the output, in place of ``grad_output``.
         precision: the dtype of the arithmetic, where it is coarser than that of the tensors (autocast).
@@ -85,9 +88,23 @@ def check_gradients(
         >>> check_gradients(without_scale, q, k, v, kind="attention").broken[0].law
         'sum of Qᵀ dQ = dKᵀ K'
     """
-    if laws is not None and not inputs:
+    if not isinstance(function, nn.Module):
+        a_function("function", function, "that computes one tensor of others")
+    _check_settings(precision, resolution, raise_error)
+    seed = seed_number("seed", seed)
+    if grad_output is not None:
+        floating("grad_output", grad_output)
+    if loss is not None:
+        a_function("loss", loss, "loss(output) -> scalar", 1)
+    if kinds is not None:
+        instance("kinds", kinds, Mapping, '{"layer": "linear"}')
+    if laws is not None and inputs:
+        raise ValueError("laws= are checked on the .grad that lies in a model, without inputs; leave one of both out")
+    if laws is not None:
+        if not isinstance(function, nn.Module):
+            raise TypeError(f"laws= are held against a module's .grad, got {type(function).__name__}; pass the module")
         checks = [c for b in parameter_balances(function, laws, precision) for c in b.judge(resolution)]
-        report = Report(tuple(checks))
+        report = Report(tuple(checks), tuple(limits_of(laws)))
     elif kind is not None:
         record = run_kernel(function, inputs, kind, options, grad_output, loss, seed, precision)
         report = Report(tuple(_judge(kind, record, resolution)))
@@ -121,11 +138,20 @@ def check_recorded(
         >>> check_recorded("linear", values, {"x": dy @ w, "weight": dy.T @ x, "y": dy}).verdict
         'lawful'
     """
+    _check_settings(precision, resolution, raise_error)
+    for name, tensors in (("values", values), ("gradients", gradients)):
+        instance(name, tensors, Mapping, '{"x": x, "y": y}')
     record = Record(dict(values), dict(gradients), options, precision)
     report = Report(tuple(_judge(kind, record, resolution)))
     if raise_error:
         report.raise_if_broken()
     return report
+
+
+def _check_settings(precision: torch.dtype | None, resolution: float, raise_error: bool) -> None:
+    floating_precision("precision", precision)
+    positive_number("resolution", resolution)
+    flag("raise_error", raise_error)
 
 
 def _judge(kind: str, record: Record, resolution: float, prefix: str = "") -> list:
@@ -140,10 +166,10 @@ def _check_module(model, inputs, kinds, grad_output, loss, seed, precision, reso
         raise ValueError("a module is checked on real inputs: check_gradients(model, x), or pass laws= to check .grad")
     recorder = Recorder(model, kinds, precision)
     try:
-        output = model(*inputs)
+        output = called(model, inputs)
     finally:
         recorder.close()
-    scalar = loss(output) if loss is not None else None
+    scalar = scalar_of("loss(output)", called(loss, [output])) if loss is not None else None
     output, dy = (output, cotangent(output, grad_output, seed)) if scalar is None else (scalar, None)
     checks = []
     for name, kind, record in recorder.records(output, dy):

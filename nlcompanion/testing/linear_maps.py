@@ -7,6 +7,7 @@ one of 32 buckets, so that every channel still counts and the check costs less t
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -50,33 +51,31 @@ def _channel_law(x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor, preci
     bucket_squares = (lambda t: t) if matrix is None else (lambda t: (t.float() @ matrix.float().abs()).double())
     w, dw = w.double(), dw.double()
     of_rows = torch.cat([square(dy[block].double()).sum(1) for block in blocks(*dy.shape)])
-    of_outputs = sum(square(dy[block].double()).sum(0) for block in blocks(*dy.shape))
+    of_outputs = torch.stack([square(dy[block].double()).sum(0) for block in blocks(*dy.shape)]).sum(0)
     reach = of_rows.sum()
-    channel, of_inputs = bucket_squares(square(w).sum(0)[None])[0], 0.0
-    left = None
+    channel, of_inputs = bucket_squares(square(w).sum(0)[None])[0], torch.zeros_like(w[0])
+    parts = []
     for block in blocks(*x.shape):
         a, b = x[block].double(), dx[block].double()
         at_row = reach if window else of_rows[block, None]
         error = stored**2 * bucket_squares(square(b)) + sums**2 * at_row * channel
-        part = Product.of(a, bucket(b), b_error=error)
-        left = part if left is None else left + part
+        parts.append(Product.of(a, bucket(b), b_error=error))
         of_inputs = of_inputs + square(a).sum(0)
     at_output = reach if window else of_outputs[:, None]
     dw_error = square(stored * dw) + sums**2 * at_output * of_inputs
     right = Product.of(dw, bucket(w), a_error=dw_error)
-    found = balance("xᵀ dx = dWᵀ W", "x, weight", left, right, copies=copies(dx))
-    parts = (found.difference, found.size, found.noise, found.side)
-    return Balance(found.law, found.tensors, *(part[None] for part in parts))
+    found = balance("xᵀ dx = dWᵀ W", "x, weight", functools.reduce(Product.__add__, parts), right, copies=copies(dx))
+    return Balance.whole(found.law, found.tensors, found.difference, found.size, found.noise, found.side)
 
 
 def _bias_law(dy: Tensor, db: Tensor, precision) -> Balance:
-    total = absolute = squares = 0.0
+    total = absolute = squares = torch.zeros_like(db)
     for block in blocks(*dy.shape):
         part = dy[block].double()
         total, absolute, squares = total + part.sum(0), absolute + part.abs().sum(0), squares + square(part).sum(0)
     error = square(precision.stored * db) + precision.sums**2 * len(dy) * squares
-    parts = (db - total, db.abs() + absolute, (copies(dy) * error).sqrt(), squares.sqrt())
-    return Balance("db = sum of dy", "bias", *(part[None] for part in parts))
+    noise = (copies(dy) * error).sqrt()
+    return Balance.whole("db = sum of dy", "bias", db - total, db.abs() + absolute, noise, squares.sqrt())
 
 
 def _linear(record: Record) -> list[Balance]:
@@ -122,7 +121,7 @@ def _convolution(record: Record) -> list[Balance]:
 register_kind("linear", ("x", "weight", "bias"), _linear)
 register_kind("convolution", ("x", "weight", "bias"), _convolution)
 register_module(nn.Linear, lambda module: ("linear", {}))
-for _module in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-    register_module(_module, lambda module: ("convolution", {"groups": module.groups}))
-for _module in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-    register_module(_module, lambda module: ("convolution", {"groups": module.groups, "transposed": True}))
+for _plain in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    register_module(_plain, lambda module: ("convolution", {"groups": module.groups}))
+for _transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+    register_module(_transposed, lambda module: ("convolution", {"groups": module.groups, "transposed": True}))

@@ -56,20 +56,14 @@ def _laws(record: Record, centered: bool) -> list[Balance]:
     dx, dy = record.raw_gradient("x"), record.raw_gradient("y")
     gain = _along(record.raw_value("weight"), record) if "weight" in record.values else None
     shift = _along(record.raw_value("bias"), record) if "bias" in record.values else None
-    tables = [None if t is None else sets(t) for t in (x, dx, y, dy, gain, shift)]
+    x_sets = sets(x)
+    tables = [x_sets, *(None if t is None else sets(t) for t in (dx, y, dy, gain, shift))]
     found = []
-    for block in blocks(*tables[0].shape):
+    for block in blocks(*x_sets.shape):
         numbers = [None if table is None else table[block].double() for table in tables]
-        found.append(_of_sets(*numbers, record, centered))
-    laws = [_joined(balances) for balances in zip(*found, strict=True)]
-    return laws + _of_parameters(record, rows, y, dy, shift, _adding(record, centered, tables[0]))
-
-
-def _joined(balances: tuple[Balance, ...]) -> Balance:
-    """One law of several blocks."""
-    names = ("difference", "size", "noise", "side")
-    parts = [torch.cat([getattr(found, name) for found in balances], 1) for name in names]
-    return Balance(balances[0].law, balances[0].tensors, *parts)
+        found.append(_of_sets(record, centered, *numbers))
+    laws = [Balance.cat(balances, axis=1) for balances in zip(*found, strict=True)]
+    return laws + _of_parameters(record, rows, y, dy, shift, _adding(record, centered, x_sets))
 
 
 def _adding(record: Record, centered: bool, x: Tensor) -> float:
@@ -93,10 +87,12 @@ def _adding(record: Record, centered: bool, x: Tensor) -> float:
 def _of_parameters(record: Record, rows, y: Tensor, dy: Tensor, shift: Tensor | None, error: float) -> list[Balance]:
     if not (record.has("weight") or record.has("bias")):
         return []
-    tables = [None if t is None else rows(t) for t in (y, dy, shift)]
-    product = product_size = product_noise = total = absolute = squares = 0.0
-    for block in blocks(*tables[0].shape):
-        part, slope, offset = (None if table is None else table[block].double() for table in tables)
+    outputs, slopes, offsets = rows(y), rows(dy), None if shift is None else rows(shift)
+    zero = torch.zeros(outputs.shape[1], dtype=torch.float64, device=y.device)
+    product = product_size = product_noise = total = absolute = squares = zero
+    for block in blocks(*outputs.shape):
+        part, slope = outputs[block].double(), slopes[block].double()
+        offset = None if offsets is None else offsets[block].double()
         z = part if offset is None else part - offset
         terms = z * slope
         product, product_size = product + terms.sum(0), product_size + terms.abs().sum(0)
@@ -107,13 +103,12 @@ def _of_parameters(record: Record, rows, y: Tensor, dy: Tensor, shift: Tensor | 
     if record.has("weight"):
         own = record.value("weight").reshape(-1) * record.gradient("weight").reshape(-1)
         noise = (square(stored * own) + 4 * error**2 * product_noise).sqrt()
-        parts = (own - product, own.abs() + product_size, noise, torch.maximum(own.abs(), product.abs()))
-        laws.append(Balance("γ dγ = sum of (y-β) dy", "weight", *(part[None] for part in parts)))
+        size, side = own.abs() + product_size, torch.maximum(own.abs(), product.abs())
+        laws.append(Balance.whole("γ dγ = sum of (y-β) dy", "weight", own - product, size, noise, side))
     if record.has("bias"):
         own = record.gradient("bias").reshape(-1)
         noise = (square(stored * own) + error**2 * squares).sqrt()
-        parts = (own - total, own.abs() + absolute, noise, squares.sqrt())
-        laws.append(Balance("dβ = sum of dy", "bias", *(part[None] for part in parts)))
+        laws.append(Balance.whole("dβ = sum of dy", "bias", own - total, own.abs() + absolute, noise, squares.sqrt()))
     return laws
 
 
@@ -125,7 +120,7 @@ def _eps(record: Record) -> float:
     return torch.finfo(torch.float64 if record.values["x"].dtype == torch.float64 else torch.float32).eps
 
 
-def _of_sets(x, dx, y, dy, gain, shift, record: Record, centered: bool) -> list[Balance]:
+def _of_sets(record: Record, centered: bool, x, dx, y, dy, gain, shift) -> list[Balance]:
     z = y if shift is None else y - shift
     g = dy if gain is None else dy * gain
     eps = _eps(record)
@@ -143,13 +138,13 @@ def _of_sets(x, dx, y, dy, gain, shift, record: Record, centered: bool) -> list[
     noise = unit * (own + inner + 4 * square(total)).sqrt()
     size = (dx * offset).abs().sum(1, keepdim=True) + share * terms.abs().sum(1, keepdim=True)
     law = "<dx, x-μ> = ε <dy, y-β>/(σ²+ε)" if centered else "<dx, x> = ε <dy, y>/(mean x²+ε)"
-    laws = [Balance(law, "x", *(t[None] for t in (left - right, size, noise, inner.sqrt())))]
+    laws = [Balance.whole(law, "x", left - right, size, noise, inner.sqrt())]
     if centered:
         pushed = square(rate * g).sum(1, keepdim=True)
         along = square((rate * g).sum(1, keepdim=True))
         noise = unit * (square(dx).sum(1, keepdim=True) + pushed + 4 * along + 4 * inner / width).sqrt()
-        parts = (dx.sum(1, keepdim=True), dx.abs().sum(1, keepdim=True), noise, pushed.sqrt())
-        laws.append(Balance("sum of dx = 0", "x", *(part[None] for part in parts)))
+        total, size = dx.sum(1, keepdim=True), dx.abs().sum(1, keepdim=True)
+        laws.append(Balance.whole("sum of dx = 0", "x", total, size, noise, pushed.sqrt()))
     return laws
 
 
@@ -170,7 +165,7 @@ register_kind("rms_norm", ("x", "weight"), lambda record: _laws(record, centered
 register_module(nn.RMSNorm, lambda m: ("rms_norm", {"dimensions": len(m.normalized_shape), "eps": m.eps}))
 register_module(nn.LayerNorm, lambda m: ("norm", {"dimensions": len(m.normalized_shape), "eps": m.eps}))
 register_module(nn.GroupNorm, lambda m: ("norm", {"over": "groups", "groups": m.num_groups, "eps": m.eps}))
-for _module in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-    register_module(_module, _batch_norm)
-for _module in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
-    register_module(_module, _instance_norm)
+for _batch in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+    register_module(_batch, _batch_norm)
+for _instance in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
+    register_module(_instance, _instance_norm)

@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 
+from nlcompanion._arguments import choice, described, finite_number, flag, function, integer, names, number_from
+
 Group = dict[str, Any]
+_DECAYS = ("none", "coupled", "decoupled", "unknown")
+_EQUIVARIANCES = ("signs", "permutations", "rotations", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,24 @@ class OptimizerLaws:
     ndim: int | None = None
     tolerance: float = 0.0
     stops: bool = True
+
+    def __post_init__(self) -> None:
+        choice("decay", self.decay, *_DECAYS)
+        if self.degree is not None and not callable(self.degree):
+            finite_number("degree", self.degree)
+        for name in ("degree", "first_step", "first_values", "white_rms"):
+            if callable(given := getattr(self, name)):
+                function(name, given, f"{name}(...)", 1 if name in ("degree", "white_rms") else 2)
+            elif given is not None and name != "degree":
+                raise TypeError(f"{name} must be a function or None, got {described(given)}")
+        object.__setattr__(self, "equivariance", names("equivariance", self.equivariance))
+        for kind in self.equivariance:
+            choice("equivariance", kind, *_EQUIVARIANCES)
+        for name in ("elementwise", "stops"):
+            flag(name, getattr(self, name))
+        if self.ndim is not None:
+            integer("ndim", self.ndim, 0, 64)
+        number_from("tolerance", self.tolerance, 0, "it is a relative accuracy")
 
 
 def _sign_step(group: Group, g: torch.Tensor) -> torch.Tensor:

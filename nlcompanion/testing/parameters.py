@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import described, instance, names
 from nlcompanion.testing.rounding import Balance, Precision
 
 
@@ -35,6 +37,14 @@ class GainIntoLinear:
     weights: tuple[str, ...]
     shift: str | None = None
 
+    def __post_init__(self) -> None:
+        instance("gain", self.gain, str, '"norm.weight"')
+        object.__setattr__(self, "weights", names("weights", self.weights))
+        if not self.weights:
+            raise ValueError("weights names no weight, so nothing reads the gain; name every one that does")
+        if self.shift is not None:
+            instance("shift", self.shift, str, '"norm.bias"')
+
     @property
     def statement(self) -> str:
         return "γ dγ + β dβ = sum of W dW" if self.shift else "γ dγ = sum of W dW"
@@ -45,20 +55,69 @@ class GainIntoLinear:
 
     def slope(self, values: dict[str, Tensor], gradients: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         terms = {name: values[name] * gradients[name] for name in self.parameters}
-        above = [terms[name] for name in self.parameters if name not in self.weights]
-        below = [terms[name] for name in self.weights]
-        slope = sum(above) - sum(term.sum(0) for term in below)
-        return slope, sum(t.abs() for t in above) + sum(t.abs().sum(0) for t in below)
+        above = torch.stack([terms[name] for name in self.parameters if name not in self.weights])
+        below = torch.cat([terms[name] for name in self.weights])
+        return above.sum(0) - below.sum(0), above.abs().sum(0) + below.abs().sum(0)
+
+
+LINEAR = ("accumulation", "loss scaling", "an all-reduce of all tensors", "clipping by the total norm")
+ONE_TENSOR = "clipping tensor by tensor"
 
 
 def laws_of(laws) -> tuple:
-    """A sequence of laws, or anything that has ``.laws``, as an audit has."""
+    """A sequence of laws, or anything that has ``.laws``, as an audit has, with its ``.identities``."""
     found = getattr(laws, "laws", laws)
-    return tuple(found) if isinstance(found, Sequence) else (found,)
+    several = tuple(found) if isinstance(found, Sequence) and not isinstance(found, str) else (found,)
+    if not several and found is laws:
+        raise ValueError("there is no law to check; homogeneous_laws(f) finds those of a network")
+    for law in several:
+        if not hasattr(law, "parameters") or not (isinstance(law, SlopeLaw) or hasattr(law, "form")):
+            raise TypeError(f"laws must be laws of parameters such as homogeneous_laws(f), got {described(law)}")
+    return (*several, *getattr(laws, "identities", ()))
+
+
+def survives(law) -> tuple[str, ...]:
+    """What may be done to a whole model's gradient, after the backward pass, without breaking a law.
+
+    All laws are linear in the gradient, so they survive whatever scales or averages all tensors alike. A law of one
+    tensor survives what scales each tensor by itself. Clipping number by number turns a gradient, and a penalty or
+    decay that is added to it breaks every law but by chance. Of a direction without gradient clipping leaves the
+    rounding as it is and makes the rest small, so it is no longer told apart from a broken one.
+    """
+    alone = len(set(law.parameters)) == 1 or getattr(law, "kind", "") == "dead"
+    return (*LINEAR, *([ONE_TENSOR] if alone else []))
+
+
+def limits_of(laws) -> list[str]:
+    """The laws that gradients alone cannot judge."""
+    return [
+        f"{law.statement}: its source is in the activations, where a Ledger reads it"
+        for law in laws_of(laws)
+        if getattr(law, "sources", ())
+    ]
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """A whole model's parameters and gradients, by name and flat."""
+
+    values: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+    @cached_property
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Gradient and point, of the parameters that have a gradient."""
+        names = list(self.gradients)
+        return tuple(torch.cat([of[name].reshape(-1) for name in names]) for of in (self.gradients, self.values))
+
+    @cached_property
+    def largest(self) -> float:
+        return max(float(gradient.abs().max()) for gradient in self.gradients.values())
 
 
 def parameter_balances(model: nn.Module, laws, dtype: torch.dtype | None = None) -> list[Balance]:
     """One balance for each law, with the gradients that lie in ``.grad``."""
+    instance("function", model, nn.Module, "the model whose .grad is checked")
     named = dict(model.named_parameters())
     values, gradients = {}, {}
     for name, parameter in named.items():
@@ -68,34 +127,42 @@ def parameter_balances(model: nn.Module, laws, dtype: torch.dtype | None = None)
             if not torch.isfinite(gradients[name]).all():
                 raise ValueError(f"the gradient of {name} is not finite; no law says anything about it")
     precision = Precision.of(*named.values(), dtype=dtype)
-    return [_balance(law, values, gradients, precision) for law in laws_of(laws)]
+    seen = _Gradient(values, gradients)
+    return [_balance(law, seen, precision) for law in laws_of(laws) if not getattr(law, "sources", ())]
 
 
-def _balance(law, values: dict, gradients: dict, precision: Precision) -> Balance:
+def _balance(law, seen: _Gradient, precision: Precision) -> Balance:
     names = tuple(law.parameters)
     for name in names:
-        if name not in values:
+        if name not in seen.values:
             raise ValueError(f"the law {law.statement!r} speaks of {name!r}, which the model lacks")
-        if name not in gradients:
+        if name not in seen.gradients:
             raise ValueError(
                 f"{name} has no gradient (.grad is None), and {law.statement!r} needs it; call this after backward() "
                 "and before zero_grad()"
             )
     if isinstance(law, SlopeLaw):
-        slope, size = law.slope(values, gradients)
-        numbers = size
+        slope, size = law.slope(seen.values, seen.gradients)
+    elif getattr(law, "kind", "") == "dead":
+        slope, size = _of_dead(law, seen)
     else:
-        slope, size, numbers = _of_form(law, values, gradients)
-    count = max(gradients[name].numel() for name in names)
+        slope, size = _of_form(law, seen)
+    count = max(seen.gradients[name].numel() for name in names)
     unit = precision.stored + precision.sums * count**0.5
-    parts = (slope, size, unit * numbers, size / 2)
-    return Balance(law.statement, ", ".join(names), *(part.reshape(1, -1) for part in parts))
+    difference, size = slope.reshape(-1), size.reshape(-1)
+    parts = law.statement, ", ".join(names), difference, size, unit * size, size / 2
+    return replace(Balance.whole(*parts), survives=survives(law))
 
 
-def _of_form(law, values: dict, gradients: dict) -> tuple[Tensor, Tensor, Tensor]:
+def _of_form(law, seen: _Gradient) -> tuple[Tensor, Tensor]:
     """A law of this package, which has a bilinear form on flat vectors that list the trained parameters in order."""
-    q = torch.cat([values[name].reshape(-1) for name in gradients])
-    g = torch.cat([gradients[name].reshape(-1) for name in gradients])
+    g, q = seen.flat
     reads, writes = law.sides(g.abs(), q.abs())
-    size = reads.abs() + writes.abs()
-    return law.form(g, q), size, size
+    return law.form(g, q), reads.abs() + writes.abs()
+
+
+def _of_dead(law, seen: _Gradient) -> tuple[Tensor, Tensor]:
+    """The gradient along a dead direction, all of which is the rounding of larger ones."""
+    lengths = [term.lengths(seen.gradients[term.name], seen.values[term.name])[0].reshape(-1) for term in law.terms]
+    slope = torch.stack(lengths).sum(0).sqrt()
+    return slope, torch.full_like(slope, seen.largest)

@@ -62,8 +62,8 @@ def _shift(record: Record) -> list[Balance]:
         rows = max(gradient[..., 0].numel(), 1)
         heaviest = gradient.abs().sum(-1).amax() / 2
         root = root + record.options.get("weight", torch.maximum(heaviest, heaviest.new_tensor(1 / rows)))
-    parts = (gradient.sum(-1), gradient.abs().sum(-1), unit * spread * root, root)
-    return [Balance("sum of dx over a row = 0", "x", *(part[None] for part in parts))]
+    total, size, noise = gradient.sum(-1), gradient.abs().sum(-1), unit * spread * root
+    return [Balance.whole("sum of dx over a row = 0", "x", total, size, noise, root)]
 
 
 def _pairs(t: Tensor, interleaved: bool) -> Tensor:

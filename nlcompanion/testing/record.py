@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import described
 from nlcompanion.testing.rounding import Balance, Precision
 
 
@@ -17,7 +18,7 @@ class Record:
     """Tensors by role (``x``, ``weight``, ``y``, ...), the loss's gradients by the same roles, and options."""
 
     values: dict[str, Tensor]
-    gradients: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
     options: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype | None = None
 
@@ -50,7 +51,8 @@ class Record:
 
     @property
     def precision(self) -> Precision:
-        return Precision.of(*self.values.values(), *self.gradients.values(), dtype=self.dtype)
+        given = [gradient for gradient in self.gradients.values() if gradient is not None]
+        return Precision.of(*self.values.values(), *given, dtype=self.dtype)
 
     def check(self) -> None:
         """Errors for what no verdict can be given on: integers, shapes that do not fit, values that are not finite."""
@@ -58,7 +60,11 @@ class Record:
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"{role} is {what}, which has no gradient; laws are for floating-point tensors")
+            if not value.numel() or value.is_meta or value.layout != torch.strided:
+                raise ValueError(f"{role} holds no plain numbers: {described(value)}; give values as in training")
             gradient = self.gradients.get(role)
+            if gradient is not None and not (isinstance(gradient, Tensor) and gradient.is_floating_point()):
+                raise TypeError(f"the gradient of {role} is {described(gradient)}, not a floating-point tensor")
             if gradient is not None and gradient.shape != value.shape:
                 raise ValueError(
                     f"the gradient of {role} has shape {tuple(gradient.shape)} and {role} itself {tuple(value.shape)}; "
@@ -101,6 +107,6 @@ def register_module(module: type, read: Callable[[Any], tuple[str, Mapping[str, 
 
 
 def kind_of(name: str) -> Kind:
-    if name not in KINDS:
-        raise ValueError(f"there is no kind {name!r}; the kinds are {', '.join(sorted(KINDS))}")
+    if not isinstance(name, str) or name not in KINDS:
+        raise ValueError(f"there is no kind {described(name)}; the kinds are {', '.join(sorted(KINDS))}")
     return KINDS[name]

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import described, scalar_of
 from nlcompanion.testing.record import MODULES, Record, kind_of
 
 
-def _leaf(value: Any, role: str) -> Tensor:
+def floating(role: str, value: Any) -> Tensor:
+    """A tensor that has a gradient and numbers in it."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         what = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{role} is {what}, which has no gradient; laws are for floating-point tensors")
-    return value.detach().clone().requires_grad_()
+    if not value.numel() or value.is_meta or value.layout != torch.strided:
+        raise ValueError(f"{role} holds no plain numbers: {described(value)}; give values as in training")
+    return value
+
+
+def _leaf(value: Any, role: str) -> Tensor:
+    return floating(role, value).detach().clone().requires_grad_()
+
+
+def called(function: Callable, inputs: Sequence[Any]) -> Any:
+    """What a function or a module makes of its inputs; its own complaint is part of the message."""
+    try:
+        return function(*inputs)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        name = type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", "function")
+        what = ", ".join(described(value) for value in inputs)
+        raise ValueError(f"{name} fails on inputs that are {what}: {str(error).splitlines()[0]}") from error
 
 
 def cotangent(output: Tensor, given: Tensor | None, seed: int) -> Tensor:
@@ -24,7 +42,7 @@ def cotangent(output: Tensor, given: Tensor | None, seed: int) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(f"the output is {type(output).__name__}, not a tensor; pass loss=, which makes a number of it")
     if given is not None:
-        if given.shape != output.shape:
+        if floating("grad_output", given).shape != output.shape:
             raise ValueError(f"grad_output has shape {tuple(given.shape)}, the output {tuple(output.shape)}")
         return given.to(output.dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -38,12 +56,12 @@ def run_kernel(function: Callable, inputs: tuple, kind: str, options: Mapping, g
         raise ValueError(f"{kind} takes {', '.join(roles)}, got {len(inputs)} inputs")
     values = {role: _leaf(value, role) for role, value in zip(roles, inputs, strict=False) if value is not None}
     arguments = [values.get(role) for role in roles[: len(inputs)]]
-    output = function(*arguments)
+    output = floating("the output", called(function, arguments)) if loss is None else called(function, arguments)
     if isinstance(function, nn.Module):
         for role, parameter in function.named_parameters(recurse=False):
             if role in roles:
                 values.setdefault(role, parameter)
-    scalar = loss(output) if loss is not None else None
+    scalar = scalar_of("loss(output)", called(loss, [output])) if loss is not None else None
     if kind == "cross_entropy" and scalar is None:
         scalar = output.sum()
     if scalar is None:

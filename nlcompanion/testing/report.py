@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 LAWFUL, BROKEN, CANNOT_TELL = "lawful", "broken", "cannot tell"
@@ -23,6 +24,7 @@ class LawCheck:
         floor: the defect that rounding may leave there (dimensionless).
         visible: the smallest fault, as a share of one side of the law, that stands above the floor.
         verdict: ``"lawful"``, ``"broken"``, or ``"cannot tell"`` if a fault as large as ``resolution`` could hide.
+        survives: what may be done to the gradients of a whole model without breaking it; empty for single layers.
     """
 
     law: str
@@ -32,6 +34,7 @@ class LawCheck:
     floor: float
     visible: float
     verdict: str
+    survives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Report:
             return BROKEN
         told = self.checks and all(check.verdict == LAWFUL for check in self.checks)
         return LAWFUL if told else CANNOT_TELL
+
+    @property
+    def surviving(self) -> dict[str, int]:
+        """How many laws of a whole model's gradient survive what is done to it after the backward pass."""
+        return dict(Counter(what for check in self.checks for what in check.survives))
 
     def raise_if_broken(self) -> None:
         """Raise :class:`LawError` for the worst broken law."""
@@ -88,4 +96,6 @@ class Report:
         ]
         widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
-        return "\n".join([line.rstrip() for line in lines] + [f"not checked: {limit}" for limit in self.limits])
+        notes = [f"{count} of these laws survive {what}" for what, count in self.surviving.items()]
+        limits = [f"not checked: {limit}" for limit in self.limits]
+        return "\n".join([line.rstrip() for line in lines] + notes + limits)

@@ -15,6 +15,7 @@ least, adds :math:`\sqrt n\,u_{acc}` of the root of its sum of squares. The chec
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,25 @@ class Balance:
     noise: Tensor
     side: Tensor
     head: str = ""
+    survives: tuple[str, ...] = ()
+
+    @staticmethod
+    def whole(law: str, tensors: str, difference: Tensor, size: Tensor, noise: Tensor, side: Tensor) -> Balance:
+        """Of tensors without an axis of heads."""
+        return Balance(law, tensors, difference[None], size[None], noise[None], side[None])
+
+    @staticmethod
+    def cat(balances: Sequence[Balance], axis: int, head: str = "") -> Balance:
+        """One law of several heads (axis 0) or blocks (axis 1)."""
+        return Balance(
+            balances[0].law,
+            balances[0].tensors,
+            torch.cat([found.difference for found in balances], axis),
+            torch.cat([found.size for found in balances], axis),
+            torch.cat([found.noise for found in balances], axis),
+            torch.cat([found.side for found in balances], axis),
+            head,
+        )
 
     def judge(self, resolution: float, prefix: str = "") -> list[LawCheck]:
         """One verdict for each head."""
@@ -72,7 +92,9 @@ class Balance:
             verdict = BROKEN if broken else CANNOT_TELL if visible > resolution else LAWFUL
             defect, relative = (float(x.flatten()[worst]) / scale for x in (difference, floor))
             head = f"{self.head} {k}" if self.head else ""
-            checks.append(LawCheck(self.law, prefix + self.tensors, head, defect, relative, visible, verdict))
+            checks.append(
+                LawCheck(self.law, prefix + self.tensors, head, defect, relative, visible, verdict, self.survives)
+            )
         return checks
 
 
@@ -127,6 +149,6 @@ def copies(*rows: Tensor) -> float:
         generator = torch.Generator().manual_seed(k)
         weights = torch.rand(table.shape[1], dtype=torch.float64, generator=generator).to(table.device)
         keys.append(torch.cat([table[block].double() @ weights for block in blocks(*table.shape)]))
-    key = sum(keys)
+    key = torch.stack(keys).sum(0)
     counts = torch.unique(key[key != 0], return_counts=True)[1].double()
     return float((square(counts).sum() / counts.sum().clamp_min(1)).clamp_min(1))

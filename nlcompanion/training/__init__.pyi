@@ -4,6 +4,6 @@ from .run import Run as Run
 from .step import BeforeStep as BeforeStep
 from .sweeps.records import Record as Record
 from .sweeps.records import Sweep as Sweep
-from .sweeps.records import SweepError as SweepError
 from .sweeps.records import load_sweep as load_sweep
+from .sweeps.store import SweepError as SweepError
 from .sweeps.sweep import sweep as sweep

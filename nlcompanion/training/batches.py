@@ -1,7 +1,8 @@
-"""The batches of a training run (private): the data on the device, and what is drawn for an epoch."""
+"""The batches of a training run: the data on the device, and what is drawn for an epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
 
@@ -20,7 +21,7 @@ def _digits() -> tuple[Dataset, Dataset]:
     return digits("train"), digits("test")
 
 
-_LOADERS = {
+_LOADERS: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
     "digits": _digits,
     "kmnist": lambda: (kmnist("train"), kmnist("test")),
     "tiny_imagenet": lambda: (tiny_imagenet("train"), tiny_imagenet("val")),
@@ -86,10 +87,10 @@ class Batches(Pictures):
     """
 
     def __init__(self, part: Dataset, config: TrainConfig, device: torch.device, dtype: torch.dtype):
-        super().__init__(part, part._moments(), device, dtype)
+        super().__init__(part, part.moments(), device, dtype)
         self.config, self.classes = config, len(part.classes)
         self.steps = config.steps_per_epoch(len(part))
-        self.batch_size = config.batch_size or len(part)
+        self.batch_size = int(config.batch_size or len(part))
         self.clean = part.labels
         self.order = torch.arange(self.steps * self.batch_size, device=device).view(self.steps, self.batch_size)
         if config.augment:

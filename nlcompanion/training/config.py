@@ -1,4 +1,4 @@
-"""The settings of a training run (private; public as ``nlcompanion.training.TrainConfig``). Loads no torch."""
+"""The settings of a training run. Loads no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from hashlib import sha256
 from numbers import Real
 from operator import index as as_integer
 from typing import Any, NamedTuple
+
+from nlcompanion._extras import needs
+
+with needs("training"):
+    import attrs
 
 
 class Kind(NamedTuple):
@@ -32,9 +36,97 @@ MODELS = {"conv_bn": 8, "vgg11": 64}  # and the channels of their first, narrowe
 PRECISIONS = ("float64", "float32", "tf32", "bf16")
 _DROPS = (0.3, 0.6, 0.8)  # TK's 30, 60 and 80 of 100 epochs
 _SEEDS = 2**64 - 1  # that torch takes
+_WIDEST = 1000.0
+_BATCH = ', or "full" for the full batch, got {value}; BatchNorm cannot normalise a batch of one'
 
 
-@dataclass(frozen=True, kw_only=True)
+# --- kinds of settings: each checks a value and brings it to one form, so that equal settings have equal keys ---------
+
+
+def _setting(default: Any, convert: Callable[[Any, str], Any]) -> Any:
+    """A field of TrainConfig whose values ``convert(value, name)`` checks."""
+    converter: Any = attrs.Converter(lambda value, field: convert(value, field.name), takes_field=True)
+    return attrs.field(default=default, converter=converter)
+
+
+def _number(default: float | None, bounds: str) -> Any:
+    """A number within bounds such as ``">= 0 and < 1"``; None only where that is the default."""
+    limits = [part.split() for part in bounds.split(" and ")]
+
+    def convert(value: Any, name: str) -> float | None:
+        if value is None and default is None:
+            return None
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf
+        if not math.isfinite(number) or not all(_COMPARE[sign](number, float(limit)) for sign, limit in limits):
+            raise ValueError(f"{name} is a number {bounds}, got {value!r}")
+        if 0 < number < sys.float_info.min:  # a sweep takes them for 0
+            raise ValueError(
+                f"{name} is below {sys.float_info.min:.2g}, where float64 loses its digits, got {value!r}; take 0 "
+                "or more than that"
+            )
+        return number + 0.0  # -0.0 is 0.0 and has its key
+
+    return _setting(default, convert)
+
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">": float.__gt__,
+    ">=": float.__ge__,
+    "<": float.__lt__,
+    "<=": float.__le__,
+}
+
+
+def _integer(
+    default: int | None, *, least: int, most: float = math.inf, optional: bool = False, note: str = ", got {value}"
+) -> Any:
+    """An integer within bounds; ``note`` says more of it where it is not."""
+
+    def convert(value: Any, name: str) -> int | None:
+        if optional and (value is None or (name == "batch_size" and isinstance(value, str) and value == "full")):
+            return None
+        try:
+            count = None if isinstance(value, bool) else as_integer(value)
+        except TypeError:
+            count = None
+        if count is None or not least <= count <= most:
+            limit = f" and <= {most}" if math.isfinite(most) else ""
+            raise ValueError(f"{name} is an integer >= {least}{limit}{note.format(value=repr(value))}")
+        return count
+
+    return _setting(default, convert)
+
+
+def _choice(default: str, known: Collection[str]) -> Any:
+    def convert(value: Any, name: str) -> str:
+        if not isinstance(value, str) or value not in known:
+            near = get_close_matches(str(value), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, got {value!r}{hint}")
+        return value
+
+    return _setting(default, convert)
+
+
+def _switch(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is True or False, got {value!r}")
+    return value
+
+
+def _device(value: Any, name: str) -> str:
+    if not (isinstance(value, str) and re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", value)):
+        raise ValueError(f'{name} is "cpu", "cuda" or "cuda:<number>", got {value!r}')
+    return value
+
+
+# --- the settings -----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
 class TrainConfig:
     r"""Everything that decides what :func:`train` computes; frozen, checked, and named by a hash.
 
@@ -82,96 +174,39 @@ class TrainConfig:
         True
     """
 
-    dataset: str = "digits"
-    subset: int | None = None
-    model: str = "conv_bn"
-    eps: float = 1e-5
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    batch_size: int | str | None = 128
-    epochs: int = 100
+    dataset: str = _choice("digits", DATASETS)
+    subset: int | None = _integer(None, least=2, optional=True)
+    model: str = _choice("conv_bn", MODELS)
+    eps: float = _number(1e-5, ">= 0")
+    lr: float = _number(0.1, "> 0")
+    momentum: float = _number(0.9, ">= 0 and < 1")
+    weight_decay: float = _number(1e-4, ">= 0")
+    batch_size: int | str | None = _integer(128, least=2, optional=True, note=_BATCH)
+    epochs: int = _integer(100, least=1, most=10**9)
     lr_drops: tuple[int, ...] | None = None
-    constrain_norm: bool = False
-    init_scale: float = 1.0
-    width: float = 1.0
-    precision: str = "float32"
-    device: str = "cpu"
-    seed: int = 0
-    label_noise: float = 0.0
-    augment: bool = False
-    filter_lr: float | None = None
-    filter_weight_decay: float | None = None
+    constrain_norm: bool = _setting(False, _switch)
+    init_scale: float = _number(1.0, "> 0")
+    width: float = _number(1.0, f"> 0 and <= {_WIDEST:g}")
+    precision: str = _choice("float32", PRECISIONS)
+    device: str = _setting("cpu", _device)
+    seed: int = _integer(0, least=0, most=_SEEDS)
+    label_noise: float = _number(0.0, ">= 0 and <= 1")
+    augment: bool = _setting(False, _switch)
+    filter_lr: float | None = _number(None, "> 0")
+    filter_weight_decay: float | None = _number(None, ">= 0")
 
-    def __post_init__(self) -> None:
-        for name in ("lr", "init_scale", "width", "filter_lr"):
-            self._number(name, above=0.0)
-        for name in ("eps", "weight_decay", "filter_weight_decay"):
-            self._number(name, least=0.0)
-        self._number("momentum", least=0.0, below=1.0)
-        self._number("label_noise", least=0.0, most=1.0)
-        self._integer("epochs", least=1, most=10**9)
-        self._integer("seed", least=0, most=_SEEDS)
-        self._integer("subset", least=2)
-        if self.batch_size == "full":
-            object.__setattr__(self, "batch_size", None)
-        self._integer("batch_size", least=2, why="BatchNorm cannot normalise a batch of one")
-        for name, known in (("dataset", DATASETS), ("model", MODELS), ("precision", PRECISIONS)):
-            self._choice(name, known)
-        for name in ("constrain_norm", "augment"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is True or False, got {getattr(self, name)!r}")
-        self._drops()
-        self._sizes()
-        self._machine()
-        self._range()
-
-    # --- checks, each of which also brings its field to one form, so that equal settings have equal keys ---
-
-    def _number(
-        self, name: str, *, above: float = -math.inf, least: float = -math.inf, below=math.inf, most=math.inf
-    ) -> None:
-        value = getattr(self, name)
-        if value is None and name.startswith("filter_"):
-            return
-        bounds = [
-            f"{sign} {bound:g}"
-            for sign, bound in ((">", above), (">=", least), ("<", below), ("<=", most))
-            if math.isfinite(bound)
-        ]
-        try:
-            number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-        except OverflowError:  # an integer of hundreds of digits
-            number = math.inf
-        if not (math.isfinite(number) and above < number < below and least <= number <= most):
-            raise ValueError(f"{name} is a number {' and '.join(bounds)}, got {value!r}")
-        object.__setattr__(self, name, number + 0.0)  # -0.0 is 0.0 and has its key
-
-    def _integer(self, name: str, *, least: int, most: float = math.inf, why: str = "") -> None:
-        value = getattr(self, name)
-        if value is None and name in ("subset", "batch_size"):
-            return
-        try:
-            count = None if isinstance(value, bool) else as_integer(value)
-        except TypeError:
-            count = None
-        if count is None or not least <= count <= most:
-            full = ', or "full" for the full batch' if name == "batch_size" else ""
-            limit = f" and <= {most}" if math.isfinite(most) else ""
+    def __attrs_post_init__(self) -> None:
+        """What no setting shows by itself."""
+        object.__setattr__(self, "lr_drops", self._drops())
+        self._check_sizes()
+        self._check_range()
+        if self.precision == "tf32" and self.device == "cpu":
             raise ValueError(
-                f"{name} is an integer >= {least}{limit}{full}, got {value!r}" + (f"; {why}" if why else "")
+                'precision "tf32" is a number format of GPUs and device is "cpu"; take "float32", or device="cuda"'
             )
-        object.__setattr__(self, name, count)
 
-    def _choice(self, name: str, known) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, str) or value not in known:
-            near = get_close_matches(str(value), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, got {value!r}{hint}")
-
-    def _drops(self) -> None:
-        drops = self.lr_drops
+    def _drops(self) -> tuple[int, ...]:
+        drops: Any = self.lr_drops
         if drops is None:
             drops = sorted({math.floor(part * self.epochs + 0.5) for part in _DROPS} - {0, self.epochs})
         try:
@@ -183,9 +218,9 @@ class TrainConfig:
                 f"lr_drops rise and lie between 0 and epochs = {self.epochs}, got {drops}; the rate would never drop "
                 "there; pass lr_drops=None for the paper's schedule at this length, () for a constant rate"
             )
-        object.__setattr__(self, "lr_drops", drops)
+        return drops
 
-    def _sizes(self) -> None:
+    def _check_sizes(self) -> None:
         known = DATASETS[self.dataset].samples
         if known and self.subset is not None and self.subset > known:
             raise ValueError(
@@ -204,26 +239,13 @@ class TrainConfig:
                 "augment is for photographs (tiny_imagenet); leave it out"
             )
 
-    def _machine(self) -> None:
-        if not (isinstance(self.device, str) and re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", self.device)):
-            raise ValueError(f'device is "cpu", "cuda" or "cuda:<number>", got {self.device!r}')
-        if self.precision == "tf32" and self.device == "cpu":
-            raise ValueError(
-                'precision "tf32" is a number format of GPUs and device is "cpu"; take "float32", or device="cuda"'
-            )
-
-    def _range(self) -> None:
-        """Refuse what the weights' arithmetic makes infinite, and denormals: a sweep takes them for 0."""
-        most = math.inf if self.precision == "float64" else 2.0**128
-        rates = ("lr", "filter_lr", "weight_decay", "filter_weight_decay")
-        for name in (*rates, "momentum", "init_scale", "eps", "label_noise"):
+    def _check_range(self) -> None:
+        """Refuse what the weights' arithmetic makes infinite."""
+        if self.precision == "float64":
+            return
+        for name in ("lr", "filter_lr", "weight_decay", "filter_weight_decay", "init_scale", "eps"):
             value = getattr(self, name)
-            if value and value < sys.float_info.min:
-                raise ValueError(
-                    f"{name} is below {sys.float_info.min:.2g}, where float64 loses its digits, got {value!r}; take 0 "
-                    "or more than that"
-                )
-            if value and value >= most:
+            if value is not None and value >= 2.0**128:
                 raise ValueError(
                     f"{name} = {value:g} is beyond float32, which ends at 3.4e+38, and the weights are float32; "
                     'take a smaller one, or precision="float64"'
@@ -248,12 +270,12 @@ class TrainConfig:
                     "train on 2 samples or more"
                 )
             return 1
-        if self.batch_size > samples:
+        batch = int(self.batch_size)
+        if batch > samples:
             raise ValueError(
-                f"{samples} training samples hold no batch of {self.batch_size}; take batch_size={samples} or less, "
-                'or "full"'
+                f'{samples} training samples hold no batch of {batch}; take batch_size={samples} or less, or "full"'
             )
-        return samples // self.batch_size
+        return samples // batch
 
     def lr_at(self, epoch: int) -> float:
         """The step size in an epoch, counted from 0.
@@ -263,12 +285,16 @@ class TrainConfig:
             >>> [config.lr_at(epoch) for epoch in (29, 30, 60, 99)]
             [1.0, 0.1, 0.01, 0.001]
         """
-        return self.lr / 10 ** sum(epoch >= drop for drop in self.lr_drops)
+        return self.lr / 10 ** sum(epoch >= drop for drop in self._epochs_of_drops)
 
     def filter_lr_at(self, epoch: int) -> float:
         """The filters' step size in an epoch, counted from 0."""
         rate = self.lr if self.filter_lr is None else self.filter_lr
-        return rate / 10 ** sum(epoch >= drop for drop in self.lr_drops)
+        return rate / 10 ** sum(epoch >= drop for drop in self._epochs_of_drops)
+
+    @property
+    def _epochs_of_drops(self) -> tuple[int, ...]:
+        return self.lr_drops or ()  # a number of epochs each, since the settings were checked
 
     @property
     def key(self) -> str:
@@ -288,8 +314,8 @@ class TrainConfig:
             >>> TrainConfig(batch_size="full", epochs=3, lr_drops=(2,)).to_dict()["lr_drops"]
             [2]
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "lr_drops": list(self.lr_drops)}
+        values = attrs.asdict(self)
+        return {**values, "lr_drops": list(self._epochs_of_drops)}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainConfig:
@@ -305,7 +331,7 @@ class TrainConfig:
         """
         if not isinstance(settings, Mapping):
             raise ValueError(f"a configuration is a mapping from settings to values, got {type(settings).__name__}")
-        known = [field.name for field in fields(cls)]
+        known = [field.name for field in attrs.fields(cls)]
         for key in settings:
             if key not in known:
                 near = get_close_matches(str(key), known, n=1)

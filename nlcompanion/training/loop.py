@@ -1,4 +1,4 @@
-"""The training loop (private; public as ``nlcompanion.training.train``)."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._extras import needs
+from nlcompanion._arguments import a_path, flag, function
+from nlcompanion._extras import progress_bar
 from nlcompanion._provenance import environment
 from nlcompanion.datasets.dataset import Dataset, describe
 from nlcompanion.networks.convnets import conv_bn, vgg11
 from nlcompanion.training import checkpoint as checkpoints
 from nlcompanion.training.arithmetic import apart, find_device, in_precision, on_device
 from nlcompanion.training.batches import Batches, Pictures, load
+from nlcompanion.training.checkpoint import Checkpoint
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.run import EPOCHS, LAYERWISE, RECORDS, Run
 from nlcompanion.training.step import BeforeStep, Stepper
-
-with needs("training"):
-    from tqdm import tqdm
 
 _CHUNK = 1024  # images at once in an evaluation
 _RECALIBRATION = 10_000  # training images that BatchNorm's statistics are measured on
@@ -100,18 +99,25 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise ValueError(f"train takes a TrainConfig, got {type(config).__name__}; TrainConfig.from_dict makes one")
+    for name, value in (("resume", resume), ("capture", capture), ("compiled", compiled)):
+        flag(name, value)
+    if progress is not None:
+        flag("progress", progress)
+    if watch is not None:
+        function("watch", watch, "watch(before_step)", 1)
     device = find_device(config.device)
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else a_path("checkpoint", checkpoint)
     with in_precision(config.precision), on_device(device), apart(device):
         job = _Training(config, load(config, data), device, stride, evaluate_every, watch)
-        stored = checkpoints.read(path) if path is not None and resume else None
-        if stored is not None:
-            job.restore(stored, path)
+        if path is not None and resume:
+            with checkpoints.damage_set_aside(path):
+                if (stored := checkpoints.read(path)) is not None:
+                    job.restore(stored, path)
         if compiled and not job.done:
             job.stepper.compile()
         if capture and device.type == "cuda" and job.stepper.capturable and watch is None and not job.done:
             job.stepper.capture()
-        with tqdm(total=job.total, initial=job.stepper.taken, unit="step", disable=_hidden(progress)) as bar:
+        with progress_bar(shown=progress, total=job.total, initial=job.stepper.taken, unit="step") as bar:
             while not job.done:
                 evaluated = job.epoch(bar)
                 if evaluated and path is not None:
@@ -140,10 +146,12 @@ class _Training:
         self.total = config.epochs * self.feed.steps
         self.stride = _positive("stride", stride, -(-self.total // _RECORDS))
         self.every = _positive("evaluate_every", evaluate_every, -(-config.epochs // _EVALUATIONS))
-        model = _network(config, train_set, dtype).to(device, memory_format=torch.channels_last)
+        model = _network(config, train_set, dtype).to(device)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stepper = Stepper(model, self.feed, config, device, self.stride)
         self.stepper.watch = self.watch = watch
-        self.done_epochs, self.status, self.duration = 0, "running", 0.0
+        self.done_epochs, self.duration = 0, 0.0
+        self.status: Any = "running"
         self.records: list[dict[str, Tensor]] = []
         self.epochs: list[list[float]] = []
 
@@ -151,7 +159,7 @@ class _Training:
     def done(self) -> bool:
         return self.status != "running"
 
-    def epoch(self, bar: tqdm) -> bool:
+    def epoch(self, bar: Any) -> bool:
         """One pass through the training set; True if it ended in an evaluation, or the run."""
         begin = time.perf_counter()
         stepper, steps, first = self.stepper, self.feed.steps, self.stepper.taken
@@ -185,7 +193,7 @@ class _Training:
             values = (first + at, losses[at], torch.full((len(at),), rate, dtype=torch.float64), *norms)
             self.records.append({name: x.double() for name, x in zip(RECORDS, values, strict=True)})
 
-    def _evaluate(self, train_loss: float, bar: tqdm) -> None:
+    def _evaluate(self, train_loss: float, bar: Any) -> None:
         model, autocast = self.stepper.model, self.stepper.autocast
         with autocast():
             raw = _accuracy(model, self.test)
@@ -196,49 +204,49 @@ class _Training:
 
     # --- to a checkpoint and back ---
 
-    def state(self) -> dict[str, Any]:
-        watch = self.watch.state_dict() if _has_state(self.watch) else None
-        return {
-            "config": self.config.to_dict(),
-            "data": self.data,
-            "pace": [self.stride, self.every],
-            "status": self.status,
-            "epoch": self.done_epochs,
-            "steps": self.stepper.taken,
-            "model": self.stepper.model.state_dict(),
-            "momentum": self.stepper.buffers(),
-            "norms": self.stepper.norms,
-            "records": self._records(),
-            "epochs": self.epochs,
-            "duration": self.duration,
-            "watch": watch,
-        }
+    def state(self) -> Checkpoint:
+        return Checkpoint(
+            config=self.config.to_dict(),
+            data=self.data,
+            pace=[self.stride, self.every],
+            status=self.status,
+            epoch=self.done_epochs,
+            steps=self.stepper.taken,
+            model=self.stepper.model.state_dict(),
+            momentum=self.stepper.buffers(),
+            norms=self.stepper.norms,
+            records=self._records(),
+            epochs=self.epochs,
+            duration=self.duration,
+            watch=self.watch.state_dict() if _has_state(self.watch) else None,
+        )
 
-    def restore(self, state: dict[str, Any], path: Path) -> None:
+    def restore(self, stored: Checkpoint, path: Path) -> None:
         """Go on from a checkpoint.
 
         Raises:
             ValueError: it is another run's.
+            Damaged: no run has this state at any time.
         """
-        checksums = {f"the checksum of the {part} set": about["sha256"] for part, about in self.data.items()}
-        stored = {f"the checksum of the {part} set": about["sha256"] for part, about in state["data"].items()}
-        there = {**state["config"], **stored}
-        for key, here in {**self.config.to_dict(), **checksums}.items():
+        there = {**stored.config, **_checksums(stored.data)}
+        for key, here in {**self.config.to_dict(), **_checksums(self.data)}.items():
             if there.get(key) != here:
                 raise ValueError(
                     f"the checkpoint {path} is of another run: {key} is {there.get(key)!r} there and {here!r} here; "
                     "give each run a checkpoint of its own, or pass resume=False to overwrite it"
                 )
-        if state["pace"] != [self.stride, self.every]:
+        if stored.pace != [self.stride, self.every]:
             raise ValueError(
-                f"the checkpoint {path} has stride and evaluate_every {state['pace']}, this call "
+                f"the checkpoint {path} has stride and evaluate_every {stored.pace}, this call "
                 f"{[self.stride, self.every]}; the records would not fit; pass the same, or resume=False"
             )
         stepper = self.stepper
+        stored.check(self.config, self.feed.steps, len(stepper.layers))
+        self._restore_watch(stored, path)
         try:
-            stepper.model.load_state_dict(state["model"])
+            stepper.model.load_state_dict(stored.model)
             with torch.no_grad():
-                pairs = zip([*stepper.buffers(), *stepper.norms], [*state["momentum"], *state["norms"]], strict=True)
+                pairs = zip([*stepper.buffers(), *stepper.norms], [*stored.momentum, *stored.norms], strict=True)
                 for x, value in pairs:
                     x.copy_(value)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -246,17 +254,20 @@ class _Training:
                 f"the tensors in the checkpoint {path} are not those of this network ({error}); another version of "
                 "nlcompanion may have written it; pass resume=False to overwrite it, or move it out of the way"
             ) from error
-        if state["watch"] is not None and _has_state(self.watch):
-            self.watch.load_state_dict(state["watch"])
-        elif state["status"] == "running" and _has_state(self.watch) != (state["watch"] is not None):
-            with_it, without = ("this call", "the run so far") if _has_state(self.watch) else ("it", "this call")
+        self.done_epochs, self.status, self.duration = stored.epoch, stored.status, stored.duration
+        self.records, self.epochs, stepper.taken = [stored.records], stored.epochs, stored.steps
+
+    def _restore_watch(self, stored: Checkpoint, path: Path) -> None:
+        has = _has_state(self.watch)
+        if stored.watch is not None and _has_state(self.watch):
+            self.watch.load_state_dict(stored.watch)
+        elif stored.status == "running" and has != (stored.watch is not None):
+            with_it, without = ("this call", "the run so far") if has else ("it", "this call")
             raise ValueError(
-                f"the checkpoint {path} is of a run under way, after {state['epoch']} epochs; {with_it} has a watch "
+                f"the checkpoint {path} is of a run under way, after {stored.epoch} epochs; {with_it} has a watch "
                 f"with a state and {without} has none, so the watch would miss a part of the run; pass the same watch, "
                 "or resume=False to begin anew"
             )
-        self.done_epochs, self.status, self.duration = state["epoch"], state["status"], state["duration"]
-        self.records, self.epochs, stepper.taken = [state["records"]], state["epochs"], state["steps"]
 
     def _records(self) -> dict[str, Tensor]:
         if not self.records:  # the loss of the first step was no number already
@@ -281,8 +292,8 @@ class _Training:
 
 
 def _network(config: TrainConfig, data: Dataset, dtype: torch.dtype) -> nn.Sequential:
-    shape = {"in_channels": data.images.shape[1], "size": data.images.shape[-1]}
-    rest = {"eps": config.eps, "seed": config.seed, "dtype": dtype}
+    shape: dict[str, Any] = {"in_channels": data.images.shape[1], "size": data.images.shape[-1]}
+    rest: dict[str, Any] = {"eps": config.eps, "seed": config.seed, "dtype": dtype}
     if config.model == "vgg11":
         model = vgg11(len(data.classes), width=config.width, **shape, **rest)
     else:
@@ -324,7 +335,17 @@ def _recalibrated(model: nn.Module, pictures: Pictures) -> Iterator[None]:
                 x.copy_(value)
 
 
-def _has_state(watch: object) -> bool:
+def _checksums(data: dict[str, Any]) -> dict[str, Any]:
+    """Of the two data sets, named for a message."""
+    return {f"the checksum of the {part} set": about.get("sha256") for part, about in data.items()}
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> object: ...
+
+
+def _has_state(watch: object) -> TypeGuard[_Stateful]:
     return hasattr(watch, "state_dict") and hasattr(watch, "load_state_dict")
 
 
@@ -334,7 +355,3 @@ def _positive(name: str, value: int | None, default: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is an integer >= 1, got {value!r}; leave it out for {default}")
     return value
-
-
-def _hidden(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress

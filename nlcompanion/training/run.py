@@ -1,23 +1,26 @@
-"""What a training run has measured (private; public as ``nlcompanion.training.Run``)."""
+"""What a training run has measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._extras import needs
 from nlcompanion.training.config import TrainConfig
+
+with needs("training"):
+    import attrs
 
 RECORDS = ("step", "loss", "lr", "filter_norm", "gradient_norm", "angular_update")
 LAYERWISE = RECORDS[3:]
 EPOCHS = ("epoch", "train_loss", "test_accuracy", "test_accuracy_recalibrated")
 
 
-@dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class Run:
     r"""A training run: its settings, what was recorded on the way, and how it ended. Made by :func:`train`.
 
@@ -49,7 +52,7 @@ class Run:
         >>> again = Run.from_dict(run.to_dict())
         >>> again.status, again.steps, again.layers
         ('finished', 4, ('conv1', 'conv2', 'conv3'))
-        >>> torch.equal(again.effective_lr, run.records["lr"][:, None] / run.records["filter_norm"] ** 2)
+        >>> torch.equal(again.records["filter_norm"], run.records["filter_norm"])
         True
     """
 
@@ -62,7 +65,7 @@ class Run:
     data: dict[str, Any]
     duration: float
     environment: dict[str, Any]
-    model: nn.Module | None = field(default=None, repr=False)
+    model: nn.Module | None = attrs.field(default=None, repr=False)
 
     def __repr__(self) -> str:
         accuracy = "" if math.isnan(self.accuracy) else f", accuracy {self.accuracy:.3f}"
@@ -71,28 +74,7 @@ class Run:
     @property
     def accuracy(self) -> float:
         """Of the test set at the end; nan for a run that diverged."""
-        return self._last("test_accuracy")
-
-    @property
-    def accuracy_recalibrated(self) -> float:
-        """The same with BatchNorm's statistics measured anew."""
-        return self._last("test_accuracy_recalibrated")
-
-    def _last(self, name: str) -> float:
-        return math.nan if self.status == "diverged" else self.epochs[name][-1].item()
-
-    @property
-    def effective_lr(self) -> Tensor:
-        r"""Step size of the direction :math:`\hat q`, :math:`\eta / r^2`, shape (R, L) (TK Section 4)."""
-        return self.records["lr"][:, None] / self.records["filter_norm"].square()
-
-    @property
-    def unit_gradient_squared(self) -> Tensor:
-        r"""What the same filters at unit norm would feel, :math:`|\nabla f(\hat q)|^2 = r^2 |g|^2`, shape (R, L).
-
-        The input of TK Eq. 17, with each layer taken as one scale-invariant weight.
-        """
-        return (self.records["filter_norm"] * self.records["gradient_norm"]).square()
+        return math.nan if self.status == "diverged" else self.epochs["test_accuracy"][-1].item()
 
     def to_dict(self) -> dict[str, Any]:
         """The run in JSON's types, for a results file; numbers that are not finite are None."""
@@ -144,7 +126,7 @@ def _tensors(curves: Mapping[str, list], names: tuple[str, ...], layers: int) ->
     found, length = {}, len(curves[names[0]])
     for name in names:
         wide = name in LAYERWISE
-        rows = [[number(x) for x in row] if wide else number(row) for row in curves[name]]
+        rows: list[Any] = [[number(x) for x in row] if wide else number(row) for row in curves[name]]
         if len(rows) != length or (wide and any(len(row) != layers for row in rows)):
             raise ValueError(f"the curve {name} of a run does not fit {length} records of {layers} layers")
         found[name] = torch.tensor(rows, dtype=torch.float64).reshape((length, layers) if wide else (length,))

@@ -1,4 +1,4 @@
-"""One step of training (private), the same function eagerly on a CPU and captured in a CUDA graph.
+"""One step of training, the same function eagerly on a CPU and captured in a CUDA graph.
 
 Nothing in the step waits for the device or depends on the host: its batch, its step size and the places where it
 records are tensors that keep their addresses, so that a replay needs nothing but its launch.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +70,10 @@ class Stepper:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self._rewind()
+        self.rewind()
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Back to the epoch's first batch and its first place for records."""
         self.position.zero_()
         self.row.zero_()
 
@@ -84,7 +85,7 @@ class Stepper:
         if self.watch is not None:
             self.watch(BeforeStep(self.taken, self.model, self.optimizer, loss))
         with torch.no_grad():
-            before = [q.clone() for q in self.filters] if record else None
+            before = [q.clone() for q in self.filters] if record else []
             self.optimizer.step()
             if self.config.constrain_norm:
                 self.project()
@@ -158,13 +159,13 @@ class Stepper:
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for record in (True, False) * _WARM_UP:
-                self._rewind()
+                self.rewind()
                 self._step(record)
         torch.cuda.current_stream(self.device).wait_stream(side)
         pool = torch.cuda.graph_pool_handle()  # the two never run at once, so they share their memory
         replays = []
         for record in (False, True):
-            self._rewind()
+            self.rewind()
             graph = torch.cuda.CUDAGraph()
             # on the warm-up's stream: torch's default one lives on the device of the process's first capture
             with torch.cuda.graph(graph, pool=pool, stream=side):
@@ -174,7 +175,7 @@ class Stepper:
         with torch.no_grad():
             for x, value in zip(state, saved, strict=True):
                 x.copy_(value)
-        self._rewind()
+        self.rewind()
 
 
 def _filter_norms(q: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ def _sgd(model: nn.Module, filters: list[Tensor], config: TrainConfig, device: t
     # and a sum in the last few elements: not torch's plain SGD to the last bit.
     fused = device.type == "cuda" and config.precision != "float64"
     rate = lambda: torch.zeros((), dtype=torch.float32, device=device) if fused else 0.0  # noqa: E731
-    groups = [{"params": list(model.parameters()), "lr": rate()}]
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "lr": rate()}]
     if config.filter_lr is not None or config.filter_weight_decay is not None:
         chosen = {id(q) for q in filters}
         decay = config.weight_decay if config.filter_weight_decay is None else config.filter_weight_decay

@@ -151,16 +151,26 @@ def test_radius_and_its_square_obey_their_equations_alone(m, mu, k):
     r, _, fall, turning = ad.polar(path.q, path.v)
     rate, speed, angular = r * fall, path.v.square().sum(1), turning.norm(dim=1)
 
+    def of_radius(r, r_dot, turning):
+        """TK Eq. 27: m r'' + mu r' = (m |u'|^2 - k) r."""
+        return (turning**2 - k / m) * r - mu / m * r_dot
+
+    def of_square(square, square_dot, speed_squared):
+        """TK before Eq. 16: m (r^2)'' + mu (r^2)' = 2 m |q'|^2 - 2 k r^2."""
+        return 2 * speed_squared - (2 * k * square + mu * square_dot) / m
+
     def again(acceleration, forcing, start):
-        spline = lambda t: np.interp(t, path.t, forcing)  # noqa: E731
-        slope = lambda t, y: [y[1], acceleration(y[0], y[1], spline(t), mass=m, friction=mu, weight_decay=k)]  # noqa: E731
+        def slope(t, y):
+            return [y[1], acceleration(y[0], y[1], np.interp(t, path.t, forcing))]
+
         return solve_ivp(slope, (0, 6), start, rtol=1e-9, atol=1e-11, max_step=0.01).y[0, -1]
 
-    radius = again(ad.radial_acceleration, angular.numpy(), [r[0].item(), (rate[0] / r[0]).item()])
-    square = again(ad.radius_squared_acceleration, speed.numpy(), [r[0].item() ** 2, 2 * rate[0].item()])
+    start = [r[0].item(), (rate[0] / r[0]).item()]
+    radius = again(of_radius, angular.numpy(), start)
+    square = again(of_square, speed.numpy(), [r[0].item() ** 2, 2 * rate[0].item()])
     assert abs(radius / r[-1].item() - 1) < 1e-5  # the forcing is a broken line
     assert abs(square / r[-1].item() ** 2 - 1) < 1e-5
-    unforced = again(ad.radial_acceleration, 0 * angular.numpy(), [r[0].item(), (rate[0] / r[0]).item()])
+    unforced = again(of_radius, 0 * angular.numpy(), start)
     assert abs(unforced / r[-1].item() - 1) > 0.1
 
 
@@ -363,7 +373,7 @@ def test_persistence_looks_at_its_window_only():
         (torch.ones(5, 2), {"lags": 5}, "reach back"),
         (torch.zeros(200, 2), {}, "vanishes"),
         (torch.ones(5, 2), {}, r"5 gradients reach back 1 steps, where momentum 0\.9 still has 0\.81"),
-        (torch.ones(0, 2), {}, "no step"),
+        (torch.ones(0, 2), {}, "holds no number"),
         (torch.full((5, 2), math.inf), {}, "not finite"),
     ],
 )
@@ -388,74 +398,6 @@ def test_an_equilibrium_is_one_weights():
     for options, name in (({"grad_norm": torch.ones(3)}, "grad_norm"), ({"persistence": [1.0, 2.0]}, "persistence")):
         with pytest.raises(ValueError, match=rf"{name} has shape .* call it for each"):
             ad.equilibrium(0.1, 0.1, 0.9, **options)
-
-
-# --- the tracker ----------------------------------------------------------------------------------------------------
-
-
-def test_tracker_rests_where_a_schedule_does():
-    w = torch.ones(3, dtype=F64)
-    tracker = RadiusTracker(w, lr=LR, momentum=0.5, weight_decay=DECAY)
-    tracker.update(w, w, lr=0.0)
-    assert tracker.averaged.item() == tracker.persistent.item() == pytest.approx(3.0)
-    tracker.update(w, w, lr=LR)
-    assert tracker.persistent > tracker.averaged > 3.0  # the average had begun in the meantime
-    fresh = RadiusTracker(w, lr=LR, momentum=0.5, weight_decay=DECAY)
-    fresh.update(w, w)
-    assert tracker.averaged > fresh.averaged
-    with pytest.raises(ValueError, match="lr must be"):
-        tracker.update(w, w, lr=-0.1)
-    with pytest.raises(TypeError, match="gradient is None"):
-        tracker.update(w, None)
-    for start in (0.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="no direction"):
-            RadiusTracker(start * w, lr=LR)
-
-
-def test_tracker_is_the_offline_law_step_by_step():
-    rng = torch.Generator().manual_seed(1)
-    weights = 1 + torch.rand(30, 4, 6, generator=rng, dtype=F64)
-    g = torch.randn(30, 4, 6, generator=rng, dtype=F64)
-    tracker = RadiusTracker(weights[0], lr=LR, momentum=BETA, weight_decay=DECAY, keep=1, window=30)
-    for w, slope in zip(weights, g, strict=True):
-        tracker.update(w, slope)
-    unit = g * weights.norm(dim=2, keepdim=True)
-    average = ad.momentum_average(unit, BETA)
-    # the tracker's gradient is constant during a step, the function's linear between times: double every time
-    t = LR * torch.arange(31, dtype=F64)
-    doubled = torch.stack([t[:-1], t[1:] - 1e-13], 1).reshape(-1)
-    start = weights[0].square().sum(1)
-    for name, norms in (("persistent", unit), ("averaged", average)):
-        G = norms.square().sum(2).repeat_interleave(2, 0)
-        law = ad.radius_squared(doubled, G, start, lr=LR, momentum=BETA, weight_decay=DECAY)
-        assert torch.allclose(getattr(tracker, name), law[-1], rtol=1e-10)
-    assert torch.allclose(tracker.persistence, average.square().sum((0, 2)) / unit.square().sum((0, 2)), rtol=1e-12)
-    assert (tracker.white < tracker.persistent).all()
-    assert tracker.steps == 30
-
-
-def test_tracker_follows_a_schedule_and_keeps_no_history():
-    q, how = torch.tensor([1.0, 0.0], dtype=F64), {"momentum": 0.5, "weight_decay": 0.1}
-    tracker = RadiusTracker(q, lr=0.1, **how)
-    for n in range(400):
-        tracker.update(q, torch.tensor([0.0, 1.0]), lr=0.1 if n < 200 else 0.01)
-    sizes = [x.numel() for x in (tracker._average, *tracker._fourth.values(), *tracker._norms.values())]
-    assert sum(sizes) == 2 + 3 + 3
-    first = ad.radius_squared([0.0, 20.0], [1.0, 1.0], 1.0, lr=0.1, **how)[-1]
-    then = ad.radius_squared([0.0, 2.0], [1.0, 1.0], first, lr=0.01, **how)[-1]
-    assert tracker.persistent.item() == pytest.approx(then.item(), rel=1e-12)
-
-
-def test_tracker_says_what_is_wrong():
-    q = torch.ones(3, 2)
-    with pytest.raises(ValueError, match="length 0"):
-        RadiusTracker(torch.zeros(2), lr=0.1)
-    with pytest.raises(ValueError, match="keep"):
-        RadiusTracker(q, lr=0.1, keep=3)
-    with pytest.raises(ValueError, match="window"):
-        RadiusTracker(q, lr=0.1, window=0)
-    with pytest.raises(ValueError, match="made for"):
-        RadiusTracker(q, lr=0.1).update(q, torch.ones(2, 3))
 
 
 # --- RMSProp --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlcompanion.book.claims import CHAPTERS, CORRECTED, KINDS, ClaimError, Verdict, check, claim, register
+from nlcompanion.book.claims import ClaimError, check, claim
+from nlcompanion.book.register import CHAPTERS, CORRECTED, KINDS, VERDICTS, register
+from nlcompanion.book.verdict_html import formulas
 from tools.what_holds import main, verdicts, what_holds
 
 ROWS = {row.id: row for row in register()}
@@ -74,17 +76,22 @@ def test_ids_are_unique():
 def test_a_row_is_complete(row):
     assert {"tk": "TK", "gu": "GU", "nl": "NL"}[row.id[:2]] == row.paper
     assert row.kind in KINDS
+    assert row.verdict in VERDICTS
+    assert (row.kind in CORRECTED) == (row.verdict in ("misprint", "false", "not supported"))
+    assert row.verdict != "holds under a condition" or row.condition != "none"
+    assert bool(row.paper_says) == (row.paper != "NL"), "the paper's claim stands beside the finding"
     assert row.chapter in CHAPTERS
     assert row.tolerance > 0
     assert math.isfinite(row.target)
     assert row.source
     assert row.statement.endswith(".")
+    assert row.condition, "what the claim needs; 'none' if it needs nothing"
     assert row.kind != "order" or row.tolerance == 0.1, "slopes are held to 0.1"
 
 
 @pytest.mark.parametrize("row", register(), ids=lambda row: row.id)
 def test_a_statement_survives_a_markdown_table(row):
-    for text in (row.statement, row.source):
+    for text in (row.paper_says, row.statement, row.source):
         assert "|" not in text, "a bar would end the cell: write \\lvert or \\vert"
         assert "\n" not in text
         assert "{{" not in text, "MyST would take it for a substitution"
@@ -97,7 +104,7 @@ def test_a_statement_survives_a_markdown_table(row):
 def test_verdicts_of_the_papers_known_misprints():
     """The kinds that decide what the book says about the papers."""
     misprints = {"tk-table1-1", "tk-table1-3", "tk-12-decay", "gu-20-time", "gu-table2-swish-nd", "gu-53"}
-    misprints |= {"gu-53-flow", "gu-table5-general"}
+    misprints |= {"gu-23", "gu-53-flow", "gu-table5-general"}
     assert {row.id for row in register() if row.kind == "misprint"} == misprints
     assert {row.id for row in register() if row.kind == "false"} == {"gu-32", "gu-33", "gu-52"}
     assert {row.id for row in register() if row.kind == "unsupported"} == {"gu-50", "gu-51"}
@@ -111,9 +118,9 @@ def test_verdicts_of_the_papers_known_misprints():
     [
         ("gu-28", 0.0, 1.0, "gu-28 · holds (exact) · control fails as it must"),
         ("gu-28", 0.0, None, "gu-28 · holds (exact) · no control"),
-        ("tk-4", 2.0, 1.0, "tk-4 · holds (order 2) · control fails as it must"),
+        ("tk-4", 2.0, 1.0, "tk-4 · holds under a condition (order 2) · control fails as it must"),
         ("nl-augmentation", -0.5, 0.0, "nl-augmentation · holds (order -0.5) · control fails as it must"),
-        ("tk-17", 0.01, 3.5, "tk-17 · holds (leading order) · control fails as it must"),
+        ("tk-17", 0.01, 3.5, "tk-17 · holds under a condition (leading order) · control fails as it must"),
         ("gu-49", 0.3, 1.5, "gu-49 · holds (bound) · control fails as it must"),
         ("tk-fig1", 0.0, None, "tk-fig1 · holds (figure) · no control"),
         ("tk-table1-1", 0.0, 0.5, "tk-table1-1 · misprint: fails as printed, holds as corrected"),
@@ -122,12 +129,13 @@ def test_verdicts_of_the_papers_known_misprints():
             "gu-50",
             -0.41,
             -0.5,
-            "gu-50 · unsupported: the measurement says otherwise where the paper leaves it open",
+            "gu-50 · not supported: the measurement says otherwise where the paper leaves it open",
         ),
     ],
 )
 def test_the_line_of_each_kind(id, measured, control, line, capsys):
-    assert check(id, measured, control) == Verdict(id, ROWS[id].kind, ROWS[id].kind not in CORRECTED, line)
+    verdict = check(id, measured, control)
+    assert (verdict.row, verdict.holds, verdict.text) == (ROWS[id], ROWS[id].kind not in CORRECTED, line)
     assert claim(id, measured, control) is None
     assert capsys.readouterr().out == line + "\n"
 
@@ -245,10 +253,71 @@ def test_the_message_says_what_to_look_at():
         assert part in message
 
 
-def test_a_failing_claim_prints_no_verdict(capsys):
+def test_a_failing_claim_is_an_error_where_tests_ask_for_it(capsys, monkeypatch):
+    monkeypatch.setenv("NLCOMPANION_CLAIMS", "raise")
     with pytest.raises(ClaimError):
         claim("gu-28", 1.0)
     assert capsys.readouterr().out == ""
+
+
+def test_a_failing_claim_is_said_to_a_reader_who_goes_on(capsys, monkeypatch):
+    monkeypatch.delenv("NLCOMPANION_CLAIMS", raising=False)
+    claim("gu-28", [0.0, 1.0])
+    said = capsys.readouterr().out
+    for part in ("gu-28 · not supported at these settings", "measured[1] is 1", "is allowed", "look at: float64"):
+        assert part in said
+
+
+def test_what_is_no_measurement_is_an_error_everywhere(monkeypatch):
+    monkeypatch.delenv("NLCOMPANION_CLAIMS", raising=False)
+    with pytest.raises(TypeError, match="is the bool"):
+        claim("gu-28", True)
+    with pytest.raises(ValueError, match="not in the register"):
+        claim("gu-2828", 0.0)
+
+
+class Kernel:
+    """What IPython looks like in a notebook."""
+
+    def __init__(self):
+        self.kernel = self.shown = None
+        self.display = self
+
+    def get_ipython(self):
+        return self
+
+    def __call__(self, verdict):
+        self.shown = verdict
+
+    def __getattribute__(self, name):
+        return self if name == "display" else super().__getattribute__(name)
+
+
+def test_a_notebook_shows_the_sentence_and_the_numbers(monkeypatch, capsys):
+    kernel = Kernel()
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    claim("tk-3", {"beta=0": 2.01, "beta=0.9": 1.9321}, control=1.02)
+    html = kernel.shown._repr_html_()
+    numbers = ("1.93<", "the furthest of 2", "2 ± 0.1", "1.02<")
+    for part in ("<strong>Holds under a condition</strong>", *numbers, "what_holds.html#tk-3"):
+        assert part in html
+    assert formulas(ROWS["tk-3"].statement) in html
+    assert repr(kernel.shown) == "tk-3 · holds under a condition (order 2) · control fails as it must"
+    monkeypatch.delenv("NLCOMPANION_CLAIMS", raising=False)
+    claim("tk-3", 1.0)
+    assert "<strong>Not supported at these settings</strong>" in kernel.shown._repr_html_()
+    assert "measured is 1, where 2 ± 0.1 is allowed" in kernel.shown._repr_html_().lower()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0<"), (3.21e-14, "3.21 · 10<sup>−14</sup>"), (-0.05, "−0.05<"), (1e-5, ">10<sup>−5</sup>")],
+)
+def test_a_measured_number_has_three_digits(value, text):
+    row = ROWS["tk-3"]
+    html = check("tk-3", row.target + value)._repr_html_() if value == -0.05 else check("gu-49", value)._repr_html_()
+    assert (text if value != -0.05 else "1.95<") in html
 
 
 @pytest.mark.parametrize(
@@ -293,7 +362,7 @@ def write(folder, stem, *cells):
     return path
 
 
-TK3 = "tk-3 · holds (order 2) · control fails as it must\n"
+TK3 = "tk-3 · holds under a condition (order 2) · control fails as it must\n"
 TK1 = "tk-1 · holds (exact) · no control\n"
 
 
@@ -322,9 +391,9 @@ def test_verdicts_carry_their_place(book):
     [
         printing("gu-28 · holds (exact) · no control\n"),  # another chapter's claim
         printing("tk-333 · holds (exact) · no control\n"),
-        printing("tk-3 · holds (order 1) · no control\n"),  # what an older register said
+        printing("tk-3 · holds under a condition (order 1) · no control\n"),  # what an older register said
         printing("tk-table1-1 · holds (exact) · no control\n"),
-        printing("so tk-3 · holds (order 2) · no control\n"),
+        printing("so tk-3 · holds under a condition (order 2) · no control\n"),
         printing(TK3, name="stderr"),
         markdown(TK3),
     ],
@@ -349,26 +418,45 @@ def test_the_page_lists_every_claim_and_hides_no_open_one(book):
     page = what_holds(book)
     for row in register():
         needs = f" *Needs:* {row.condition}." if row.condition not in ("", "none") else ""
-        assert f"| `{row.id}` {row.source} | {row.statement}{needs} | {row.detail} |" in page
+        says = f" {row.paper_says} |" if row.paper != "NL" else ""
+        name = f"`{row.id}`{{#{row.id}}} {{index}}`{row.source} <single: {row.id}>`"
+        assert f"| {name} |{says} {row.statement}{needs} | " in page
     assert page.count("**open** |") == len(ROWS) - 4
     assert f"4 of {len(ROWS)} claims have a verdict, {len(ROWS) - 4} are open." in page
     total = [line for line in page.splitlines() if line.startswith("| together")]
-    assert total == [f"| together | 2 | 1 | 1 | 0 | {len(ROWS) - 4} | {len(ROWS)} |"]
+    assert total == [f"| together | 1 | 1 | 1 | 1 | 0 | 0 | {len(ROWS) - 4} | {len(ROWS)} |"]
 
 
 def test_the_page_links_to_the_chapter_and_to_the_cell(book):
     page = what_holds(book)
-    linked = "holds; control fails as it must | {doc}`Euler-Lagrange <euler_lagrange>`, "
+    verdict = "**holds under a condition** (order 2; control fails as it must) | "
+    linked = verdict + "{doc}`Euler-Lagrange <euler_lagrange>`, "
     assert linked + "{ref}`cell 7 <check-euler-lagrange>` |" in page
-    assert "fails as printed, holds as corrected | {doc}`Euler-Lagrange <euler_lagrange>`, {ref}`cell 9 " in page
-    assert "the true statement holds | {doc}`Homogeneity <homogeneity>` |" in page  # no target above: the page alone
+    assert (
+        "**misprint** (holds as corrected, fails as printed) | {doc}`Euler-Lagrange <euler_lagrange>`, {ref}`cell 9 "
+        in page
+    )
+    assert (
+        "**false** (what we find holds, the paper's statement fails) | {doc}`Homogeneity <homogeneity>` |" in page
+    )  # no target above: the page alone
     assert "| **open** | Lie groups |" in page  # no such chapter yet: its name, no link
 
 
 def test_every_line_of_a_table_has_its_columns(book):
     for line in what_holds(book).splitlines():
         if line.startswith("|"):
-            assert line.count("|") in (6, 8)  # claims; the summary
+            assert line.count("|") in (5, 6, 10)  # the laws beyond the papers; the papers' claims; the summary
+
+
+def test_a_verdict_that_is_displayed_is_read_like_one_that_is_printed(tmp_path):
+    verdict = check("tk-3", 2.0)
+    data = {"text/plain": repr(verdict), "text/html": verdict._repr_html_()}
+    cell = printing(count=3)
+    cell["outputs"] = [{"output_type": "display_data", "data": data, "metadata": {}}]
+    found = verdicts([write(tmp_path, "euler_lagrange", cell)])
+    assert found["tk-3"].text == verdict.text
+    data["text/html"] = "<div>tk-3 somewhere else</div>"
+    assert verdicts([write(tmp_path, "euler_lagrange", cell)]) == {}
 
 
 def test_the_command_writes_checks_and_updates(book, capsys):
@@ -390,7 +478,7 @@ def test_the_command_writes_checks_and_updates(book, capsys):
 def test_the_command_names_lines_that_do_not_count(book, capsys):
     write(book, "lie_groups", printing(TK3))
     assert main(["--book", str(book)]) == 0
-    assert "lie_groups: the line 'tk-3 · holds (order 2)" in capsys.readouterr().err
+    assert "lie_groups: the line 'tk-3 · holds under a condition (order 2)" in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_module(book):

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 
+import damages
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nlcompanion import _storage
 from nlcompanion.book import results
 from nlcompanion.book.results import ResultError, read, thin, write
 from nlcompanion.datasets import DataError, describe, digits
@@ -29,6 +31,11 @@ CONTENT = {
     "numbers": {"x": 1.0},
     "provenance": {"torch": "0"},
 }
+
+
+def signed(content: dict) -> str:
+    """A file of this content, with a checksum that fits whatever it is."""
+    return json.dumps({**content, "sha256": _storage.checksum(content)})
 
 
 @pytest.fixture
@@ -96,7 +103,14 @@ def test_reading_what_is_missing(tmp_path):
         ('{"name": "one", "title": NaN}', "holds NaN"),
         ("[1, 2]", "lacks name"),
         ('{"name": "one"}', "lacks title, settings"),
-        (json.dumps({**CONTENT, "name": "two"}), "calls itself 'two'"),
+        (json.dumps(CONTENT), "it has no checksum .* as files of earlier versions"),
+        (signed({**CONTENT, "name": "two"}), "calls itself 'two'"),
+        (signed({**CONTENT, "curves": 5}), "its curves is int and must be dict"),
+        (signed({**CONTENT, "curves": {"a": 5}}), "its curve a is int, no list of numbers"),
+        (signed({**CONTENT, "curves": {"a": {"t": [0.0, "1"]}}}), r"its curve a\.t holds the text '1'"),
+        (signed({**CONTENT, "title": None}), "its title is NoneType and must be str"),
+        (signed(CONTENT).replace("[0.0, 1.0]", "[0.0, 2.0]"), "does not fit its checksum"),
+        (signed(CONTENT).replace("[0.0, 1.0]", "[0.0, 1e999]"), "holds 1e999, which is beyond float64"),
     ],
 )
 def test_reading_what_is_damaged(tmp_path, text, words):
@@ -107,9 +121,44 @@ def test_reading_what_is_damaged(tmp_path, text, words):
     assert "python -m studies one" in str(error.value)
 
 
+def without_a_checksum(content: bytes) -> object:
+    """The control: a reader that looks at the form of a file and at nothing else."""
+    try:
+        found = json.loads(content)
+        _storage.check_entries(found, results.ENTRIES)
+        return found
+    except (ValueError, KeyError):
+        return None
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in results.folder().glob("*.json")))
+def test_no_damage_of_a_stored_result_is_read_as_sound(tmp_path, name):
+    """What is read of a damaged file is what was stored, or nothing."""
+    sound, content = read(name), results.path_of(name).read_bytes()
+    stored = json.loads(content)
+    each = 5 if len(content) < 100_000 else 2
+    count, refused, mistaken = 0, 0, 0
+    for kind, other in damages.damaged(content, damages.OF_TEXT, each, seed=name):
+        (tmp_path / f"{name}.json").write_bytes(other)
+        count += 1
+        try:
+            assert read(name, tmp_path) == sound, kind  # a blank more or less, or lines in another order
+        except ResultError:
+            refused += 1
+        mistaken += without_a_checksum(other) not in (None, stored)
+    assert refused > 0.7 * count
+    assert mistaken > 0.1 * count  # so many would be taken for good without the checksum
+
+
+def test_a_curve_that_is_none_is_not_stored(tmp_path):
+    with pytest.raises(ResultError, match="was not stored: its curve t is float, no list of numbers"):
+        write("one", {**CONTENT, "curves": {"t": 1.0}}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_reading_bytes_that_are_no_text(tmp_path):
     (tmp_path / "one.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(ResultError, match="cannot be read"):
+    with pytest.raises(ResultError, match="it is no JSON"):
         read("one", tmp_path)
 
 

@@ -1,6 +1,7 @@
 """The discrete algorithms: PyTorch's own, exact recursions, and their distance from the flows."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,15 +47,18 @@ def test_heavy_ball_in_closed_form(lr, beta):
     assert np.abs(run.q.numpy() - exact).max() < 1e-12
 
 
-def test_nagd_by_hand():
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_nagd_by_hand(decay):
+    """Decay is part of the loss, and its gradient, too, is taken ahead."""
     lr, w, y = 0.1, START.clone(), START.clone()
     path = [w]
     for k in range(1, 9):
-        w_next = y - lr * CURVATURES * y
+        w_next = y - lr * (CURVATURES + decay) * y
         y = w_next + (k - 1) / (k + 2) * (w_next - w)
         w = w_next
         path.append(w)
-    assert torch.allclose(descend(nesterov(lr=lr), quadratic, START, steps=8).q, torch.stack(path), rtol=1e-14)
+    rule = replace(nesterov(lr=lr), weight_decay=decay)
+    assert torch.allclose(descend(rule, quadratic, START, steps=8).q, torch.stack(path), rtol=1e-14)
 
 
 def _order(make, flow, start, steps=(40, 80, 160, 320), T=2.4, f=quartic, q0=(0.9, -0.4), modify=None):
@@ -99,7 +103,9 @@ def test_times_velocities_and_every():
     assert run.t.tolist() == pytest.approx([0.0, 0.3, 0.6])
     assert torch.equal(run.q, full.q[[0, 3, 6]])
     assert torch.allclose(run.v, (full.q[[1, 4, 7]] - full.q[[0, 3, 6]]) / 0.1, rtol=1e-14)
-    assert descend(newtonian(lr=0.04), quadratic, START, steps=1).t.tolist() == [0.0, 0.2]
+    root = descend(newtonian(lr=0.04), quadratic, START, steps=1)
+    assert root.t.tolist() == [0.0, 0.2]
+    assert torch.allclose(root.v[0], (root.q[1] - root.q[0]) / 0.2, rtol=1e-14)
     assert len(descend(sgd(0.1), quadratic, START, steps=0).t) == 1
 
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from nlcompanion.dynamics import (
     newtonian,
     sgd,
 )
+from nlcompanion.dynamics.equations import set_up
 from nlcompanion.mechanics import energy
 
 ENTROPY = lambda q: (q * q.log()).sum()  # noqa: E731
@@ -84,6 +86,29 @@ def test_accelerated_mirror_descent_with_time_dependent_schedules():
     run = integrate(rule, quartic, [1.0, 0.5], t_span=(1, 1.5), rtol=1e-10)
     reference = integrate(lagrangian(rule, quartic), None, [1.0, 0.5], t_span=(1, 1.5), rtol=1e-10)
     assert (run.q[-1] - reference.q[-1]).abs().max() < 1e-8
+
+
+def test_mirror_flow_from_a_moving_start_under_decay():
+    """The dual start divides the velocity by exp(alpha), here 3; decay pulls at the point, not at its dual."""
+    p = 3.0
+    rule = bregman(lambda t: math.log(p) - t.log(), lambda t: p * t.log(), lambda t: p * t.log(), ENTROPY)
+    rule = replace(rule, weight_decay=0.4)
+    start, v0 = [1.0, 0.5], [0.3, -0.2]
+    run = integrate(rule, quartic, start, v0, t_span=(1, 1.5), rtol=1e-10)
+    reference = integrate(lagrangian(rule, quartic), None, start, v0, t_span=(1, 1.5), rtol=1e-10)
+    assert run.v[0].tolist() == pytest.approx(v0, abs=1e-12)
+    assert (run.q[-1] - reference.q[-1]).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize(
+    "rule", [replace(gradient_flow(), weight_decay=0.3), sgd(0.2, 0.5, 0.3), nesterov()], ids=lambda r: r.name
+)
+def test_the_jacobian_is_the_slopes_own(rule):
+    """A wrong one costs an implicit solver steps, and no run tells."""
+    system, y = set_up(rule, quartic, START[:2], None, 0.7, 100)
+    columns = np.eye(len(y)) * 1e-6
+    differences = [(system.slope(0.7, y + h) - system.slope(0.7, y - h)) / 2e-6 for h in columns]
+    assert system.jacobian(0.7, y) == pytest.approx(np.stack(differences, 1), abs=1e-7)
 
 
 def test_small_mass_mirror_flow_tends_to_natural_gradient_flow():
@@ -355,7 +380,7 @@ def test_bad_arguments():
         integrate(gradient_flow(), quadratic, START, START, t_span=(0, 1))
     with pytest.raises(ValueError, match="f=None"):
         integrate(lambda t, q, v: v @ v, quadratic, START, t_span=(0, 1))
-    with pytest.raises(TypeError, match="LearningRule or a Lagrangian"):
+    with pytest.raises(TypeError, match="of a Lagrangian, or a LearningRule"):
         integrate("sgd", quadratic, START, t_span=(0, 1))
     with pytest.raises(ValueError, match="domain of h"):
         integrate(natural_gradient(ENTROPY, 0.1, 1.0), quadratic, -START, t_span=(0, 1))

@@ -171,6 +171,10 @@ def test_every_rule_has_its_own_statement(net):
     assert len({laws[0].under(rule).statement for rule in apart}) == len(apart) - 1  # general as Nesterov's
 
 
+def test_step_0_has_no_step_before_it_to_keep():
+    assert [sgd(0.1, 0.9).steps.memory_of(n) for n in (0, 1, 2)] == [0.0, 0.9, 0.9]
+
+
 @pytest.mark.parametrize("rule", [r for r in RULES.values() if r.steps], ids=[n for n, r in RULES.items() if r.steps])
 @pytest.mark.parametrize("label", LABELS)
 def test_a_name_changes_no_step_and_no_account(rule, label, net):

@@ -146,6 +146,14 @@ def _slope(values, steps):
     return math.log(values[0] / values[-1]) / math.log(steps[-1] / steps[0])
 
 
+def test_discrete_action_by_hand():
+    """Two pieces with velocities 4 and -2; GU Eq. 8 takes time and place at left ends; or both at middles."""
+    t, q = torch.tensor([0, 0.5, 1]).double(), torch.tensor([[1.0], [3.0], [2.0]]).double()
+    L = lambda t, q, v: t * v[0] + q[0]  # noqa: E731
+    assert discrete_action(L, t, q).item() == 0.5 * ((0 * 4 + 1) + (0.5 * -2 + 3))
+    assert discrete_action(L, t, q, midpoint=True).item() == 0.5 * ((0.25 * 4 + 2) + (0.75 * -2 + 2.5))
+
+
 def test_discrete_action_and_its_derivative_converge_with_order_one():
     path = lambda t: torch.sin(2 * t)[..., None] + 0.3 * t[..., None] ** 2  # noqa: E731
     exact = action(pendulum, path, (0.0, 1.0))
@@ -183,11 +191,18 @@ def test_stationary_path_is_the_motion(method):
     assert found.index == 0
 
 
-def test_stationary_path_is_order_two():
+@pytest.mark.parametrize(
+    ("L", "span", "motion"),
+    [
+        (oscillator, (0.0, 2.0), lambda t: torch.sin(t) / math.sin(2)),
+        (lambda t, q, v: t * 0.5 * v @ v, (1.0, 3.0), lambda t: torch.log(t) / math.log(3)),  # a mass that grows
+    ],
+)
+def test_stationary_path_is_order_two(L, span, motion):
     errors, sizes = [], (20, 40, 80)
     for n in sizes:
-        found = stationary_path(oscillator, [0.0], [1.0], (0.0, 2.0), segments=n)
-        errors.append((found.q[:, 0] - torch.sin(found.t) / math.sin(2)).abs().max().item())
+        found = stationary_path(L, [0.0], [1.0], span, segments=n)
+        errors.append((found.q[:, 0] - motion(found.t)).abs().max().item())
     assert _slope(errors, sizes) == pytest.approx(2, abs=0.1)
 
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import flat, laws_of, network, samples, train
 from torch import nn
 
-from nlcompanion.datasets import digits
 from nlcompanion.dynamics import damped, descend, nesterov, newtonian, sgd
 from nlcompanion.laws import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
-from nlcompanion.monitoring import Ledger, LedgerError, residual_in_steps
+from nlcompanion.monitoring import Ledger, LedgerError
 from nlcompanion.networks import RePU, flat_loss, mlp
 
 SGD = torch.optim.SGD
@@ -22,39 +22,11 @@ CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
 
 @pytest.fixture(scope="module")
 def data():
-    x, y = digits().first(400).tensors()
-    return x.flatten(1), y
-
-
-def network(activation="relu", bias=True, dtype=torch.float64, widths=(64, 12, 9, 10)):
-    return mlp(widths, activation, bias=bias, seed=1, dtype=dtype)
-
-
-def laws_of(model, data, make=homogeneous_laws):
-    x, y = data
-    return make(flat_loss(model, x[:4], y[:4], F.cross_entropy))
-
-
-def train(model, optimizer, data, *, steps=20, seed=0, before=None, size=32):
-    """A user's own loop on mini-batches; ``before(n)`` runs between backward and step."""
-    x, y = data
-    x = x.to(next(model.parameters()).dtype)
-    g = torch.Generator().manual_seed(seed)
-    for n in range(steps):
-        batch = torch.randperm(len(x), generator=g)[:size]
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[batch]), y[batch]).backward()
-        if before is not None:
-            before(n)
-        optimizer.step()
+    return samples()
 
 
 def symmetric(x):
     return (x + x.T) / 2 if x.ndim == 2 else x
-
-
-def flat(model):
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
 # --- every cause, on real mini-batches ------------------------------------------------------------------------------
@@ -80,7 +52,7 @@ def test_a_run_is_booked_to_rounding_and_a_fault_is_flagged(data, setting):
     def run(fault=None):
         model = network()
         optimizer = SGD(model.parameters(), **options)
-        ledger = Ledger(laws_of(model, data), model, optimizer)
+        ledger = Ledger(laws_of(model, data), model, optimizer, every=1)
         start = flat(model)
 
         def plant(n):
@@ -107,9 +79,9 @@ def test_a_run_is_booked_to_rounding_and_a_fault_is_flagged(data, setting):
             part = getattr(account, cause)
             assert not part.any() or ((account.residual + part).abs() / scale).max() > 1e-8
     for fault in ("1.weight", "3.weight", "3.bias"):
-        with pytest.raises(LedgerError, match=r"at step 13 of 20.*SGD's") as caught:
+        with pytest.raises(LedgerError, match="at step 13 of 20") as caught:
             run(fault)[0].check()
-        assert "1.weight" in str(caught.value) or "3.weight" in str(caught.value)
+        assert f"the gradient of {fault} is 1.001 times what belongs" in str(caught.value)
 
 
 def test_the_account_agrees_with_the_laws_of_gradient_descent_and_heavy_ball(data):
@@ -117,7 +89,7 @@ def test_the_account_agrees_with_the_laws_of_gradient_descent_and_heavy_ball(dat
         model = network()
         (law, _) = laws_of(model, data)
         optimizer = SGD(model.parameters(), lr=0.1, momentum=beta)
-        ledger = Ledger(law, model, optimizer)
+        ledger = Ledger(law, model, optimizer, every=1)
         points, gradients = [flat(model)], []
         train(
             model,
@@ -168,7 +140,7 @@ MATRICES = {
 def test_matrix_and_layer_laws(data, kind):
     model = network("linear", widths=(64, 7, 6, 10))
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
-    ledger = Ledger(laws_of(model, data, MATRICES[kind]), model, optimizer)
+    ledger = Ledger(laws_of(model, data, MATRICES[kind]), model, optimizer, every=1)
     start = flat(model)
     train(model, optimizer, data)
     assert ledger.check() < 1e-12
@@ -180,7 +152,7 @@ def test_matrix_and_layer_laws(data, kind):
             # the antisymmetric part is booked, too; from an empty buffer it stays at rest
             assert (account.change - account.change.mT).abs().max() < 1e-13 < account.change.abs().max()
     train(model, optimizer, data, steps=1, before=lambda n: model[3].weight.grad.mul_(1.001))
-    with pytest.raises(LedgerError, match="was broken by"):
+    with pytest.raises(LedgerError, match="was broken at step 21 of 21, by"):
         ledger.check()
 
 
@@ -196,7 +168,7 @@ def test_a_finite_data_set_is_not_rotation_invariant(data):
 def test_dropout_keeps_the_balance_of_every_mask(data):
     model = nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 10)).double()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
-    ledger = Ledger(laws_of(model, data), model, optimizer)
+    ledger = Ledger(laws_of(model.eval(), data), model.train(), optimizer)  # a loss with dropout is no function of q
     torch.manual_seed(0)
     train(model, optimizer, data)
     assert ledger.check() < 1e-12
@@ -247,7 +219,7 @@ def test_different_rates_while_maximising(data):
 def test_momentum_that_pauses_and_returns_to_its_old_buffer(data):
     model = network()
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
-    ledger = Ledger(laws_of(model, data), model, optimizer)
+    ledger = Ledger(laws_of(model, data), model, optimizer, every=1)
     for momentum in (0.9, 0.0, 0.9):
         optimizer.param_groups[0]["momentum"] = momentum
         train(model, optimizer, data, steps=4)
@@ -271,7 +243,7 @@ def test_weights_that_decay_to_nothing_keep_their_books(data, lr, decay, momentu
 def test_weights_made_very_small_between_steps(data):
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
-    ledger = Ledger(laws_of(model, data), model, optimizer)
+    ledger = Ledger(laws_of(model, data), model, optimizer, every=1)
     train(model, optimizer, data, steps=3)
     with torch.no_grad():
         for p in model.parameters():
@@ -304,7 +276,7 @@ def test_listening_leaves_the_optimizer_as_it_is(data):
 def test_weights_moved_between_steps_are_booked_as_outside(data):
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
-    ledger = Ledger(laws_of(model, data), model, optimizer)
+    ledger = Ledger(laws_of(model, data), model, optimizer, every=1)
     start = flat(model)
     for n in range(5):
         train(model, optimizer, data, steps=2, seed=n)
@@ -319,7 +291,9 @@ def test_weights_moved_between_steps_are_booked_as_outside(data):
     torch.testing.assert_close(account.change.sum(0), change, rtol=1e-9, atol=1e-12)
     model[1].weight.data.mul_(0.9)  # behind autograd's back
     train(model, optimizer, data, steps=1)
-    with pytest.raises(LedgerError, match="at step 12"):
+    with pytest.raises(
+        LedgerError, match=r"at step 12 .*1\.weight moved by more than the step of SGD: written to through \.data"
+    ):
         ledger.check()
 
 
@@ -342,7 +316,7 @@ def test_a_buffer_emptied_or_restored_between_steps(data):
 def test_a_parameter_without_gradient_is_passed_over(data):
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-    ledger = Ledger(laws_of(model, data), model, optimizer)
+    ledger = Ledger(laws_of(model, data), model, optimizer, every=1)
     train(model, optimizer, data, steps=3)
 
     def drop(n):  # as if the whole first pair had no part in this loss
@@ -354,7 +328,9 @@ def test_a_parameter_without_gradient_is_passed_over(data):
     assert ledger.check() < 1e-12
     assert not ledger[0].change[3:5].any()
     train(model, optimizer, data, steps=1, before=lambda n: setattr(model[3].weight, "grad", None))
-    with pytest.raises(LedgerError, match="at step 9"):  # one side only: the other loses its counterweight
+    with pytest.raises(
+        LedgerError, match=r"at step 9 .*3\.weight was without a gradient from step 9 on"
+    ):  # one side only: the other loses its counterweight
         ledger.check()
 
 
@@ -362,7 +338,7 @@ def test_a_loaded_optimizer_goes_on_with_its_buffer(data):
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
     train(model, optimizer, data, steps=3)
-    ledger = Ledger(laws_of(model, data), model, optimizer)
+    ledger = Ledger(laws_of(model, data), model, optimizer, every=1)
     train(model, optimizer, data, steps=3)
     assert ledger.check() < 1e-12
     assert ledger[0].momentum[0].any()
@@ -383,17 +359,13 @@ def test_a_closure_is_fine_for_sgd(data):
     for _ in range(4):
         optimizer.step(closure)
     assert ledger.check() < 1e-12
-    adam = torch.optim.Adam(model.parameters())
-    Ledger(laws_of(model, data), model, adam)
-    with pytest.raises(ValueError, match="for Adam the ledger reads the gradient before the step"):
-        adam.step(closure)
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "Adagrad"])
 def test_other_optimizers_are_booked_and_their_gradients_judged(data, kind):
     model = network()
     optimizer = getattr(torch.optim, kind)(model.parameters(), lr=1e-2)
-    ledger = Ledger(laws_of(model, data), model, optimizer)
+    ledger = Ledger(laws_of(model, data), model, optimizer, every=1)
     start = flat(model)
     train(model, optimizer, data)
     assert ledger.check() < 1e-12
@@ -406,7 +378,7 @@ def test_other_optimizers_are_booked_and_their_gradients_judged(data, kind):
         assert not account.momentum.any()
     train(model, optimizer, data, steps=1, before=lambda n: model[3].weight.grad.mul_(1.001))
     assert ledger[0].cosine[-1].abs().max() > 1e-6
-    with pytest.raises(LedgerError, match=f"{kind}'s"):
+    with pytest.raises(LedgerError, match=r"gradient of 3\.weight is 1\.001 times what belongs"):
         ledger.check()
 
 
@@ -449,7 +421,7 @@ def test_a_long_run_of_float32_squares_does_not_drift(data):
 def test_table_and_context(data):
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    with Ledger(laws_of(model, data), model, optimizer) as ledger:
+    with Ledger(laws_of(model, data), model, optimizer, every=1) as ledger:
         assert str(ledger) == repr(ledger) == "Ledger(2 laws, 0 steps of SGD)"
         for ask in (lambda: ledger[0], ledger.check, lambda: ledger.residual):
             with pytest.raises(ValueError, match="nothing is booked"):
@@ -495,7 +467,7 @@ def test_diverged_runs_do_not_pass(data):
     optimizer = SGD(model.parameters(), lr=0.1)
     ledger = Ledger(laws_of(model, data), model, optimizer)
     train(model, optimizer, data, steps=3, before=lambda n: model[1].weight.grad.mul_(math.nan) if n == 1 else None)
-    with pytest.raises(LedgerError, match="broken by nan at step 2"):
+    with pytest.raises(LedgerError, match=r"broken at step 2 of 3, by nan .*gradient of 1.weight is not finite"):
         ledger.check()
 
 
@@ -541,10 +513,15 @@ def test_along_descend_on_mini_batches(data, rule, kind):
         change, exact = account.change.sum(0), law.charge(run.q[-1]) - law.charge(f.q0)
         torch.testing.assert_close(symmetric(change), exact, rtol=1e-8, atol=1e-12)
         assert account.finite_step.abs().max() > 1e-8
-    form = laws[0].under(rule)
-    assert residual_in_steps(form, f, steps=15, batches=batches).max() < 1e-12
-    wrong = homogeneous_law(f, 1, p=1.5, verify=False).under(rule)
-    assert residual_in_steps(wrong, f, steps=15, batches=batches).max() > 1e-6
+    wrong = homogeneous_law(f, 1, p=1.5, verify=False)
+    assert worst_of_descent(laws[0], rule, f.q0, steps=15, batches=batches) < 1e-12
+    assert worst_of_descent(wrong, rule, f.q0, steps=15, batches=batches) > 1e-6
+
+
+def worst_of_descent(law, rule, q0, *, steps, batches):
+    ledger = Ledger(law, rule=rule)
+    descend(rule, None, q0, steps=steps, batches=batches, record=ledger.record)
+    return ledger.residual
 
 
 def test_the_angular_momentum_of_steps():
@@ -561,11 +538,11 @@ def test_the_angular_momentum_of_steps():
     f = flat_loss(Ring(), torch.zeros(1), torch.zeros(1), lambda value, _: value)
     law = data_rotation_law(f, weight="w")
     for rule in (sgd(0.05), sgd(0.05, 0.9), newtonian(0.01), nesterov(0.01)):
-        assert residual_in_steps(law.under(rule), f, steps=20).max() < 1e-12
+        assert worst_of_descent(law, rule, f.q0, steps=20, batches=lambda n: f) < 1e-12
     # a sudden force that breaks the symmetry gives some, which then decays
     push = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).double()
     batches = lambda n: (lambda q: f(q) + push @ q) if n == 3 else f  # noqa: E731
-    ledger = Ledger(law, rule=sgd(0.05, 0.9))
+    ledger = Ledger(law, rule=sgd(0.05, 0.9), every=1)
     descend(sgd(0.05, 0.9), None, f.q0, steps=10, batches=batches, record=ledger.record)
     with pytest.raises(LedgerError, match="at step 4 of 10"):
         ledger.check()

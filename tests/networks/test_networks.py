@@ -11,10 +11,15 @@ from torch.func import jvp
 from torch.nn.functional import cross_entropy, mse_loss
 
 from nlcompanion.dynamics import gradient_flow, integrate
-from nlcompanion.networks import RePU, Swish, flat_loss, mlp
+from nlcompanion.networks import Power, RePU, Swish, flat_loss, mlp
 
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(7) % 3
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 1.5, 2, 3])
+def test_repu_lets_nothing_negative_through(p):
+    assert RePU(p)(torch.tensor([-2.0, 0.0, 4.0])).tolist() == pytest.approx([0.0, 0.0, 4.0**p])
 
 
 @given(st.sampled_from([0.5, 1, 1.5, 2, 3]), st.floats(0.1, 10), st.floats(-5, 5))
@@ -24,6 +29,10 @@ def test_repu_is_homogeneous_of_its_own_degree(p, scale, x):
     assert torch.allclose(RePU(p)(scale * x), scale**p * RePU(p)(x), rtol=1e-12)
     if x > 1e-3 and abs(scale - 1) > 1e-2:
         assert not torch.allclose(RePU(p)(scale * x), scale ** (p + 1) * RePU(p)(x), rtol=1e-6)
+
+
+def test_an_even_power_has_no_sign():
+    assert [Power(p)(torch.tensor([-2.0, 3.0])).tolist() for p in (1, 2, 3)] == [[-2, 3], [4, 9], [-8, 27]]
 
 
 @given(st.floats(0.1, 10), st.floats(-3, 3), st.floats(-5, 5))
@@ -53,6 +62,24 @@ def test_mlp_layers_and_seeds():
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
     other = mlp((6, 5, 4, 3), ["relu", RePU(2)], bias=True, seed=4)
     assert not torch.equal(next(net.parameters()), next(other.parameters()))
+
+
+def test_each_layer_gets_an_activation_of_its_own():
+    given = Swish(3)
+    net = mlp((4, 3, 3, 2), given)
+    assert [name for name, _ in net.named_parameters()] == ["1.weight", "2.beta", "3.weight", "4.beta", "5.weight"]
+    assert net[2] is not given
+    assert net[2].beta is not net[4].beta
+
+
+def test_a_model_that_goes_on_does_not_take_its_loss_along():
+    """The loss keeps what the model was: precision, mode and running statistics are its own."""
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
+    f = flat_loss(net, X, Y, cross_entropy)
+    before = f(f.q0).item()
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    net.train()(10 * X.float())
+    assert f(f.q0).item() == before
 
 
 @pytest.mark.parametrize(("init", "variance"), [("kaiming", 2.0), ("lecun", 1.0), ("default", 1 / 3)])
@@ -156,9 +183,8 @@ def test_bad_arguments():
         with pytest.raises(TypeError, match=f"{name} must be a tensor"):
             flat_loss(mlp((4, 3)), inputs, targets, cross_entropy)
     assert RePU(1.5)(torch.tensor([math.nan])).isnan()
-    f = flat_loss(mlp((4, 3)), X, Y, lambda a, b: cross_entropy(a, b, reduction="none"))
     with pytest.raises(TypeError, match="reduction"):
-        f(f.q0)
+        flat_loss(mlp((4, 3)), X, Y, lambda a, b: cross_entropy(a, b, reduction="none"))
 
 
 class TwoLayers(nn.Module):

@@ -785,10 +785,10 @@ def test_bad_searches():
     for kw, match in (
         ({"group": []}, "group is empty"),
         ({"f": lambda q: 0 * q.sum()}, "gradient of the loss vanishes near q"),
-        ({"q": START[None]}, r"shape \(n,\), got \(1, 3\)"),
+        ({"q": START[None]}, r"shape \(n,\) with n > 0, got \(1, 3\)"),
         ({"group": [Symmetry(lambda q, s: q * (1 + float(s)), "frozen")]}, "generator of frozen vanishes"),
-        ({"points": 0}, "points = 0"),
-        ({"spread": 0.7}, "spread = 0.7"),
+        ({"points": 0}, "points must be an integer from 1"),
+        ({"spread": 0.7}, "spread must be in .0, 0.5., got 0.7"),
         ({"rule": RULES["natural gradient, entropy"][0], "q": -START}, "outside the domain"),
         ({"f": lambda q: (-q).log().sum()}, "not finite at q"),
     ):

@@ -1,7 +1,9 @@
 """The built book, page by page, and the tools that build it. Each check of a page is itself checked on a bad page."""
 
 import hashlib
+import importlib
 import json
+import posixpath
 import re
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from sphinx.util.inventory import InventoryFile
 
 from nlcompanion import __version__
+from nlcompanion.book.register import register
 from tools import environment, notebooks, pages, pin
 
 ROOT = pages.ROOT
@@ -40,6 +44,37 @@ def test_every_notebook_is_in_the_contents():
 
 def test_first_page_leads_to_the_book(built):
     assert "book/index.html" in (pages.HTML / "index.html").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_in_the_reference(built):
+    with (pages.HTML / "objects.inv").open("rb") as file:
+        documented = InventoryFile.load(file, "", posixpath.join)
+    names = {name.rpartition(".")[2] for kind in documented if kind.startswith("py:") for name in documented[kind]}
+    for folder in (page.removeprefix("book/api/") for page in pages.contents() if page.startswith("book/api/")):
+        if folder != "index":
+            public = importlib.import_module(f"nlcompanion.{folder}").__all__
+            assert set(public) <= names, folder
+
+
+def test_folders_of_the_package_have_a_page_of_the_reference():
+    folders = {path.parent.name for path in (ROOT / "nlcompanion").glob("*/__init__.py")} - {"book"}
+    assert folders == {page.removeprefix("book/api/") for page in pages.contents() if "book/api/" in page} - {"index"}
+
+
+def test_words_lead_to_the_reference_and_to_the_glossary(built):
+    page = pages.parse(pages.HTML / "book" / "euler_lagrange.html").select_one("article")
+    links = {link["href"] for link in page.select("a[href]")}
+    assert "glossary.html#term-Lagrangian" in links
+    assert any(link.startswith("api/dynamics.html#nlcompanion.dynamics.") for link in links)
+    assert not page.select("h1 .nl-term, h2 .nl-term, pre .nl-term, a a")
+
+
+def test_the_search_finds_a_claim_by_its_id(built):
+    script = (pages.HTML / "searchindex.js").read_text(encoding="utf-8")
+    index = json.loads(script.removeprefix("Search.setIndex(").removesuffix(")"))
+    for row in register():
+        found = {index["docnames"][page] for page, *_ in index["indexentries"][row.id]}
+        assert found == {"book/what_holds"}, row.id
 
 
 # --- the checks of a page, on a good page and on bad ones ---------------------------------------------------------

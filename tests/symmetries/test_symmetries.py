@@ -397,6 +397,11 @@ def test_lemma_3_traces_with_all_matrices_determine_a_matrix(X):
     assert torch.allclose(mixed.pack(values), X, rtol=1e-11, atol=1e-12)  # whatever the basis
 
 
+def test_rotations_have_the_signs_and_the_order_of_gu():
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert torch.einsum("m,mij->ij", weights, so(3).basis).tolist() == [[0, 1, 2], [-1, 0, 3], [-2, -3, 0]]
+
+
 @given(matrices(4))
 @settings(max_examples=15, deadline=None)
 def test_lemma_4_traces_with_skew_matrices_determine_the_skew_part(X):
@@ -494,7 +499,7 @@ def test_rotations_want_skew_generators(A):
         (lambda: linear_pair(slice(0, 4), slice(4, 8), SHEAR)(Q, 0.1), "beyond the 7"),
         (lambda: linear_pair(slice(0, 4, 2), slice(4, 6), SHEAR)(Q, 0.1), "no block"),
         (lambda: so(1), "a line has no rotations"),
-        (lambda: gl(0), "d >= 1"),
+        (lambda: gl(0), "d must be an integer from 1"),
         (lambda: LieAlgebra(torch.stack([SPIN, 2 * SPIN])), "only 1 independent"),
         (lambda: LieAlgebra(SPIN), r"\(m, d, d\)"),
         (lambda: so(3).pack(torch.ones(2)), "3 elements"),
@@ -513,7 +518,7 @@ def test_types():
         Symmetry(lambda q, s: 1.0)(Q, 0.1)
     with pytest.raises(TypeError, match=r"pass q.double\(\)"):
         scale()(torch.ones(3, dtype=torch.long), 0.1)
-    with pytest.raises(TypeError, match="not an array"):
+    with pytest.raises(TypeError, match="must be real numbers"):
         scale()("q", 0.1)
 
 
@@ -533,6 +538,12 @@ def test_outside_the_domain_of_the_entropy(q, v, where):
     rows = (torch.tensor([-1.0, 0.0]).double(), torch.stack([inside, vector(*q)]), torch.stack([inside, vector(*v)]))
     with pytest.raises(ValueError, match=where):
         kinetic_symmetry_breaking(rule, scale(), *rows)
+
+
+def test_inside_the_domain_of_the_entropy_at_any_speed_below_its_mass():
+    """A mass of 0.3 lets q = 1 bear a velocity of -3: the dual point is q + 0.3 v."""
+    broken = kinetic_symmetry_breaking(METRICS["entropy"], scale(), 0.0, vector(1.0), vector(-3.0))
+    assert math.isfinite(float(broken))
 
 
 def test_other_impossible_questions():

@@ -94,6 +94,14 @@ def test_a_gated_unit():
     assert check_gradients(lambda g, u: F.silu(g) * u**2, gate, up, kind="gated").verdict == "broken"
 
 
+@pytest.mark.parametrize("degree", [0.5, 2, 3])
+def test_an_activation_is_of_its_own_degree(degree):
+    """The control: the degree on the other side of x dx = p y dy."""
+    x = 1 + normal(40, seed=0).square()
+    assert check_gradients(lambda t: t**degree, x, kind="homogeneous", degree=degree).verdict == "lawful"
+    assert check_gradients(lambda t: t**degree, x, kind="homogeneous", degree=1 / degree).verdict == "broken"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
 def test_no_false_alarm_in_pytorchs_attention(backend, dtype):
@@ -180,6 +188,15 @@ def test_what_a_module_hides_is_a_limit():
         assert_gradients_lawful(nn.GELU(), normal(3, 5))
 
 
+def test_frozen_parameters_take_their_own_laws_away_and_no_other():
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)).double()
+    model[0].weight.requires_grad_(False)
+    model[1].bias.requires_grad_(False)
+    checks = check_gradients(model, normal(5, 4)).checks
+    assert {check.verdict for check in checks} == {"lawful"}
+    assert {check.tensors for check in checks} == {"0: x", "0: bias", "1: x, weight"}
+
+
 def test_too_few_digits_give_no_verdict():
     x = normal(4, 8) + 1e6
     report = check_gradients(nn.LayerNorm(8), x.float())
@@ -198,9 +215,10 @@ def bad_inputs():
     yield lambda: check_gradients(lambda x: x.detach(), x, kind="homogeneous"), "detach"
     yield lambda: check_gradients(F.relu, x, kind="relu"), "the kinds are"
     yield lambda: check_gradients(F.relu, x), "no module"
+    yield lambda: check_gradients(F.relu, laws=()), "pass the module"
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(9))
 def test_bad_input_gives_an_error_that_names_the_cause(case):
     call, message = list(bad_inputs())[case]
     with pytest.raises((ValueError, TypeError), match=message):

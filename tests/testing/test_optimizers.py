@@ -17,6 +17,7 @@ ADAMW = OptimizerLaws(
 LION = OptimizerLaws("decoupled", 0, lambda group, g: group["lr"] * g.sign(), None, ("signs", "permutations"))
 SHAMPOO = OptimizerLaws("decoupled", 0.0, equivariance=("orthogonal",), elementwise=False, ndim=2)
 
+MUON = getattr(optim, "Muon", None)  # since PyTorch 2.9
 FAMILIES = {
     "SGD": (optim.SGD, {}, "fused"),
     "momentum": (optim.SGD, {"momentum": 0.9}, "fused"),
@@ -37,9 +38,9 @@ FAMILIES = {
     "Rprop": (optim.Rprop, {}, "foreach"),
     "ASGD": (optim.ASGD, {}, "foreach"),
     "Adafactor": (optim.Adafactor, {}, "foreach"),
-    "Muon": (optim.Muon, {}, ""),
-    "Muon, RMS": (optim.Muon, {"adjust_lr_fn": "match_rms_adamw"}, ""),
 }
+if MUON is not None:
+    FAMILIES |= {"Muon": (MUON, {}, ""), "Muon, RMS": (MUON, {"adjust_lr_fn": "match_rms_adamw"}, "")}
 
 
 def ways(name: str) -> list[dict]:
@@ -74,7 +75,7 @@ def test_no_false_alarm_in_pytorchs_optimizers(name, dtype):
         if kind is optim.SGD and settings.get("fused") and not fused_sgd_moves(dtype):
             continue
         factory = functools.partial(kind, **settings)
-        check_optimizer(factory, parameters(seed, dtype, kind is optim.Muon), seed=seed, raise_error=True)
+        check_optimizer(factory, parameters(seed, dtype, kind is MUON), seed=seed, raise_error=True)
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_no_false_alarm_over_two_hundred_shapes(dtype):
         name = list(FAMILIES)[seed % len(FAMILIES)]
         test = [way for way in ways(name) if not (way.get("fused") and FAMILIES[name][0] is optim.SGD)]
         factory = functools.partial(FAMILIES[name][0], **test[seed % len(test)])
-        shapes = parameters(seed, dtype, FAMILIES[name][0] is optim.Muon)
+        shapes = parameters(seed, dtype, FAMILIES[name][0] is MUON)
         check_optimizer(factory, shapes, seed=seed, raise_error=True)
 
 
@@ -148,7 +149,7 @@ def test_bad_input_gives_an_error_that_names_the_cause():
         check_optimizer(optim.LBFGS)
     with pytest.raises(TypeError, match="sparse gradients"):
         check_optimizer(optim.SparseAdam)
-    with pytest.raises(TypeError, match=r"not a torch\.optim\.Optimizer"):
+    with pytest.raises(TypeError, match=r"which returns a torch\.optim\.Optimizer"):
         check_optimizer(list)
     with pytest.raises(TypeError, match="floating-point"):
         check_optimizer(optim.SGD, [torch.arange(3)])

@@ -1,25 +1,31 @@
 """sweep: every run once, in a file of its own, with the same bits whatever happens on the way."""
 
+import errno
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
+import damages
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlcompanion import SweepError, TrainConfig, load_sweep, sweep
+from nlcompanion import SweepError, TrainConfig, _storage, load_sweep, sweep
 from nlcompanion.training import loop as _train_loop
 from nlcompanion.training import train
+from nlcompanion.training.sweeps import records as _records
 from nlcompanion.training.sweeps import store as _sweep_files
 from nlcompanion.training.sweeps import sweep as _sweep
 from nlcompanion.training.sweeps import workers as _workers
@@ -70,6 +76,15 @@ def calls(monkeypatch):
 
 
 # --- what is stored -------------------------------------------------------------------------------------------------
+
+
+def test_a_table_holds_what_a_run_measured_last(tmp_path):
+    curve = torch.tensor([3.0, 2.0, 1.0])
+    names = ("train_loss", "test_accuracy", "test_accuracy_recalibrated")
+    run = SimpleNamespace(status="finished", steps=6, epochs=dict.fromkeys(names, curve))
+    record = _records.Record(TrainConfig(), "finished", tmp_path / "run.json", run)
+    table = _records.Sweep(tmp_path, (record,)).table("lr")
+    assert [table[name] for name in names] == [[1.0]] * 3
 
 
 def test_one_file_per_run_with_provenance(undisturbed):
@@ -182,7 +197,7 @@ def test_an_interrupt_leaves_a_consistent_folder(tmp_path, undisturbed, monkeypa
 
 def changed(content: dict, **entries) -> str:
     content = {**content, **entries}
-    return json.dumps({**content, "sha256": _sweep_files._checksum(content)})
+    return json.dumps({**content, "sha256": _storage.checksum(content)})
 
 
 DAMAGES = {
@@ -202,7 +217,10 @@ DAMAGES = {
     "a run that failed": (lambda text: changed(json.loads(text), status="failed"), "status 'failed' and a run"),
     "no run": (lambda text: changed(json.loads(text), run=None), "status 'finished' and no run"),
     "half a run": (lambda text: changed(json.loads(text), run={"steps": 12}), "lacks layers"),
-    "no provenance": (lambda text: changed(json.loads(text), provenance=None), "entries are not what they should be"),
+    "no provenance": (
+        lambda text: changed(json.loads(text), provenance=None),
+        "its provenance is NoneType and must be dict",
+    ),
 }
 
 
@@ -227,6 +245,32 @@ def test_a_damaged_file_is_set_aside_and_the_run_done_again(tmp_path, undisturbe
     assert aside.read_text() == bad
     aside.unlink()
     assert outcome(tmp_path)[CONFIGS[0].key] == outcome(undisturbed)[CONFIGS[0].key]
+
+
+def without_a_checksum(path: Path) -> object:
+    """The control: what a reader makes of a file that it does not compare with its checksum."""
+    try:
+        return _records.interpret(json.loads(path.read_text()), path).run.to_dict()
+    except (ValueError, AttributeError, KeyError):
+        return None
+
+
+def test_no_damage_of_a_stored_run_is_read_as_sound(tmp_path, undisturbed):
+    path = tmp_path / f"{CONFIGS[0].key}.json"
+    path.write_bytes((undisturbed / path.name).read_bytes())
+    (sound,) = sweep(CONFIGS[:1], tmp_path, run=False)
+    stored = without_a_checksum(path)
+    refused, mistaken = 0, 0
+    for kind, other in damages.damaged(path.read_bytes(), damages.OF_TEXT, each=20, seed="run"):
+        path.write_bytes(other)
+        (record,) = sweep(CONFIGS[:1], tmp_path, run=False)
+        if record.status == "damaged":
+            refused += 1
+        else:
+            assert (record.run.to_dict(), record.provenance) == (sound.run.to_dict(), sound.provenance), kind
+        mistaken += without_a_checksum(path) not in (None, stored)
+    assert refused > 190  # of 260
+    assert mistaken > 30  # so many would be taken for good without the checksum
 
 
 def test_a_file_that_cannot_be_read_is_neither_used_nor_moved(tmp_path, undisturbed, calls):
@@ -520,16 +564,17 @@ def test_an_interrupt_does_not_reach_a_worker_that_is_starting(capfd, monkeypatc
             if not held_back:
                 monkeypatch.setattr(_workers, "_interrupts_held_back", nullcontext)
             with Workers(1) as pool:
-                (worker,) = pool._all
+                (process,) = multiprocessing.active_children()
                 for _ in range(5):
-                    os.kill(worker._process.pid, signal.SIGINT)
+                    with nullcontext() if held_back else suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGINT)
                     time.sleep(0.05)
                 assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # ours still comes to us
                 if held_back:
-                    assert pool.submit(os.getpid).result() == worker._process.pid
+                    assert pool.submit(os.getpid).result() == process.pid
                     assert capfd.readouterr().err == ""
-                worker._process.join(timeout=0 if held_back else 30)
-                assert worker.alive() is held_back
+                process.join(timeout=0 if held_back else 30)
+                assert process.is_alive() is held_back
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -567,7 +612,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
         "except SweepError as error:\n    print(error)\n"
     )
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert "a worker process could not start (with exit code 1; its own words are on stderr)" in run.stdout
+    assert "a worker process could not start (its own words are on stderr)" in run.stdout
     assert 'under `if __name__ == "__main__":`' in run.stdout
 
 
@@ -576,7 +621,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
 def test_a_sweep_outlives_its_workers(tmp_path, undisturbed_long):
     killer = Killer(tmp_path)
     with Workers(2) as pool:
-        killer.begin(lambda: [worker._process.pid for worker in pool._all][:1])
+        killer.begin(lambda: [child.pid for child in multiprocessing.active_children()][:1])
         result = sweep(LONG, tmp_path, pool)
     assert killer.killed
     assert result.status == {"finished": 3}
@@ -696,6 +741,60 @@ def test_killing_the_command_line_with_its_workers_changes_nothing(tmp_path):
     assert 3 <= len(list(runs.glob("*.json"))) < 6
     subprocess.run([*command, str(runs)], check=True, capture_output=True, timeout=120)
     assert outcome(runs) == outcome(tmp_path / "undisturbed")
+
+
+# --- file systems without locks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """A file system that has no locks of the operating system, as some networks' have none."""
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setattr(_sweep_files, "PATIENCE", 0.3)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize(
+    ("marker", "holder"),
+    [("27373\nnode17\n37850206\n", "process 27373 on node17"), ("", "a process that left no name"), ("x\n", "no name")],
+)
+def test_a_lock_that_nobody_can_vouch_for_is_named_within_seconds(tmp_path, no_flock, calls, marker, holder):
+    lock = tmp_path / ".locks" / f"{CONFIGS[0].key}.lock"
+    lock.parent.mkdir()
+    lock.write_text(marker)
+    begin = time.monotonic()
+    with pytest.raises(SweepError, match=rf"{holder} holds the run {CONFIGS[0].key}.*delete that file.*call sweep"):
+        sweep(CONFIGS, tmp_path)
+    assert time.monotonic() - begin < 20
+    assert calls == CONFIGS[1:]  # the other run is done
+    lock.unlink()
+    assert sweep(CONFIGS, tmp_path).status == {"finished": 2}
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_without_locks_of_the_system_a_dead_process_of_this_machine_is_noticed(tmp_path, no_flock):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    lock = tmp_path / ".locks" / f"{CONFIGS[0].key}.lock"
+    lock.parent.mkdir()
+    lock.write_text(f"{child.pid}\n{socket.gethostname()}\n")
+    assert sweep(CONFIGS[:1], tmp_path).status == {"finished": 1}
+    assert not lock.exists()
+
+
+def test_a_folder_that_was_removed(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for run in (True, False):
+        with pytest.raises(SweepError, match="the present folder was removed"):
+            sweep(CONFIGS, "runs", run=run)
 
 
 # --- a Dask cluster -------------------------------------------------------------------------------------------------

@@ -1,32 +1,32 @@
-"""What a sweep gives back (private; public as ``nlcompanion.training``): one record per run, read from its file."""
+"""What a sweep gives back: one record per run, read from its file."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from nlcompanion._arguments import a_path
+from nlcompanion._extras import needs
 from nlcompanion._provenance import provenance
+from nlcompanion._storage import Damaged
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.sweeps import store as files
+from nlcompanion.training.sweeps.store import SweepError
+
+with needs("training"):
+    import attrs
 
 if TYPE_CHECKING:
     from nlcompanion.training.run import Run
 
-_SETTINGS = tuple(setting.name for setting in fields(TrainConfig))
+_SETTINGS = tuple(setting.name for setting in attrs.fields(TrainConfig))
 _ENVIRONMENT = ("nlcompanion", "torch", "python", "platform", "device", "threads")  # a Run's, within the provenance
 
 
-class SweepError(RuntimeError):
-    """A sweep that cannot go on: no folder, no workers. What was finished is stored; the message says how to go on."""
-
-    __module__ = "nlcompanion.training"
-
-
-@dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class Record:
     """One run of a sweep, as its file tells it.
 
@@ -42,9 +42,9 @@ class Record:
     config: TrainConfig
     status: str
     path: Path
-    run: Run | None = field(default=None, repr=False)
-    error: str | None = field(default=None, repr=False)
-    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    run: Run | None = attrs.field(default=None, repr=False)
+    error: str | None = attrs.field(default=None, repr=False)
+    provenance: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
     @property
     def key(self) -> str:
@@ -52,7 +52,7 @@ class Record:
         return self.config.key
 
 
-@dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class Sweep(Sequence[Record]):
     """The records of a sweep, in the order of their configurations.
 
@@ -192,7 +192,7 @@ def load_sweep(folder: Path | str) -> Sweep:
         ...     len(load_sweep(folder))
         0
     """
-    folder = Path(folder).absolute()
+    folder = Path(a_path("folder", folder)).absolute()
     if not folder.is_dir():
         raise SweepError(f"the folder {folder} does not exist, so there are no runs to read; sweep(...) makes it")
     records = []
@@ -236,15 +236,15 @@ def interpret(content: Mapping[str, Any], path: Path) -> Record:
     try:
         return _record(content, path)
     except (AttributeError, KeyError, TypeError) as error:
-        raise files.Damaged(f"its entries are not what they should be ({error!r})") from error
+        raise Damaged(f"its entries are not what they should be ({error!r})") from error
 
 
 def _record(content: Mapping[str, Any], path: Path) -> Record:
     config, status, run = TrainConfig.from_dict(content["config"]), content["status"], None
     if config.key != content["key"]:
-        raise files.Damaged(f"its configuration has the hash {config.key} in this version of nlcompanion")
+        raise Damaged(f"its configuration has the hash {config.key} in this version of nlcompanion")
     if status not in files.ENDED or (content["run"] is None) != (status == "failed"):
-        raise files.Damaged(f"it has the status {status!r} and {'no' if content['run'] is None else 'a'} run")
+        raise Damaged(f"it has the status {status!r} and {'no' if content['run'] is None else 'a'} run")
     provenance = content["provenance"]
     if status != "failed":
         from nlcompanion.training.run import Run

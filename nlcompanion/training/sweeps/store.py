@@ -1,4 +1,4 @@
-"""What a sweep keeps on disk (private): one JSON file per run, a checkpoint while it runs, a lock while it is at work.
+"""What a sweep keeps on disk: one JSON file per run, a checkpoint while it runs, a lock while it is at work.
 
 .. code-block:: text
 
@@ -10,22 +10,39 @@
 
 from __future__ import annotations
 
-import json
-import os
+import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from nlcompanion._storage import replacing
+from nlcompanion._extras import needs
+from nlcompanion._storage import Damaged, read_json, write_json
+
+with needs("training"):
+    from filelock import FileLock, Timeout
 
 FORMAT = 1
 ENDED = ("finished", "diverged", "failed")
-_ENTRIES = ("format", "key", "status", "config", "run", "error", "provenance", "sha256")
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "key": str,
+    "status": str,
+    "config": dict,
+    "run": (dict, type(None)),
+    "error": (str, type(None)),
+    "provenance": dict,
+}
 
 
-class Damaged(ValueError):
-    """A file that is not what it should be; the message says in what."""
+PATIENCE = 5.0  # seconds to wait for a lock until one asks who has it
+
+
+class SweepError(RuntimeError):
+    """A sweep that cannot go on: no folder, no workers. What was finished is stored; the message says how to go on."""
+
+    __module__ = "nlcompanion.training"
 
 
 def result_path(folder: Path, key: str) -> Path:
@@ -39,52 +56,28 @@ def checkpoint_path(folder: Path, key: str) -> Path:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-def store(folder: Path, content: Mapping) -> Path:
-    """Write a run's file in one move; its checksum is that of all other entries."""
+def store(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Write a run's file in one move, with a checksum."""
     path = result_path(folder, content["key"])
-    entries = {"format": FORMAT, **content}
-    entries["sha256"] = _checksum(entries)
-    lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in entries.items()]
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write("{\n" + ",\n".join(lines) + "\n}\n")
-        file.flush()
-        os.fsync(file.fileno())  # the name must not reach the disk before the content does
+    write_json(path, {"format": FORMAT, **content})
     return path
 
 
-def stored(folder: Path, key: str) -> dict | None:
+def stored(folder: Path, key: str) -> dict[str, Any] | None:
     """The content of a run's file, or None if there is none.
 
     Raises:
         Damaged: the file is there, but it is not what :func:`store` wrote.
     """
     try:
-        data = result_path(folder, key).read_bytes()
+        content = read_json(result_path(folder, key), _ENTRIES)
     except FileNotFoundError:
         return None
-    try:
-        content = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one; the other is of thousands of brackets
-        raise Damaged(f"it is no JSON ({error})") from error
-    missing = [entry for entry in _ENTRIES if entry not in content] if isinstance(content, dict) else list(_ENTRIES)
-    if missing:
-        raise Damaged(f"it lacks {', '.join(missing)}")
     if content["format"] != FORMAT:
         raise Damaged(f"its format is {content['format']!r}, this version of nlcompanion reads {FORMAT}")
-    if content["sha256"] != _checksum(content):
-        raise Damaged("its content does not fit its checksum")
     if content["key"] != key:
         raise Damaged(f"it is the run {content['key']!r}")
     return content
-
-
-def _checksum(content: Mapping) -> str:
-    rest = {entry: value for entry, value in content.items() if entry != "sha256"}
-    return sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
-
-
-def _no_constant(name: str):
-    raise Damaged(f"it holds {name}, which is no number")
 
 
 def tidy(folder: Path, key: str, *, checkpoint: bool) -> None:
@@ -105,22 +98,57 @@ def run_lock(folder: Path, key: str, *, wait: bool) -> Iterator[bool]:
     """Hold a run's lock, so that one process at a time works on it; gives False if another has it.
 
     The lock is the operating system's and ends with the process that holds it, killed or not: the file that stays
-    locks nothing.
+    locks nothing. A file system without such locks gets a file whose presence is the lock.
 
     Args:
         wait: whether to wait for the other.
-    """
-    from filelock import FileLock, Timeout
 
+    Raises:
+        SweepError: the lock is such a file, and nobody here can tell whether the process that made it is still there.
+    """
     path = folder / ".locks" / f"{key}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)  # a new object: threads exclude each other, too
     try:
-        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+        lock.acquire(timeout=PATIENCE if wait else 0, poll_interval=0.2)
     except Timeout:
-        yield False
-        return
+        if not wait:
+            yield False
+            return
+        if not _locks_end_with_their_holder(path.parent):
+            _check_holder(path, key)
+        lock.acquire(poll_interval=0.2)
     try:
         yield True
     finally:
         lock.release()
+
+
+def _locks_end_with_their_holder(folder: Path) -> bool:
+    """Whether the file system of a folder has locks of the operating system; tried on a file of its own."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, whose locks end with their process everywhere
+        return True
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _check_holder(path: Path, key: str) -> None:
+    """Raise SweepError unless the file names a process of this machine, which filelock itself knows to be there."""
+    try:
+        written = path.read_text(encoding="utf-8", errors="replace").split()
+    except FileNotFoundError:
+        return  # given back just now
+    if written[1:2] == [socket.gethostname()]:
+        return
+    holder = f"process {written[0]} on {written[1]}" if len(written) > 1 else "a process that left no name"
+    raise SweepError(
+        f"{holder} holds the run {key}, and cannot be asked whether it still works on it: the file system of {path} "
+        "has no locks that end with their process; if it is no more, delete that file; if it works, wait for it; then "
+        "call sweep again, which keeps what is finished"
+    )

@@ -1,4 +1,4 @@
-"""Sweeps (private; public as ``nlcompanion.training.sweep``): many runs, one file each, whatever happens meanwhile."""
+"""Sweeps: many runs, one file each, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ import traceback
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nlcompanion._arguments import a_path, described, flag, function, integer
+from nlcompanion._extras import progress_bar
 from nlcompanion._storage import set_aside
 from nlcompanion.training.config import TrainConfig
 from nlcompanion.training.sweeps import records
 from nlcompanion.training.sweeps import store as files
-from nlcompanion.training.sweeps.records import Record, Sweep, SweepError
+from nlcompanion.training.sweeps.records import Record, Sweep
+from nlcompanion.training.sweeps.store import SweepError
 from nlcompanion.training.sweeps.workers import Workers
 
 _TURN = threading.Lock()  # torch's number of threads and its treatment of denormals are not one run's own
+_MOST_WORKERS = 10_000
 _PATIENCE = 10.0  # seconds until a network's file system shows what another machine has written
 
 
@@ -81,8 +85,15 @@ def sweep(
         >>> sorted(again.table())
         ['lr', 'status', 'steps', 'test_accuracy', 'test_accuracy_recalibrated', 'train_loss']
     """
+    folder = absolute(a_path("folder", folder))
+    flag("run", run)
+    flag("retry_failed", retry_failed)
+    if callable(progress):
+        function("progress", progress, "progress(record), or True, or False", 1)
+    else:
+        flag("progress", progress)
+    _check_executor(executor)
     wanted = _unique(configs)
-    folder = Path(folder).absolute()
     ended: dict[str, Record] = {}
     if run:
         job = _Task(_made(folder), retry_failed, shown=progress is True and executor is None)
@@ -96,6 +107,8 @@ def sweep(
 def _unique(configs: Iterable[TrainConfig | Mapping[str, Any]]) -> list[TrainConfig]:
     if isinstance(configs, TrainConfig | Mapping):
         raise ValueError("configs is a list of configurations, got a single one; write [config]")
+    if isinstance(configs, str | bytes) or hasattr(configs, "ndim") or not isinstance(configs, Iterable):
+        raise TypeError(f"configs must be configurations in a list, got {described(configs)}; write [TrainConfig(...)]")
     made = [config if isinstance(config, TrainConfig) else TrainConfig.from_dict(config) for config in configs]
     if any(config.dataset == "custom" for config in made):
         raise ValueError(
@@ -103,6 +116,21 @@ def _unique(configs: Iterable[TrainConfig | Mapping[str, Any]]) -> list[TrainCon
             "take a named data set, or call train(config, data=...) and store its runs yourself"
         )
     return list({config.key: config for config in made}.values())
+
+
+def absolute(folder: Path | str) -> Path:
+    """The folder's whole name, which is the same in every process.
+
+    Raises:
+        SweepError: it is relative to a folder that is no more.
+    """
+    try:
+        return Path(folder).absolute()
+    except OSError as error:
+        raise SweepError(
+            f"runs cannot be kept in {folder}, since the present folder was removed ({error}); nothing was run; change "
+            "to another one, or give the folder's whole name"
+        ) from None
 
 
 def _made(folder: Path) -> Path:
@@ -115,14 +143,12 @@ def _made(folder: Path) -> Path:
 
 
 @contextmanager
-def _reporter(progress: bool | Callable[[Record], object], total: int) -> Iterator[Callable[[Record, bool], None]]:
+def _reporter(progress: bool | Callable[[Record], object], total: int) -> Iterator[Callable[[Record, bool], object]]:
     """A function that is told of every run's end, and whether it was this call that ended it."""
     if callable(progress):
         yield lambda record, new: progress(record) if new else None
         return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, unit="run", disable=not progress or total == 1) as bar:
+    with progress_bar(shown=bool(progress) and total > 1, total=total, unit="run") as bar:
         states: Counter[str] = Counter()
 
         def report(record: Record, new: bool) -> None:
@@ -133,10 +159,8 @@ def _reporter(progress: bool | Callable[[Record], object], total: int) -> Iterat
         yield report
 
 
-@contextmanager
-def _pool(executor: Executor | int | None) -> Iterator[Executor | None]:
+def _check_executor(executor: Executor | int | None) -> None:
     if executor is None or isinstance(executor, Executor):
-        yield executor  # not ours to shut down
         return
     if hasattr(executor, "get_executor"):
         raise TypeError(
@@ -147,6 +171,14 @@ def _pool(executor: Executor | int | None) -> Iterator[Executor | None]:
             "executor is None, a number of local processes or a concurrent.futures.Executor, "
             f"got {type(executor).__name__}"
         )
+    integer("executor", executor, 1, _MOST_WORKERS)
+
+
+@contextmanager
+def _pool(executor: Executor | int | None) -> Iterator[Executor | None]:
+    if executor is None or isinstance(executor, Executor):
+        yield executor  # not ours to shut down
+        return
     with Workers(executor) as workers:
         try:
             yield workers
@@ -168,7 +200,7 @@ class _Task:
 
     def bring_to_end(
         self, configs: Sequence[TrainConfig], executor: Executor | int | None
-    ) -> Iterator[tuple[Record, bool]]:
+    ) -> Generator[tuple[Record, bool], None, None]:
         """The record of each run as it ends, and whether it was this call that ended it."""
         todo = []
         for config in configs:
@@ -196,7 +228,9 @@ class _Task:
 
     def lost(self, config: TrainConfig, error: Exception) -> dict:
         """Record a run that came to nothing outside itself: its worker died each time, or could not be reached."""
-        if isinstance(error, OSError | SweepError):
+        if isinstance(error, SweepError):
+            raise error
+        if isinstance(error, OSError):
             raise SweepError(
                 f"the sweep stopped at the run {config.key}: {error}; finished runs are in {self.folder}; "
                 "make room or mend the permissions there, then call sweep again to go on"
@@ -223,10 +257,11 @@ class _Task:
 
 def _answers(
     pool: Executor | None, job: _Task, configs: Sequence[TrainConfig], wait: bool
-) -> Iterator[tuple[TrainConfig, dict | Exception]]:
+) -> Generator[tuple[TrainConfig, dict | Exception], None, None]:
     """What became of each run, as they end."""
     if pool is None:
         for config in configs:
+            answer: dict | Exception
             try:
                 answer = _work(job, config, wait)
             except Exception as error:
@@ -239,10 +274,13 @@ def _answers(
             # the ticket: Dask takes calls with equal arguments for one
             futures[pool.submit(_work, job, config, wait, uuid.uuid4().hex)] = config
         for future in as_completed(futures):
-            error = future.exception()
-            if isinstance(error, BrokenExecutor):
-                raise error
-            yield futures[future], future.result() if error is None else error
+            failure = future.exception()
+            if failure is None:
+                yield futures[future], future.result()
+            elif isinstance(failure, BrokenExecutor) or not isinstance(failure, Exception):
+                raise failure
+            else:
+                yield futures[future], failure
     except (BrokenExecutor, CancelledError) as error:
         there = sum(files.result_path(job.folder, config.key).exists() for config in configs)
         raise SweepError(

@@ -1,22 +1,22 @@
-"""Local processes for a sweep (private): an executor that outlives the death of a worker.
+"""Local processes for a sweep: an executor that outlives the death of a worker.
 
-``ProcessPoolExecutor`` gives up as a whole when one of its processes is killed, and cannot say which task was in it.
-Here every process has a pipe of its own: a death concerns one task, which is started again in a new process.
+A ``ProcessPoolExecutor`` gives up as a whole when one of its processes is killed, and cannot say which task was in it.
+Here every process has such an executor to itself: a death concerns one task, which is started again in a new one.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import threading
-import traceback
-from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 LIVES = 3  # processes that one task may cost
 
@@ -50,9 +50,8 @@ class Workers(Executor):
         self._idle.put(self._start())
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="nlcompanion-worker")
 
-    def submit(self, fn, /, *args, **kwargs) -> Future:
-        task = pickle.dumps((fn, args, kwargs))  # here, where the caller sees the error
-        return self._threads.submit(self._call, task)
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        return self._threads.submit(self._call, fn, args, kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
@@ -63,7 +62,7 @@ class Workers(Executor):
     def kill(self) -> None:
         """End every process at once; what they had in hand fails with BrokenExecutor."""
         for worker in self._end():
-            worker.kill()  # the thread that waits for it sees the end of its pipe
+            worker.kill()
 
     def _end(self) -> set[_Worker]:
         with self._lock:
@@ -71,23 +70,22 @@ class Workers(Executor):
             workers, self._all = self._all, set()
         return workers
 
-    def _call(self, task: bytes):
+    def _call(self, fn: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Run a task, in a thread that does nothing but wait for its process."""
-        for _ in range(self._lives):
+        for life in range(self._lives):
             worker = self._take()
             try:
-                answer = worker.call(task)
-            except (EOFError, OSError):
-                self._drop(worker)
-                code = worker.code
-                continue
-            self._idle.put(worker)
-            succeeded, value = answer
-            if succeeded:
+                value = worker.call(fn, args, kwargs)
+            except BrokenExecutor:
+                self._drop(worker, last=life == self._lives - 1)
+            except BaseException:  # the task's own; its process is well
+                self._idle.put(worker)
+                raise
+            else:
+                self._idle.put(worker)
                 return value
-            raise value
         raise WorkerDied(
-            f"the process that ran it died {self._lives} times, at last {_manner(code)}; "
+            f"the process that ran it died {self._lives} times, at last {worker.manner}; "
             "if the system killed it for want of memory, take fewer workers or a smaller configuration"
         )
 
@@ -97,9 +95,9 @@ class Workers(Executor):
                 worker = self._idle.get_nowait()
             except queue.Empty:
                 return self._start()
-            if worker.alive():
+            if worker.alive:
                 return worker
-            self._drop(worker)  # it was killed while it had nothing to do
+            self._drop(worker, last=False)  # it was killed while it had nothing to do
 
     def _start(self) -> _Worker:
         with self._lock:
@@ -109,64 +107,58 @@ class Workers(Executor):
             self._all.add(worker)
         return worker
 
-    def _drop(self, worker: _Worker) -> None:
-        worker.bury()
+    def _drop(self, worker: _Worker, *, last: bool) -> None:
+        worker.dismiss()
         with self._lock:
             self._all.discard(worker)
             if self._closed:
                 raise BrokenExecutor("the worker processes were ended")
-        if worker.stillborn:
+        if last and worker.process is None:
             raise BrokenExecutor(
-                f"a worker process could not start ({_manner(worker.code)}; its own words are on stderr); "
+                "a worker process could not start (its own words are on stderr); "
                 'in a script, call sweep under `if __name__ == "__main__":`, since each worker imports the script'
             )
 
 
 class _Worker:
-    """One process and the pipe to it."""
+    """An executor of one process, and that process once it is ready to work."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._executor = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
+        self.process: BaseProcess | None = None
         with _interrupts_held_back():
-            self._process.start()
-        theirs.close()
-        self._ready = False
+            self._greeting = self._executor.submit(os.getpid)  # starts the process, and the threads that serve it
 
     @property
-    def stillborn(self) -> bool:
-        """Whether it ended of itself before it could take a task: then the next one would, too."""
-        return not self._ready and (self.code or 0) > 0
-
-    @property
-    def code(self) -> int | None:
-        return self._process.exitcode
-
     def alive(self) -> bool:
-        return self._process.is_alive()
+        return self.process is None or self.process.is_alive()
 
-    def call(self, task: bytes):
-        if not self._ready:
-            self._ready = self._pipe.recv()
-        self._pipe.send_bytes(task)
-        return self._pipe.recv()
+    @property
+    def manner(self) -> str:
+        """How it ended."""
+        code = None if self.process is None else self.process.exitcode
+        if code is None or code >= 0:
+            return f"with exit code {code}"
+        try:
+            return f"by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"by signal {-code}"
 
-    def bury(self) -> None:
-        """Let it end, make sure that it has, and close the pipe: for the one thread that reads from it."""
-        self._process.join(timeout=5.0)
-        self.kill()
-        self._pipe.close()
+    def call(self, fn: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        if self.process is None:
+            pid = self._greeting.result()
+            self.process = next((child for child in multiprocessing.active_children() if child.pid == pid), None)
+        return self._executor.submit(fn, *args, **kwargs).result()
 
     def dismiss(self) -> None:
-        """Close the pipe of a worker that has nothing to do, which ends it."""
-        self._pipe.close()
-        self._process.join(timeout=5.0)
-        self.kill()
+        """End it once it has nothing to do."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
+        if self.process is not None:
+            self.process.kill()
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -185,8 +177,8 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(pipe: Connection) -> None:
-    """The life of a worker: take a task, answer, until the pipe closes."""
+def _begin() -> None:
+    """The first thing that a worker does."""
     from tqdm import tqdm
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -194,31 +186,10 @@ def _serve(pipe: Connection) -> None:
         os.environ.setdefault(variable, "1")
     threading.Thread(target=_die_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves behind
-    pipe.send(True)
-    while True:
-        try:
-            fn, args, kwargs = pickle.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        try:
-            answer = True, fn(*args, **kwargs)
-        except BaseException as error:
-            error.add_note("in a worker process:\n" + traceback.format_exc())
-            answer = False, error
-        pipe.send(answer)
 
 
 def _die_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)  # a run in hand has its checkpoint
-
-
-def _manner(code: int | None) -> str:
-    if code is None:
-        return "without an exit code"
-    if code >= 0:
-        return f"with exit code {code}"
-    try:
-        return f"by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"by signal {-code}"
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)  # a run in hand has its checkpoint

@@ -1,0 +1,40 @@
+"""What a value is: in few words, of what kind, and whether a condition is known to hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def described(value: Any) -> str:
+    """What a value is, in few words: a number as it is written, of all else the type."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and {value.dtype}"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | complex | np.generic | type(None)):
+        return f"{repr(value)[:60]} ({type(value).__name__})"
+    return type(value).__name__
+
+
+def is_odd(value: Tensor | np.ndarray) -> bool:
+    """Complex, boolean, sparse, quantised or without values: nothing that stands for real numbers."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "iuf"
+    odd = value.is_complex() or value.dtype == torch.bool or value.is_meta or value.is_quantized
+    return odd or value.layout != torch.strided
+
+
+def known(condition: Tensor) -> bool:
+    """The value of a condition, or False inside ``torch.func.vmap``, where values cannot be looked at."""
+    try:
+        return bool(condition)
+    except RuntimeError:
+        return False

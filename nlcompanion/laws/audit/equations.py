@@ -1,0 +1,118 @@
+r"""Equations that every symmetry must satisfy: what gradients at random places say of each slice.
+
+For a slice :math:`\theta_S` the numbers are :math:`\sum_S g\theta` (scale), :math:`\sum_S g` (shift), for a bias
+:math:`b` and the weight :math:`W` beside it :math:`W^T g_b` (shear), and for an activation
+:math:`\sum\delta\,(z s'(z) - s(z))` (source). A generator is a symmetry if its numbers add up to 0 at every place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlcompanion.laws.audit.double_copy import Activation, DoubleCopy
+from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, SourcePlace
+
+
+@dataclass
+class Equations:
+    """``values[kind]`` of shape (draws, slices), and ``sizes[kind]``: the same sums of absolute values."""
+
+    layout: Layout
+    values: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
+
+    @property
+    def draws(self) -> int:
+        return len(self.values[SCALE])
+
+    def column(self, atom: Atom, which: str = "values") -> np.ndarray:
+        """What the draws say of an atom: shape (draws, n)."""
+        start = _start(self.layout, atom.kind, atom.axis)
+        return getattr(self, which)[atom.kind][:, start + atom.index].sum(-1)
+
+    def extended(self, more: Equations) -> Equations:
+        join = lambda a, b: {kind: np.concatenate([a[kind], b[kind]]) for kind in a}  # noqa: E731
+        return Equations(self.layout, join(self.values, more.values), join(self.sizes, more.sizes))
+
+
+def _start(layout: Layout, kind: str, axis: int) -> int:
+    if kind in (SCALE, SHIFT):
+        return layout.axes[axis].start
+    return layout.shears[axis].start if kind == SHEAR else layout.sources[axis].start
+
+
+def find_sources(room: DoubleCopy, layout: Layout, number: int) -> None:
+    """Which activations are called, and along which axes their sources may be summed."""
+    record: list[Activation] = []
+    room.gradient(room.draw(number), seed=number, record=record)
+    start, lengths = 0, {len(axis) for axis in layout.axes}
+    for call, activation in enumerate(record):
+        source = activation.source()
+        if not source.abs().max() > 1e-12 * (activation.out.grad * activation.out).abs().max():
+            continue
+        for axis in range(1, source.ndim):
+            if source.shape[axis] > 1 and source.shape[axis] in lengths:
+                before = [(one.module, one.name) for one in record[:call]]
+                count = before.count((activation.module, activation.name))
+                place = SourcePlace(call, axis, activation.module, activation.name, count, start, source.shape[axis])
+                layout.sources.append(place)
+                start += source.shape[axis]
+
+
+def collect(room: DoubleCopy, layout: Layout, numbers: range, *, own: bool = False, exact: bool = True) -> Equations:
+    """The equations of the draws ``numbers``; ``own`` takes the model's own parameters and data instead."""
+    rows: dict[str, list[Tensor]] = {kind: [] for kind in (SCALE, SHIFT, SHEAR, SOURCE)}
+    sizes: dict[str, list[Tensor]] = {kind: [] for kind in rows}
+    for number in numbers:
+        if own:
+            room.back()
+        data = None if own else room.draw(number)
+        record: list[Activation] | None = [] if layout.sources else None
+        _, gradient = room.gradient(data, seed=number, record=record, exact=exact)
+        for kind, (value, size) in _numbers(room, layout, gradient, record).items():
+            rows[kind].append(value)
+            sizes[kind].append(size)
+    stack = lambda many: {kind: torch.stack(each).cpu().numpy() for kind, each in many.items()}  # noqa: E731
+    return Equations(layout, stack(rows), stack(sizes))
+
+
+@torch.no_grad()
+def _numbers(room: DoubleCopy, layout: Layout, gradient: dict[str, Tensor], record) -> dict:
+    scale, shift, scale_size, shift_size = [], [], [], []
+    previous = None
+    for axis in layout.axes:
+        if axis.name != previous:
+            g, theta = gradient[axis.name], room.parameters[axis.name]
+            product = g * theta
+            absolute, g_absolute, previous = product.abs(), g.abs(), axis.name
+        scale.append(axis.sums(product))
+        shift.append(axis.sums(g))
+        scale_size.append(axis.sums(absolute))
+        shift_size.append(axis.sums(g_absolute))
+    shear, shear_size = [torch.zeros(0)], [torch.zeros(0)]
+    for one in layout.shears:
+        weight, g = one.matrix(room.parameters[one.weight]), gradient[one.bias]
+        shear.append(g @ weight)
+        shear_size.append(g.abs() @ weight.abs())
+    source, source_size = [torch.zeros(0)], [torch.zeros(0)]
+    if layout.sources:
+        fields = [activation.source() for activation in record]
+        for place in layout.sources:
+            call, axis, length = place.call, place.axis, place.length
+            field = fields[call] if call < len(fields) else torch.zeros(length)
+            if field.ndim <= axis or field.shape[axis] != length:
+                field, axis = torch.zeros(1, length), 1
+            others = [k for k in range(field.ndim) if k != axis]
+            source.append(field.sum(others))
+            source_size.append(field.abs().sum(others))
+    pairs = {
+        SCALE: (scale, scale_size),
+        SHIFT: (shift, shift_size),
+        SHEAR: (shear, shear_size),
+        SOURCE: (source, source_size),
+    }
+    return {kind: (torch.cat([x.cpu() for x in a]), torch.cat([x.cpu() for x in b])) for kind, (a, b) in pairs.items()}

@@ -1,0 +1,204 @@
+"""The audit itself: copy, equations, search, confirmation, words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from nlcompanion._arguments import seed_number
+from nlcompanion.laws.audit.confirm import confirm, defects
+from nlcompanion.laws.audit.double_copy import DoubleCopy, double_copy, probe, undisturbed, unwrap
+from nlcompanion.laws.audit.equations import collect, find_sources
+from nlcompanion.laws.audit.families import Family
+from nlcompanion.laws.audit.identities import identity_of
+from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, count_of, kind_of, laws_of
+from nlcompanion.laws.audit.parameter_rows import rows_of
+from nlcompanion.laws.audit.report import Audit, Line
+from nlcompanion.laws.audit.search import Search, draws_needed
+from nlcompanion.laws.audit.slices import Layout, layout_of
+from nlcompanion.laws.audit.statements import FIXED, LINEAR, MOMENTUM, QUADRATIC, SHEARED, SOURCED, rates_of, statement
+
+_FORMS = {
+    "dead": FIXED,
+    "rotation": MOMENTUM,
+    "shear": SHEARED,
+    "source": SOURCED,
+    "shift": LINEAR,
+    "logit shift": LINEAR,
+    "duplicate": LINEAR,
+}
+
+
+def audit(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any = None,
+    loss: Callable | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    seed: int = 0,
+) -> Audit:
+    r"""Find the continuous symmetries of a model's loss, and say what they make of its training.
+
+    Sought are the generators that scale or shift slices of parameters along any axis, alone or together, that mix
+    slices by matrices (linear pairs, heads), turn them (rotary embedding) or move one bias into another, and the
+    balances with a source that activations without a symmetry have. They are found as the null space of equations from
+    gradients at random parameters and data in float64, where constants named ``eps`` are set to (almost) 0, and
+    confirmed at other places and at a finite distance.
+
+    Args:
+        model: any module; it is copied and comes back untouched. ``torch.compile``, ``DataParallel`` and
+            ``DistributedDataParallel`` are looked through. Its train or eval mode is kept.
+        inputs: what the model takes: a tensor, a tuple or list (passed by position), or a mapping (by keyword).
+        targets: what the loss takes beside the outputs; None if ``loss`` takes model and batch.
+        loss: ``loss(outputs, targets) -> scalar``; with ``targets=None`` ``loss(model, inputs) -> scalar``; None for a
+            model that returns its own loss (a scalar, or something with ``.loss``).
+        optimizer: whose steps the statements are about; None for gradient flow.
+        seed: of the random parameters, data and masks. The same seed gives the same audit.
+
+    Returns:
+        An :class:`Audit`: prints as a table; ``.laws`` are for a :class:`Ledger`, ``.parameters`` has a row for each
+        parameter, ``.limits`` says what could not be examined.
+
+    Raises:
+        AuditError: a model or loss that fails, is not a function, not finite, or not one number; nothing to train.
+        TypeError: a model that is no module, a loss that cannot be called, an optimizer that is none.
+
+    Source: GU Section 4 and 5 for the laws of layers; TK Section 3 for scale, translation and rescaling; the laws of
+    attention, gates, sources and discrete steps are this book's.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> x, y = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
+        >>> found = audit(model, x, y, nn.functional.cross_entropy)
+        >>> sorted(line.symmetry for line in found.lines)
+        ['logit shift', 'logit shift', 'rescaling of neurons']
+        >>> found.count, found.complete
+        (7, True)
+        >>> [row.decay for row in found.parameters][0]
+        'moves a charge: one side of a balance'
+    """
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; leave it out for gradient flow"
+        )
+    seed = seed_number("seed", seed)
+    began = time.perf_counter()
+    with undisturbed():
+        room = double_copy(model, inputs, targets, loss, seed=seed)
+        probe(room)
+        layout = layout_of(room.model, room.parameters)
+        find_sources(room, layout, 900_100)
+        equations = collect(room, layout, range(1, draws_needed(layout) + 1))
+        search = Search(room, layout, equations)
+        search.run()
+        families, refused = confirm(room, layout, search.families)
+        families = defects(room, layout, families)
+        limits = [*room.limits, *search.limits, *_of_refused(refused, layout), *_of_data(room, layout, search, seed)]
+    named = [(_oriented(family), kind_of(family, layout)) for family in families]
+    named.sort(key=lambda pair: list(SYMMETRIES).index(pair[1]))
+    groups = _groups(unwrap(model), optimizer)
+    lines = tuple(_line(family, kind, layout, optimizer, groups) for family, kind in named)
+    if not search.is_complete:
+        limits.append(
+            "too many slices for each to be an unknown of its own: laws whose coefficients differ from neuron to "
+            "neuron, or that join slices of different order, were not sought; audit a small copy for those"
+        )
+    return Audit(
+        laws=tuple(law for family, kind in named for law in laws_of(family, kind, layout)),
+        identities=tuple(
+            identity_of(family, kind, layout, charge_text(family, layout))
+            for family, kind in named
+            if kind in ("shear", "rotation")
+        ),
+        lines=lines,
+        parameters=rows_of(named, layout),
+        count=sum(line.count for line in lines),
+        limits=tuple(dict.fromkeys(limits)),
+        complete=search.is_complete,
+        gap=search.smallest_gap,
+        model=type(unwrap(model)).__name__,
+        optimizer="gradient flow" if optimizer is None else type(optimizer).__name__,
+        size=sum(p.numel() for p in room.parameters.values()),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _oriented(family: Family) -> Family:
+    """What writes to a neuron counts positive, what reads from it negative."""
+    writes = [c for atom, c in family.atoms if atom.role == "out"]
+    if family.balances and writes and all(c < 0 for c in writes):
+        flipped = tuple((atom, -c) for atom, c in family.atoms)
+        return replace(family, atoms=tuple(sorted(flipped, key=lambda pair: -pair[1])))
+    if family.balances:
+        return replace(family, atoms=tuple(sorted(family.atoms, key=lambda pair: pair[1] < 0)))
+    return family
+
+
+def _groups(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, dict]:
+    if optimizer is None:
+        return {}
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return {name: of[id(p)] for name, p in model.named_parameters() if id(p) in of}
+
+
+def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str, dict]) -> Line:
+    names = family.names(layout)
+    missing = optimizer is not None and any(name not in groups for name in names)
+    if missing:
+        verdict, formula = "not conserved: the optimizer does not have all its parameters", "no law"
+    else:
+        rates = rates_of(optimizer, [groups[name] for name in names if name in groups])
+        verdict, formula = statement(_FORMS.get(kind, QUADRATIC), rates)
+    generators = len(family.pairs) if family.is_rotation else family.n
+    generators += sum(len(block) * (len(block) - 1) for block in family.blocks)
+    return Line(
+        kind,
+        SYMMETRIES[kind],
+        count_of(family, kind),
+        generators,
+        names,
+        family.moves(layout),
+        charge_text(family, layout),
+        verdict,
+        formula,
+        family.defect,
+        family.moved,
+        family.gap,
+    )
+
+
+def _of_refused(refused: list[Family], layout: Layout) -> list[str]:
+    return [
+        f"nearly a law, not confirmed at a finite distance (the loss moves by {family.moved:.0e}): "
+        f"{', '.join(family.names(layout))}"
+        for family in refused
+    ]
+
+
+def _of_data(room: DoubleCopy, layout: Layout, search: Search, seed: int) -> list[str]:
+    """What holds on the given data only: slices that these data never reach."""
+    limits = [f"{name}: {count} rows were never looked up" for name, count in search.unseen.items()]
+    if not room.samplable:
+        return limits
+    room.samplable = False
+    try:
+        here = collect(room, layout, range(5_001, 5_006))
+    finally:
+        room.samplable = True
+    dead = (here.sizes["shift"].max(0) == 0) & ~search.dead
+    for k, axis in enumerate(layout.axes):
+        count = int(dead[axis.start : axis.start + len(axis)].sum())
+        if count and len(axis.view) > 1 and not search.is_lookup(k):
+            limits.append(
+                f"on the given data only: {count} of {len(axis)} slices of {axis.name} (axis {axis.keep[0]}) get no "
+                "gradient, because inputs vanish there"
+            )
+    return limits

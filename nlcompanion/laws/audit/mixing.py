@@ -1,0 +1,210 @@
+"""Laws that are matrices: neurons that may be mixed (linear pairs, heads) or turned (rotary embedding)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlcompanion.laws.audit.basis import null_space, readable_basis, simple
+from nlcompanion.laws.audit.double_copy import DoubleCopy
+from nlcompanion.laws.audit.families import Family
+from nlcompanion.laws.audit.slices import SCALE, Atom, Layout, atoms_of, rows_of
+
+if TYPE_CHECKING:
+    from nlcompanion.laws.audit.search import Search
+
+_NUMBERS = range(800_001, 800_004)
+_TURNS = range(810_001, 810_041)
+_JOINED = 1e-9
+
+
+def find_blocks(room: DoubleCopy, layout: Layout, family: Family) -> Family:
+    """The family with the sets of neurons that any matrix may mix."""
+    joined = None
+    for number in _NUMBERS:
+        _, gradient = room.gradient(room.draw(number), seed=number)
+        here = _ratio(room, layout, family, gradient) < _JOINED
+        joined = here if joined is None else joined & here
+    joined = joined & joined.T
+    joined.fill_diagonal_(True)
+    return replace(family, blocks=tuple(_components(joined.cpu().numpy())))
+
+
+def _ratio(room: DoubleCopy, layout: Layout, family: Family, gradient: dict[str, Tensor]) -> Tensor:
+    """The slope of the loss along every generator that mixes neuron ``j`` into ``i``, relative to its terms."""
+    slope, size = 0.0, 0.0
+    for atom, c in family.atoms:
+        axis = layout.axes[atom.axis]
+        g = rows_of(axis, atom.index, gradient[axis.name])
+        theta = rows_of(axis, atom.index, room.parameters[axis.name].detach())
+        sign = 1.0 if c > 0 else -1.0
+        product, bound = g @ theta.T, g.norm(dim=1)[:, None] * theta.norm(dim=1)
+        slope = slope + sign * (product if c > 0 else product.T)
+        size = size + (bound if c > 0 else bound.T)
+    return slope.abs() / size.clamp_min(1e-300)
+
+
+def _components(joined: np.ndarray) -> list[np.ndarray]:
+    left, parts = np.ones(len(joined), dtype=bool), []
+    for start in range(len(joined)):
+        if left[start]:
+            part = np.flatnonzero(joined[start])
+            whole = joined[np.ix_(part, part)].all()
+            part = part if whole else np.array([start])
+            left[part] = False
+            parts.append(part)
+    return [part for part in parts if len(part) > 1]
+
+
+@dataclass
+class _Question:
+    """Do these atoms turn together in these pairs? And what the draws have said so far."""
+
+    atoms: list[Atom]
+    pairs: np.ndarray
+    slopes: list[np.ndarray] = field(default_factory=list)
+    sizes: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def is_open(self) -> bool:
+        return sum(map(len, self.slopes)) < len(self.atoms) + 12 or len(self.slopes) < 3
+
+
+def find_rotations(search: Search) -> list[Family]:
+    """Rotations that no mixing block implies: of all pairs of neurons, or of the pairs that rotary embedding turns."""
+    questions = list(_questions(search))
+    for number in _TURNS:
+        still_open = [question for question in questions if question.is_open]
+        if not still_open:
+            break
+        _, gradient = search.room.gradient(search.room.draw(number), seed=number)
+        for question in still_open:
+            _ask(search, question, gradient)
+    answers = [family for question in questions if not question.is_open for family in _answers(question)]
+    found: list[Family] = []
+    for family, turned in zip(answers, _turned(search, answers), strict=True):
+        turned &= ~_implied(search.families + found, family)
+        if turned.any():
+            found.append(replace(family, pairs=np.argwhere(np.triu(turned, 1))))
+    return found
+
+
+def _turned(search: Search, families: list[Family]) -> list[np.ndarray]:
+    """For each family which pairs of neurons it turns, a matrix of truth values."""
+    turned = [np.triu(np.ones((family.n, family.n), dtype=bool), 1) for family in families]
+    for number in _NUMBERS if families else ():
+        _, gradient = search.room.gradient(search.room.draw(number), seed=number)
+        for here, family in zip(turned, families, strict=True):
+            slope, size = 0.0, 0.0
+            for atom, c in family.atoms:
+                axis = search.layout.axes[atom.axis]
+                g = rows_of(axis, atom.index, gradient[axis.name])
+                theta = rows_of(axis, atom.index, search.room.parameters[axis.name].detach())
+                product = g @ theta.T
+                slope = slope + c * (product - product.T)
+                bound = g.norm(dim=1)[:, None] * theta.norm(dim=1)
+                size = size + abs(c) * (bound + bound.T)
+            here &= (slope.abs() < _JOINED * size).cpu().numpy()
+    return turned
+
+
+def _questions(search: Search):
+    layout = search.layout
+    lengths = {len(axis) for axis in layout.axes if len(axis.view) > 1}
+    for n, inner in search._sizes():
+        if n not in lengths or not 2 <= n <= 8192:
+            continue
+        atoms = [atom for k in range(len(layout.axes)) for atom in atoms_of(layout, SCALE, k, n, inner)]
+        atoms = [atom for atom in atoms if len(layout.axes[atom.axis].view) > 1 and not search.is_settled(atom)]
+        for pairs in _pairs(n, layout.numbers):
+            if atoms:
+                yield _Question(atoms, pairs)
+
+
+def _pairs(n: int, numbers: tuple[int, ...]):
+    """Sets of pairs of neurons: neighbours, halves of a head, or any two."""
+    rng = np.random.default_rng(n)
+    if n >= 4:
+        some = rng.permutation(n)[: 2 * (n // 2)].reshape(-1, 2)
+        yield np.sort(some, axis=1)
+    even = np.arange(0, n - n % 2).reshape(-1, 2)
+    yield even
+    for head in sorted({n, *(k for k in numbers if n % k == 0), *(n // k for k in numbers if n % k == 0)}):
+        if head % 2 == 0 and head > 2:
+            first = np.arange(n).reshape(-1, 2, head // 2)
+            yield np.stack([first[:, 0].reshape(-1), first[:, 1].reshape(-1)], axis=1)
+
+
+def _ask(search: Search, question: _Question, gradient: dict[str, Tensor]) -> None:
+    """What one draw says of a question: the slope along each atom's turns, for some of the pairs."""
+    used = question.pairs[:: max(1, len(question.pairs) // 48)]
+    slopes, sizes = [], []
+    for _, same in itertools.groupby(question.atoms, key=lambda atom: atom.axis):  # repeats of one axis at once
+        atoms = list(same)
+        axis, index = search.layout.axes[atoms[0].axis], np.stack([atom.index for atom in atoms], axis=1)
+        theta = search.room.parameters[axis.name].detach()
+        first, second = index[used[:, 0]], index[used[:, 1]]
+        shape = (*first.shape[:2], -1)
+        flat = lambda chosen: chosen.reshape(-1, index.shape[-1])  # noqa: B023, E731
+        of = lambda x, chosen: rows_of(axis, flat(chosen), x).reshape(shape)  # noqa: B023, E731
+        there = of(gradient[axis.name], first) * of(theta, second)
+        back = of(gradient[axis.name], second) * of(theta, first)
+        slopes.append((there - back).sum(-1))
+        sizes.append(there.abs_().sum(-1) + back.abs_().sum(-1))
+    question.slopes.append(torch.cat(slopes, dim=-1).cpu().numpy())
+    question.sizes.append(torch.cat(sizes, dim=-1).cpu().numpy())
+
+
+def _answers(question: _Question) -> list[Family]:
+    matrix, size = np.concatenate(question.slopes), np.concatenate(question.sizes)
+    alone = (np.abs(matrix) <= 1e-10 * size).all(0)
+    atoms, pairs = question.atoms, question.pairs
+    families = [
+        Family(((atom, 1.0),), float("inf"), pairs=pairs)
+        for atom, is_alone in zip(atoms, alone, strict=True)
+        if is_alone
+    ]
+    left = [atom for atom, is_alone in zip(atoms, alone, strict=True) if not is_alone]
+    if len(left) > 1:
+        space = null_space(matrix[:, ~alone])
+        if space.basis.shape[1] and space.is_clear:
+            for vector in readable_basis(space.basis):
+                vector = simple(vector)
+                law = tuple((left[k], float(vector[k])) for k in np.flatnonzero(vector))
+                families.append(Family(law, space.gap, pairs=pairs))
+    return families
+
+
+def _implied(families: list[Family], new: Family) -> np.ndarray:
+    """Which pairs of a rotation's neurons are mixed by a block or turned by a rotation that is known."""
+    implied = np.zeros((new.n, new.n), dtype=bool)
+    for family in families:
+        if family.is_rotation:
+            place = _places(family, new, np.arange(family.n))
+            i, j = place[family.pairs].T
+            both = (i >= 0) & (j >= 0)
+            implied[i[both], j[both]] = implied[j[both], i[both]] = True
+        for block in family.blocks:
+            place = _places(family, new, block)
+            place = place[place >= 0]
+            implied[np.ix_(place, place)] = True
+    return implied
+
+
+def _places(family: Family, new: Family, neurons: np.ndarray) -> np.ndarray:
+    """Which neuron of ``new`` is which of a family's: the one whose slices are the same, in all tensors; else -1."""
+    if len(family.atoms) != len(new.atoms):
+        return np.full(len(neurons), -1)
+    where: dict[frozenset, int] = {}
+    for i in range(new.n):
+        where[_slices_of(new, i)] = i
+    return np.array([where.get(_slices_of(family, int(i)), -1) for i in neurons])
+
+
+def _slices_of(family: Family, neuron: int) -> frozenset:
+    return frozenset((atom.kind, atom.axis, *sorted(atom.index[neuron].tolist())) for atom, _ in family.atoms)

@@ -1,0 +1,75 @@
+r"""The source of a balance: what an activation without a symmetry adds to it.
+
+For a neuron with weights that write to it and weights that read from it, and any activation :math:`s`,
+
+.. math:: \langle g_{in}, w_{in}\rangle + g_b b - \langle g_{out}, w_{out}\rangle = \sum\delta\,(z s'(z) - s(z))
+
+with the sum over samples and positions and :math:`\delta` the loss's gradient at the activation's output. It is 0 for
+every homogeneous activation of degree 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ELEMENTWISE = frozenset(
+    {
+        *("gelu", "silu", "tanh", "sigmoid", "softplus", "elu", "selu", "celu", "mish", "hardswish", "softsign"),
+        *("relu6", "hardtanh", "logsigmoid", "sin", "cos", "erf"),
+    }
+)  # functions of PyTorch that are noticed, by name
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a law's source arises: ``form(g, q) = sum of coefficient * source`` of its neurons.
+
+    Attributes:
+        module: path of the module in whose forward pass the activation is called.
+        function: its name.
+        call: which call of it there, in one forward pass.
+        axis: of the activation's input that numbers the neurons.
+        index: one row of numbers for each neuron.
+        coefficient: of the sum over the activation.
+    """
+
+    module: str
+    function: str
+    call: int
+    axis: int
+    index: tuple[tuple[int, ...], ...]
+    coefficient: float
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Which activation it is."""
+        return self.module, self.function, self.call
+
+    @property
+    def text(self) -> str:
+        return f"{self.module or 'the model'}: {self.function}"
+
+
+def source_of(function: Callable[[Tensor], Tensor], z: Tensor, delta: Tensor) -> Tensor:
+    r""":math:`\delta\,(z s'(z) - s(z))`, elementwise, in the shape of ``z``.
+
+    Args:
+        function: :math:`s`, elementwise.
+        z: what went in.
+        delta: gradient at what came out.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([-1.0, 2.0])
+        >>> source_of(torch.relu, z, torch.ones(2)).tolist()
+        [0.0, 0.0]
+    """
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        s = function(z)
+        (slope,) = torch.autograd.grad(s.sum(), z)
+    return (delta * (z * slope - s)).detach()

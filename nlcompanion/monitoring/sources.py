@@ -1,0 +1,128 @@
+"""Reading the sources of activations while a model trains."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nlcompanion.laws.sources import ELEMENTWISE, Source, source_of
+
+Key = tuple[str, str, int]
+
+
+class SourceReader:
+    """Sums ``delta (z s'(z) - s(z))`` of chosen activations over the backward passes between two steps.
+
+    It listens while the modules named in the sources run, one more elementwise pass for each activation. A gradient
+    that was scaled as a whole after the backward pass (unscaled, clipped by its norm) scales the sources alike: the
+    factor is read off one parameter.
+
+    Args:
+        model: that is trained; not compiled and not in several processes.
+        sources: whose activations are read.
+        witness: a parameter of the laws.
+
+    Raises:
+        ValueError: for a model whose activations cannot be seen.
+    """
+
+    def __init__(self, model: nn.Module, sources: Iterable[Source], witness: nn.Parameter):
+        if type(model).__name__ == "DistributedDataParallel":
+            raise ValueError(
+                "the source of an activation is that of one process's samples, and the gradient is averaged over all; "
+                "leave laws with sources out of the ledger: [law for law in laws if not law.sources]"
+            )
+        self.axes: dict[Key, set[int]] = {}
+        for source in sources:
+            self.axes.setdefault(source.key, set()).add(source.axis)
+        self.sums: dict[tuple[Key, int], Tensor] = {}
+        self.path: list[str] = []
+        self.calls: Counter[tuple[str, str]] = Counter()
+        self.mode = _Listening(self)
+        self.witness, self.norm = witness, None
+        self.handles = [witness.register_post_accumulate_grad_hook(self._note_norm), *self._listen(model)]
+
+    def take(self) -> dict[tuple[Key, int], Tensor]:
+        """The sums since the last time, as the gradients are scaled now."""
+        factor = 1.0
+        if self.norm is not None and self.witness.grad is not None:
+            now = torch.linalg.vector_norm(self.witness.grad).double()
+            factor = torch.where(self.norm > 0, now / self.norm, torch.ones_like(now))
+        sums, self.sums, self.norm = self.sums, {}, None
+        self.calls.clear()
+        missing = [key for key, axes in self.axes.items() if any((key, axis) not in sums for axis in axes)]
+        if missing:
+            module, function, _ = missing[0]
+            raise ValueError(
+                f"no backward pass went through {function} in {module or 'the model'} since the last step, so the "
+                "source of its law is not known; a compiled model hides it: pass the ledger the laws without sources"
+            )
+        return {place: value * factor for place, value in sums.items()}
+
+    def _listen(self, model: nn.Module) -> list:
+        named = {}
+        for name, module in model.named_modules():
+            parts = [part for part in name.split(".") if part not in {"_orig_mod", "module"}]
+            named[".".join(parts)] = module
+        wanted = {module for module, *_ in self.axes}
+        for name in wanted - set(named):
+            raise ValueError(f"the laws have a source in the module {name}, which the model lacks; audit this model")
+        handles = [model.register_forward_pre_hook(lambda *_: self.calls.clear())]
+        for name, module in named.items():
+            if any(name == above or not above or name.startswith(above + ".") for above in wanted):
+                handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
+                handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
+        return handles
+
+    def _enter(self, name: str) -> None:
+        if not self.path:
+            self.mode.__enter__()
+        self.path.append(name)
+
+    def _leave(self) -> None:
+        if self.path:
+            self.path.pop()
+            if not self.path:
+                self.mode.__exit__(None, None, None)
+
+    def _note_norm(self, p: nn.Parameter) -> None:
+        self.norm = torch.linalg.vector_norm(p.grad).double()
+
+    def note(self, name: str, function, z: Tensor, out: Tensor) -> None:
+        """One call of an elementwise function."""
+        here = self.path[-1]
+        key = here, name, self.calls[here, name]
+        self.calls[here, name] += 1
+        if key not in self.axes:
+            return
+        kept = z.detach()
+
+        def add(delta: Tensor) -> None:
+            field = source_of(function, kept, delta).double()
+            for axis in self.axes[key]:
+                summed = field.sum([k for k in range(field.ndim) if k != axis])
+                self.sums[key, axis] = self.sums.get((key, axis), 0.0) + summed
+
+        out.register_hook(add)
+
+
+class _Listening(TorchFunctionMode):
+    def __init__(self, reader: SourceReader):
+        super().__init__()
+        self.reader = reader
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in ELEMENTWISE:
+            z = args[0] if args else kwargs.get("input")
+            rest = {k: v for k, v in kwargs.items() if k != "input"}
+            plain = not any(isinstance(x, Tensor) for x in (*args[1:], *rest.values()))
+            if isinstance(z, Tensor) and isinstance(out, Tensor) and out.requires_grad and out is not z and plain:
+                self.reader.note(name, lambda x: func(x, *args[1:], **rest), z, out)
+        return out

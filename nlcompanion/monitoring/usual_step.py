@@ -1,0 +1,226 @@
+"""The step that nearly every run takes nearly always, booked in one pass and a handful of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nlcompanion.laws.terms import Squares, Term
+from nlcompanion.laws.under_optimizers import CAUSES
+from nlcompanion.monitoring.stacked_forms import StackedForms, Tensors, pairing_size
+
+_SQUARE, _PRODUCT, _WEIGHTS, _LAST = range(4)  # rows of the pairings
+_TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
+_SMALL = 32768  # entries beyond which PyTorch shares out its work among threads
+_DENSE = 1024  # entries up to which a matrix product is cheaper than gathering
+
+
+Way = tuple[tuple[int, ...] | None, Tensor, Tensor]  # how a product is summed, and where its two sums go
+
+
+class UsualStep:
+    """Steps on a CPU of one SGD with one setting for all, whose laws compare squares; made by :meth:`of`.
+
+    All that is booked is linear in four rows of pairings: of the step with itself, of the step with the new weights, of
+    the weights before it with themselves, and of the step before with these. The buffer of a heavy ball is that step
+    over its rate, so no buffer is read; nothing is asked for anew, and every tensor is passed through once while it is
+    in the processor's cache. What is small is NumPy's, whose calls cost a third of PyTorch's.
+
+    Attributes:
+        squares: pairings of the weights with themselves, as of the last step.
+        last: pairings of the last step, negative, with the weights.
+        sums: of the change and of its causes since they were last set to 0, shape ``(1 + len(CAUSES), size)``.
+        ratio: what is left of the last step, relative to what it is compared with, shape ``(size,)``.
+        worst: the largest of it since it was last set to 0.
+    """
+
+    def __init__(self, forms: StackedForms, parameters: Mapping[str, nn.Parameter], before: Tensors):
+        first = next(iter(parameters.values()))
+        pairs = sum(pairing_size(term) for term in forms.keys.values())
+        raw = torch.empty(2, pairs, dtype=first.dtype)
+        self._raw, self._rows = raw.numpy(), np.zeros((4, pairs))
+        rows = torch.from_numpy(self._rows)
+        self.squares, self.last = rows[_WEIGHTS], rows[_LAST]
+        self._gather = _Gather(forms, pairs)
+        size = len(forms.gathering[0])
+        self.sums, self.worst, self.ratio = np.zeros((1 + len(CAUSES), size)), np.zeros(size), np.zeros(size)
+        self._rates: tuple[float, float] | None = None
+        self._causes = np.zeros((2 + len(CAUSES), 4))
+        room = torch.empty(max(p.numel() for p in parameters.values()), dtype=first.dtype)
+        self._parts = [
+            (_SmallPart if p.numel() <= _SMALL else _Part)(
+                before[name], p.detach(), room, list(_ways(forms, name, raw))
+            )
+            for name, p in parameters.items()
+        ]
+
+    @classmethod
+    def of(cls, forms: StackedForms, parameters: Mapping[str, nn.Parameter], before: Tensors) -> UsualStep | None:
+        """None on another device, and where a law compares something else than squares or a tensor is no plain one."""
+        plain = all(isinstance(term, Squares) and term.index is None for term in forms.keys.values())
+        if not plain or not all(p.is_contiguous() and p.device.type == "cpu" for p in parameters.values()):
+            return None
+        return cls(forms, parameters, before)
+
+    @np.errstate(all="ignore")  # what is not finite is a finding, and told as one
+    def book(self, squares: Tensor, last: Tensor | None, memory: float, decay: float) -> float:
+        """Compare the weights with those before the step, which become its negative.
+
+        Args:
+            squares: pairings of the weights before it.
+            last: pairings of the step before it, or of the buffer, with these; None without momentum.
+            memory: how much of ``last`` the step takes away.
+            decay: how much of the weights it takes away.
+
+        Returns:
+            The largest ratio.
+        """
+        for part in self._parts:
+            part.compare()
+        rows = self._rows
+        rows[:2] = self._raw
+        if squares is not self.squares:
+            self.squares.copy_(squares)
+        if last is not self.last:
+            self.last.copy_(self.last.new_zeros(()) if last is None else last)
+        forms, sizes = self._gather(rows)
+        sums = self._matrix(memory, decay).dot(forms)
+        self.sums += sums[:-1]
+        self.ratio = np.abs(sums[-1]) / (np.maximum(sizes[_SQUARE], sizes[_WEIGHTS]) + _TINY)
+        np.maximum(self.worst, self.ratio, out=self.worst)  # NaN must not pass
+        return float(self.ratio.max())
+
+    @np.errstate(all="ignore")
+    def go_on(self) -> None:
+        """Bring the pairings to the weights after the step."""
+        rows = self._rows
+        rows[_WEIGHTS] -= rows[_SQUARE] + 2 * rows[_PRODUCT]
+        rows[_LAST] = rows[_PRODUCT]
+        for part in self._parts:
+            part.go_on()
+
+    def take(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums, the worst and the last ratio; the first two begin again."""
+        taken = self.sums, self.worst
+        self.sums, self.worst = np.zeros_like(self.sums), np.zeros_like(self.worst)
+        return torch.from_numpy(taken[0]), torch.from_numpy(taken[1]), torch.from_numpy(self.ratio)
+
+    def _matrix(self, memory: float, decay: float) -> np.ndarray:
+        """The change, its causes and what is left, each as a sum over the four rows."""
+        if self._rates != (memory, decay):
+            self._rates = memory, decay
+            rows = {name: [0.0] * 4 for name in ("change", *CAUSES, "residual")}
+            rows["change"] = [-1.0, -2.0, 0.0, 0.0]
+            rows["finite_step"] = [1.0, 0.0, 0.0, 0.0]
+            rows["momentum"] = [0.0, 0.0, 0.0, -2 * memory]
+            rows["decay"] = [0.0, 0.0, -2 * decay, 0.0]
+            rows["residual"] = [-2.0, -2.0, 2 * decay, 2 * memory]
+            self._causes[:] = list(rows.values())
+        return self._causes
+
+
+class _Gather:
+    """From rows of pairings to the laws' forms, and to the squares that these compare."""
+
+    def __init__(self, forms: StackedForms, pairs: int):
+        index, coefficient = (x.cpu().numpy() for x in forms.gathering)
+        self._dense: np.ndarray | None = None
+        if pairs * len(index) <= _DENSE:
+            self._dense = np.zeros((pairs, 2 * len(index)))
+            for entry, (places, weights) in enumerate(zip(index, coefficient, strict=True)):
+                np.add.at(self._dense, (places, entry), weights)
+                np.add.at(self._dense, (places, len(index) + entry), np.abs(weights))
+        self._columns = [(index[:, k], coefficient[:, k], np.abs(coefficient[:, k])) for k in range(index.shape[1])]
+
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._dense is not None:
+            both = rows.dot(self._dense)
+            half = both.shape[1] // 2
+            return both[:, :half], both[:, half:]
+        forms, sizes = np.zeros((2, len(rows), len(self._columns[0][0])))
+        for index, coefficient, size in self._columns:
+            values = rows.take(index, axis=1)
+            forms += values * coefficient
+            sizes += values * size
+        return forms, sizes
+
+
+def _ways(forms: StackedForms, name: str, raw: Tensor) -> Iterator[Way]:
+    """How a parameter's products are summed, and where the sums go: ``(dims, of the step, with the weights)``."""
+    for term, place in forms.spans(name):
+        yield _dims(term), raw[0, place], raw[1, place]
+
+
+def _dims(term: Term) -> tuple[int, ...] | None:
+    """Over which dimensions a product is summed; None for all."""
+    assert isinstance(term, Squares)
+    return None if term.axis is None else tuple(k for k in range(len(term.shape)) if k != term.axis)
+
+
+class _Part:
+    """One parameter: its step, and the step's pairings with itself and with the weights."""
+
+    def __init__(self, before: Tensor, weight: Tensor, room: Tensor, ways: list[Way]):
+        self.before, self.weight = before, weight
+        self.flat = before.view(-1), weight.view(-1)
+        self.product = room[: before.numel()].view(before.shape)
+        self.dots = [(one.view(()), other.view(())) for dims, one, other in ways if dims is None]
+        self.sums = [(dims, one, other) for dims, one, other in ways if dims]
+        self.entries = [(one, other) for dims, one, other in ways if dims == ()]
+
+    def compare(self) -> None:
+        before, weight = self.before, self.weight
+        before.sub_(weight)
+        for square, product in self.dots:
+            step, flat_weight = self.flat
+            torch.dot(step, step, out=square)
+            torch.dot(step, flat_weight, out=product)
+        for square, product in self.entries:
+            torch.mul(before, before, out=square)
+            torch.mul(before, weight, out=product)
+        if self.sums:
+            room = torch.mul(before, before, out=self.product)
+            for dims, square, _ in self.sums:
+                torch.sum(room, dims, out=square)
+            torch.mul(before, weight, out=room)
+            for dims, _, product in self.sums:
+                torch.sum(room, dims, out=product)
+
+    def go_on(self) -> None:
+        self.before.copy_(self.weight)
+
+
+class _SmallPart:
+    """The same of a parameter so small that what counts is how long a call takes to begin: NumPy's do sooner."""
+
+    def __init__(self, before: Tensor, weight: Tensor, room: Tensor, ways: list[Way]):
+        self.before, self.weight = before.numpy(), weight.numpy()
+        self.flat = before.view(-1).numpy(), weight.view(-1).numpy()
+        self.product = room[: before.numel()].view(before.shape).numpy()
+        self.dots = [(one.numpy(), other.numpy()) for dims, one, other in ways if dims is None]
+        self.sums = [(dims, one.numpy(), other.numpy()) for dims, one, other in ways if dims]
+        self.entries = [(one.numpy(), other.numpy()) for dims, one, other in ways if dims == ()]
+
+    def compare(self) -> None:
+        before, weight = self.before, self.weight
+        np.subtract(before, weight, out=before)
+        for square, product in self.dots:
+            step, flat_weight = self.flat
+            square[0] = step.dot(step)
+            product[0] = step.dot(flat_weight)
+        for square, product in self.entries:
+            np.multiply(before, before, out=square)
+            np.multiply(before, weight, out=product)
+        if self.sums:
+            room = np.multiply(before, before, out=self.product)
+            for dims, square, _ in self.sums:
+                np.add.reduce(room, dims, out=square)
+            np.multiply(before, weight, out=room)
+            for dims, _, product in self.sums:
+                np.add.reduce(room, dims, out=product)
+
+    def go_on(self) -> None:
+        np.copyto(self.before, self.weight)

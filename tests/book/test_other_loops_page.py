@@ -1,0 +1,48 @@
+"""The page "In other people's loops": each of its snippets runs, in order, against the real libraries."""
+
+import logging
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).resolve().parents[2] / "book" / "other_loops.md"
+FRAMEWORKS = ("lightning", "accelerate", "transformers")
+SHOWN = (  # what must stand in the output of each block
+    "40 steps of AdamW",
+    "1 step left out; allowed is 0.0625",
+    "",
+    "16 steps of AdamW",
+    "",
+    "20 steps of AdamW",
+    "3.weight was frozen (requires_grad is off) from step 6 on",
+)
+
+
+def snippets():
+    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_every_snippet_of_the_page_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if find_spec("transformers"):  # to which the folder tests/datasets looks like the library of that name
+        monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
+    blocks, names, missing = snippets(), {"__name__": "other_loops"}, []
+    for code, shown in zip(blocks, SHOWN, strict=True):
+        needed = [name for name in FRAMEWORKS if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE)]
+        absent = [name for name in needed if find_spec(name) is None]
+        if absent:
+            missing += absent
+            continue
+        exec(compile(code, str(PAGE), "exec"), names)
+        assert shown in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    if missing:
+        pytest.skip(f"all but the blocks of {', '.join(missing)} ran; pip install 'nlcompanion[test]'")
+
+
+def test_the_page_speaks_of_each_framework():
+    text = "\n".join(snippets())
+    assert all(re.search(rf"^(import|from) {name}\b", text, re.MULTILINE) for name in FRAMEWORKS)

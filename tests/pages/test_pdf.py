@@ -1,0 +1,86 @@
+"""The book as one PDF: its joining, piece by piece; printed with a real browser in the slow tests."""
+
+import shutil
+
+import pytest
+from bs4 import BeautifulSoup
+from pypdf import PdfReader
+
+from tools import pages, pdf
+
+NAMES = ["book/index", "book/chapter"]
+PROGRAM = next(filter(None, map(shutil.which, pdf.BROWSERS)), None)
+
+CHAPTER = """<html><body><article class="bd-article"><section id="title">
+<h1>Title<a class="headerlink" href="#title">#</a></h1><p>See <a href="#below">below</a>,
+<a href="index.html#there">there</a>, <a href="https://example.org/x">outside</a>.</p><section id="below"><h2>Below</h2>
+<details class="admonition hide above-input"><pre>code that is folded away</pre></details>
+<details class="admonition dropdown"><p>the solution</p></details>
+<div class="nl-explorer" data-values='["1", "2", "3", "4", "5"]'>
+<label class="nl-explorer-label"><span>step</span></label>
+<img alt="a"/><img alt="b" hidden/><img alt="c" hidden/><img alt="d" hidden/><img alt="e" hidden/></div>
+</section></section><script>1</script></article></body></html>"""
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "chapter.html").write_text(CHAPTER)
+    return pdf.article("book/chapter", NAMES, tmp_path)
+
+
+def test_links_lead_to_places_of_the_same_document(chapter):
+    links = [link["href"] for link in chapter.select("a")]
+    assert links == ["#book-chapter--below", "#book-index--there", "https://example.org/x"]
+    assert chapter.select_one("#book-chapter--below h2").get_text() == "Below"
+    assert chapter["id"] == "book-chapter"
+
+
+def test_folded_code_is_left_out_and_solutions_are_shown(chapter):
+    assert "code that is folded away" not in chapter.get_text()
+    assert chapter.select_one("details").has_attr("open")
+    assert "the solution" in chapter.get_text()
+    assert not chapter.select("script")
+
+
+def test_a_control_becomes_three_pictures(chapter):
+    captions = [caption.get_text() for caption in chapter.select(".nl-frames figcaption")]
+    assert captions == ["step = 1", "step = 3", "step = 5"]
+    assert [image["alt"] for image in chapter.select(".nl-frames img")] == ["a", "c", "e"]
+    assert not any(image.has_attr("hidden") for image in chapter.select("img"))
+
+
+def test_the_contents_know_parts_titles_and_pages(chapter):
+    listed = BeautifulSoup(
+        pdf.contents({"book/chapter": chapter}, {"book/chapter": "Mechanics"}, {"book/chapter": 7}), "html.parser"
+    )
+    assert [line.get_text() for line in listed.select("li")] == ["Mechanics", "Title7"]
+    assert listed.select_one("a")["href"] == "#book-chapter"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine, so no PDF was printed")
+def test_the_whole_book_is_printed(tmp_path):
+    if reason := pages.unfinished():
+        pytest.fail(reason)
+    target = tmp_path / "book.pdf"
+    assert pdf.main([str(target)]) == 0
+    reader = PdfReader(target)
+    titles = [entry.title for entry in reader.outline if not isinstance(entry, list)]
+    assert len(titles) == len(pages.contents())
+    starts = [reader.get_destination_page_number(entry) for entry in reader.outline if not isinstance(entry, list)]
+    assert starts == sorted(set(starts)), "chapters begin on pages of their own, in order"
+    listed = reader.pages[1].extract_text()
+    for title, start in zip(titles, starts, strict=True):
+        assert title.split()[-1] in listed
+        assert str(start + 1) in listed
+    text = "".join(page.extract_text() for page in reader.pages)
+    for raw in (r"\frac", r"\(", "$$", "Show the code"):
+        assert raw not in text
+    assert not (pages.HTML / "book" / pdf.JOINED).exists()
+
+
+def test_without_a_finished_book_it_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(pages, "unfinished", lambda: "it was never built")
+    assert pdf.main([str(tmp_path / "book.pdf")]) == 2
+    assert "No PDF was made: it was never built" in capsys.readouterr().err
