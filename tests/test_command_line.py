@@ -245,7 +245,9 @@ def test_a_fault_of_the_program_is_a_line_too(call, monkeypatch):
 
 
 def with_this_package() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    # no empty entry: Python takes it for the present folder, which one test removes
+    folders = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
 
 
 PROGRAM = f'"{sys.executable}" -m nlcompanion'

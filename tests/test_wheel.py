@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = [
     "attr",
     "attrs",
-    "tabulate",
     "pooch",
     "requests",
     "sklearn",

@@ -6,13 +6,12 @@ import inspect
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from nlcompanion._arguments.descriptions import described, is_array
 
-from nlcompanion._arguments.descriptions import described
+if TYPE_CHECKING:
+    import torch
 
 
 def function(name: str, value: Any, form: str, takes: int | None = None) -> Callable[..., Any]:
@@ -56,7 +55,7 @@ def choice(name: str, value: Any, *allowed: str) -> str:
 
 def names(name: str, value: Any) -> tuple[str, ...]:
     """Several names, of which a single string is none."""
-    if isinstance(value, str | bytes | Tensor | np.ndarray) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes) or is_array(value) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be several names in a list, got {described(value)}")
     found = tuple(value)
     if not all(isinstance(item, str) for item in found):
@@ -66,7 +65,7 @@ def names(name: str, value: Any) -> tuple[str, ...]:
 
 def ordered(name: str, value: Any, what: str) -> Any:
     """Anything with an order, which sets and generators do not have twice."""
-    if not isinstance(value, list | tuple | np.ndarray | Tensor):
+    if not (isinstance(value, list | tuple) or is_array(value)):
         raise TypeError(f"{name} must be {what}, got {described(value)}")
     return value
 
@@ -79,6 +78,8 @@ def a_path(name: str, value: Any) -> Path:
 
 
 def floating_dtype(name: str, value: Any) -> torch.dtype:
+    import torch
+
     if not isinstance(value, torch.dtype) or value not in (torch.float32, torch.float64):
         got = value if isinstance(value, torch.dtype) else described(value)
         raise ValueError(f"{name} must be torch.float32 or torch.float64, got {got}")
@@ -87,6 +88,8 @@ def floating_dtype(name: str, value: Any) -> torch.dtype:
 
 def floating_precision(name: str, value: Any) -> torch.dtype | None:
     """Any floating-point dtype, or None."""
+    import torch
+
     if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
         got = value if isinstance(value, torch.dtype) else described(value)
         raise TypeError(f"{name} must be a floating-point dtype such as torch.bfloat16, or None, got {got}")

@@ -6,10 +6,7 @@ import math
 import numbers as abstract
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-from nlcompanion._arguments.descriptions import described, is_odd
+from nlcompanion._arguments.descriptions import described, is_array, is_odd, of_class
 
 _LARGEST_SEED = 2**64 - 1  # torch takes no larger one
 _MOST_NUMBERS = 2**31
@@ -17,9 +14,9 @@ _MOST_NUMBERS = 2**31
 
 def real_number(name: str, value: Any) -> float:
     """A single real number: of Python, of NumPy, or a tensor with one entry; NaN and infinity pass."""
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1 and not is_odd(value):
+    if is_array(value) and math.prod(value.shape) == 1 and not is_odd(value):
         value = value.item()
-    if isinstance(value, bool | np.bool_) or not isinstance(value, abstract.Real):
+    if isinstance(value, bool) or not isinstance(value, abstract.Real):
         raise TypeError(f"{name} must be a real number, got {described(value)}")
     try:
         return float(value)
@@ -60,7 +57,7 @@ def fraction(name: str, value: Any, why: str) -> float:
 def integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """An integer of Python or NumPy, within bounds; neither True nor 3.0."""
     span = "" if least is None else f" >= {least}" if most is None else f" from {least} to {most:,}"
-    if isinstance(value, bool | np.bool_) or not isinstance(value, abstract.Integral):
+    if isinstance(value, bool) or not isinstance(value, abstract.Integral):
         raise ValueError(f"{name} must be an integer{span}, got {described(value)}")
     number = int(value)
     if (least is not None and number < least) or (most is not None and number > most):
@@ -80,6 +77,6 @@ def check_size(numbers: int, what: str) -> None:
 
 
 def flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
+    if not (isinstance(value, bool) or of_class(value, "numpy", "bool_")):
         raise TypeError(f"{name} must be True or False, got {described(value)}")
     return bool(value)

@@ -65,7 +65,7 @@ def source_of(function: Callable[[Tensor], Tensor], z: Tensor, delta: Tensor) ->
     Example:
         >>> import torch
         >>> z = torch.tensor([-1.0, 2.0])
-        >>> source_of(torch.relu, z, torch.ones(2)).tolist()
+        >>> source_of(torch.relu, z, torch.ones(2)).abs().tolist()
         [0.0, 0.0]
     """
     with torch.enable_grad():

@@ -38,6 +38,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from nlcompanion.book.register import register
+from tools.pages import parse
 from tools.what_holds import main, shown_text, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,7 +340,8 @@ def test_every_page_of_the_contents_is_built_without_a_trace_of_failure():
     for file in files:
         page = Page(BUILT / f"{file}.html")
         assert not {"system-message", "problematic"} & page.classes, f"{file} carries a Sphinx error"
-        assert "Traceback (most recent call last)" not in page.text, f"{file} shows a traceback"
+        if not file.startswith("book/api/"):  # examples of the reference show errors on purpose
+            assert "Traceback (most recent call last)" not in page.text, f"{file} shows a traceback"
 
 
 @needs_build
@@ -350,8 +352,9 @@ def test_a_built_chapter_shows_its_equations_figures_and_verdicts(path: Path):
     figures = [image for image in page.images if "_images/" in image.get("src", "")]
     assert figures or path.stem in REFERENCE
     assert all(image.get("alt") for image in figures)
+    shown = {row.code.get_text() for row in parse(BUILT / "book" / f"{path.stem}.html").select(".nl-claim")}
     for finding in verdicts([path]).values():
-        assert finding.text in page.text, f"the built page lacks the verdict {finding.text!r}; build again"
+        assert finding.id in shown, f"the built page lacks the verdict on {finding.id}; build again"
         assert finding.target in page.ids
 
 

@@ -177,7 +177,7 @@ def test_a_count_out_of_range_is_refused(n):
 
 
 def test_counts_and_seeds_are_integers():
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="n must be an integer, got 2.0"):
         small().first(2.0)
     with pytest.raises(ValueError, match="seed"):
         small().balanced(2, seed=-1)
@@ -651,7 +651,7 @@ def test_selections_out_of_range_are_refused(value, name, split):
 def test_selections_are_integers():
     with pytest.raises(ValueError, match="got True"):
         tiny_imagenet(classes=True)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"got 2\.5"):
         tiny_imagenet(classes=2.5)
 
 

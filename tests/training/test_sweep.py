@@ -339,7 +339,7 @@ def test_impossible_arguments_run_nothing(tmp_path, calls):
     for executor in ("two", 2.0, True):
         with pytest.raises(TypeError, match="a number of local processes"):
             sweep(CONFIGS, tmp_path, executor)
-    with pytest.raises(ValueError, match="at least 1 worker"):
+    with pytest.raises(ValueError, match="executor must be an integer from 1 to 10,000, got 0"):
         sweep(CONFIGS, tmp_path, 0)
     assert not calls
     assert not list(tmp_path.glob("*.json"))

@@ -151,7 +151,7 @@ class Audit:
                     str(count) if count else f"0 of {sum(x.size for x in like)}",
                     _folded(line.charge) + many,
                     f"{line.verdict} [{self._letters[line.statement]}]",
-                    f"{max(x.defect for x in like):.0e}",
+                    _defect_text(max(x.defect for x in like)),
                 ]
             )
         return headers, rows
@@ -187,6 +187,11 @@ def _grouped_rows(rows: tuple[ParameterRow, ...]) -> list[tuple[ParameterRow, li
 
 def _folded(text: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=[.:])", "*", text)
+
+
+def _defect_text(defect: float) -> str:
+    """Its order; below 1e-13 it is rounding, which differs between processors and says nothing of the law."""
+    return f"{defect:.0e}" if defect >= 1e-13 else "< 1e-13"
 
 
 def _finite(x: float) -> float | None:
