@@ -358,9 +358,10 @@ class Search:
         """Pairs of slices turned into each other, the same way in all the tensors that a law joins."""
         from nlcompanion.laws.audit.mixing import find_blocks, find_rotations
 
-        self.families = [
-            find_blocks(self.room, self.layout, family) if self._may_mix(family) else family for family in self.families
-        ]
+        may_mix = [k for k, family in enumerate(self.families) if self._may_mix(family)]
+        mixed = find_blocks(self.room, self.layout, [self.families[k] for k in may_mix])
+        for k, family in zip(may_mix, mixed, strict=True):
+            self.families[k] = family
         self.families += find_rotations(self)
 
     def _may_mix(self, family: Family) -> bool:
