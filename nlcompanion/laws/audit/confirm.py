@@ -23,7 +23,9 @@ _MOVED = 1e-10  # relative change of the loss at a finite distance; true laws le
 def confirm(room: DoubleCopy, layout: Layout, families: list[Family]) -> tuple[list[Family], list[Family]]:
     """``(confirmed, refused)``."""
     fresh = collect(room, layout, _NUMBERS)
-    kept, refused, held = [], [], []
+    kept: list[Family] = []
+    refused: list[Family] = []
+    held: list[Family] = []
     for family in families:
         if not family.dead and not family.is_rotation and float(family.residual(fresh).max()) > _HELD:
             refused.append(family)
@@ -81,8 +83,14 @@ class _Place:
             with torch.no_grad():
                 room.parameters[name].copy_(old)
         change = float(abs(after - self.before) / abs(self.before).clamp_min(1e-300))
-        seen = None if new is None else bool((new - outputs).abs().max() > 1e-9 * outputs.abs().max())
-        return _Gone(change, length, seen)
+        return _Gone(change, length, _differ(outputs, new))
+
+
+def _differ(outputs: Tensor | None, new: Tensor | None) -> bool | None:
+    """Whether outputs moved by more than rounding; None where there are none to look at."""
+    if outputs is None or new is None:
+        return None
+    return bool((new - outputs).abs().max() > 1e-9 * outputs.abs().max())
 
 
 def _distances(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[list[_Gone]]:
@@ -108,8 +116,8 @@ def _way(room: DoubleCopy, layout: Layout, family: Family, number: int) -> Calla
 def _random_turn(family: Family, rng: np.random.Generator) -> torch.Tensor:
     n = family.n
     turn = np.zeros((n, n))
-    angles = rng.uniform(0.3, 0.6, len(family.pairs))
-    for (i, j), angle in zip(family.pairs, angles, strict=True):
+    angles = rng.uniform(0.3, 0.6, len(family.planes))
+    for (i, j), angle in zip(family.planes, angles, strict=True):
         turn[i, j], turn[j, i] = angle, -angle
     return torch.as_tensor(turn)
 

@@ -11,7 +11,7 @@ import copy
 import inspect
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -71,10 +71,10 @@ class _InDouble(TorchFunctionMode):
             args, kwargs = _without_eps(func, args, kwargs)
         out = func(*args, **kwargs)
         if self.record is not None and name in ELEMENTWISE and self.path:
-            self._note(name, func, args, kwargs, out)
+            self._note(self.record, name, func, args, kwargs, out)
         return out
 
-    def _note(self, name, func, args, kwargs, out) -> None:
+    def _note(self, record: list[Activation], name: str, func, args, kwargs, out) -> None:
         z = args[0] if args else kwargs.get("input")
         if out is z:  # written in place: what went in is gone
             return
@@ -84,7 +84,7 @@ class _InDouble(TorchFunctionMode):
         if any(isinstance(v, Tensor) for v in (*args[1:], *rest.values())):
             return
         out.retain_grad()
-        self.record.append(Activation(self.path[-1], name, lambda x: func(x, *args[1:], **rest), z, out))
+        record.append(Activation(self.path[-1], name, lambda x: func(x, *args[1:], **rest), z, out))
 
 
 def _without_eps(func, args, kwargs):
@@ -181,6 +181,7 @@ class DoubleCopy:
                 "or from something else than the model's outputs"
             )
         tensors = list(self.parameters.values())
+        found: Sequence[Tensor | None]
         if record:  # activations want their own gradient, which only backward() leaves behind
             for p in tensors:
                 p.grad = None
@@ -288,7 +289,7 @@ def double_copy(model: nn.Module, inputs, targets, loss, *, seed: int = 0) -> Do
     for p in twin.parameters():
         p.grad = None
     twin.double()
-    eps = []
+    eps: list[tuple[nn.Module, str, float | None]] = []
     for module in twin.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor) and value.dtype in _LOW:

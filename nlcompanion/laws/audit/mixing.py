@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def find_blocks(room: DoubleCopy, layout: Layout, families: list[Family]) -> lis
 
 def _ratio(room: DoubleCopy, layout: Layout, family: Family, gradient: dict[str, Tensor]) -> Tensor:
     """The slope of the loss along every generator that mixes neuron ``j`` into ``i``, relative to its terms."""
-    slope, size = 0.0, 0.0
+    slope = size = torch.zeros((), dtype=torch.float64)
     for atom, c in family.atoms:
         axis = layout.axes[atom.axis]
         g = rows_of(axis, atom.index, gradient[axis.name])
@@ -89,7 +90,7 @@ class _Question:
 
 def find_rotations(search: Search) -> list[Family]:
     """Rotations that no mixing block implies: of all pairs of neurons, or of the pairs that rotary embedding turns."""
-    questions = []
+    questions: list[_Question] = []
     for question in _questions(search):
         if question.needed <= len(_TURNS) * len(question.pairs):
             questions.append(question)
@@ -118,7 +119,7 @@ def _turned(search: Search, families: list[Family]) -> list[np.ndarray]:
     for number in _NUMBERS if families else ():
         _, gradient = search.room.gradient(search.room.draw(number), seed=number)
         for here, family in zip(turned, families, strict=True):
-            slope, size = 0.0, 0.0
+            slope = size = torch.zeros((), dtype=torch.float64)
             for atom, c in family.atoms:
                 axis = search.layout.axes[atom.axis]
                 g = rows_of(axis, atom.index, gradient[axis.name])
@@ -131,7 +132,7 @@ def _turned(search: Search, families: list[Family]) -> list[np.ndarray]:
     return turned
 
 
-def _questions(search: Search):
+def _questions(search: Search) -> Iterator[_Question]:
     layout = search.layout
     lengths = {len(axis) for axis in layout.axes if len(axis.view) > 1}
     seen = set()
@@ -147,7 +148,7 @@ def _questions(search: Search):
                 yield _Question(atoms, pairs)
 
 
-def _pairs(n: int, numbers: tuple[int, ...]):
+def _pairs(n: int, numbers: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Sets of pairs of neurons: neighbours, halves of a head, or any two."""
     rng = np.random.default_rng(n)
     if n >= 4:
@@ -231,7 +232,7 @@ def _implied(families: list[Family], new: Family) -> np.ndarray:
     for family in families:
         if family.is_rotation:
             place = _places(family, new, np.arange(family.n))
-            i, j = place[family.pairs].T
+            i, j = place[family.planes].T
             both = (i >= 0) & (j >= 0)
             implied[i[both], j[both]] = implied[j[both], i[both]] = True
         for block in family.blocks:
