@@ -104,9 +104,10 @@ def radial_slope(layer: nn.Module, norm: nn.Module, x: Tensor, groups: int) -> T
     """The cosine between the gradient and the weights of each group of a layer's rows before a normalisation."""
     generator = torch.Generator().manual_seed(1)
     outputs = torch.tanh(norm(layer(x)))
-    (outputs * torch.randn(outputs.shape, generator=generator, dtype=x.dtype)).sum().backward()
-    weight, gradient = (t.reshape(groups, -1) for t in (layer.weight.detach(), layer.weight.grad))
-    return F.cosine_similarity(gradient, weight, dim=1)
+    value = (outputs * torch.randn(outputs.shape, generator=generator, dtype=x.dtype)).sum()
+    weight = layer.get_parameter("weight")
+    (gradient,) = torch.autograd.grad(value, weight)
+    return F.cosine_similarity(gradient.reshape(groups, -1), weight.detach().reshape(groups, -1), dim=1)
 
 
 def reader_trained(steps: int = 200) -> tuple[nl.Audit, nl.Ledger]:

@@ -57,8 +57,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        for name, value in (("name", self.name), ("source", self.source), ("licence", self.licence)):
-            instance(name, value, str, '"digits"')
+        for name, text in (("name", self.name), ("source", self.source), ("licence", self.licence)):
+            instance(name, text, str, '"digits"')
         object.__setattr__(self, "classes", names("classes", self.classes))
         for name, value in (("images", images), ("labels", labels)):
             if not isinstance(instance(name, value, torch.Tensor, "torch.zeros(...)"), torch.Tensor) or value.is_meta:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.laws.sources import Source
-from nlcompanion.laws.terms import Shift, Squares, Term, Torque, expression, of_neuron, summed
+from nlcompanion.laws.terms import Shift, Term, Torque, expression, of_neuron, summed
 from nlcompanion.symmetries.actions import Symmetry
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Law:
         if not -width <= neuron < width:
             raise IndexError(f"neuron {neuron} of a layer of {width}; they are numbered from 0 to {width - 1}")
         sources = tuple(replace(source, index=(source.index[neuron % width],)) for source in self.sources)
-        return self._with(of_neuron(self.terms, neuron % width), sources)
+        return self._with(tuple(of_neuron(term, neuron % width) for term in self.terms), sources)
 
     @property
     def total(self) -> Law:
@@ -98,9 +98,9 @@ class Law:
         if any(isinstance(term, Torque) for term in self.terms):
             raise TypeError("the law of rotated data is an antisymmetric matrix, whose trace is 0 whatever q is")
         sources = tuple(replace(source, index=(sum(source.index, ()),)) for source in self.sources)
-        return self._with(summed(self.terms), sources) if self.shape else self
+        return self._with(tuple(map(summed, self.terms)), sources) if self.shape else self
 
-    def _with(self, terms: tuple[Squares, ...], sources: tuple[Source, ...]) -> Law:
+    def _with(self, terms: tuple[Term, ...], sources: tuple[Source, ...]) -> Law:
         end = "= const"
         if sources:
             end = f"moves by the source of {', '.join(dict.fromkeys(source.text for source in sources))}"
@@ -132,7 +132,7 @@ class Law:
         shifts = [term for term in self.terms if isinstance(term, Shift)]
         if not shifts:
             return torch.zeros(self.shape, dtype=self.tensor_of(x, self.terms[0]).dtype)
-        return torch.stack([2 * term.coefficient * term.pair(self.tensor_of(x, term), None) for term in shifts]).sum(0)
+        return torch.stack([2 * term.coefficient * term.half_sum(self.tensor_of(x, term)) for term in shifts]).sum(0)
 
     def square(self, step: Tensor) -> Tensor:
         r"""The quadratic form :math:`Q(d)` of a step, a velocity or a gradient; shape ``law.shape``.

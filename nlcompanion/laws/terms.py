@@ -278,6 +278,9 @@ class Shift(Slices):
 
     def pair(self, x: Tensor, y: Tensor) -> Tensor:
         """Half the sum of ``x``, a step, whatever the point ``y``."""
+        return self.half_sum(x)
+
+    def half_sum(self, x: Tensor) -> Tensor:
         return self._sum(self._rows(x).sum(1)) / 2
 
     def magnitude(self, x: Tensor) -> Tensor:
@@ -310,18 +313,22 @@ def expression(terms: tuple[Term, ...]) -> str:
     return " ".join(parts).removeprefix("+ ")
 
 
-def of_neuron(terms: tuple[Squares | Slices, ...], index: int) -> tuple[Squares | Slices, ...]:
-    return tuple(
-        replace(term, index=(term.index[index],), alone=True)
-        if isinstance(term, Slices)
-        else replace(term, index=index)
-        for term in terms
-    )
+def of_neuron(term: Term, index: int) -> Squares | Slices:
+    """A term of a stack, of one of its neurons alone."""
+    if isinstance(term, Slices):
+        return replace(term, index=(term.index[index],), alone=True)
+    if isinstance(term, Squares):
+        return replace(term, index=index)
+    raise TypeError(f"{term.text} is a matrix over pairs of neurons, of which none stands alone")
 
 
-def summed(terms: tuple[Term, ...]) -> tuple[Squares, ...]:
-    """The terms of the sum over a stack, or of a matrix's trace."""
-    return tuple(term.trace() if isinstance(term, Gram | Slices) else replace(term, axis=None) for term in terms)
+def summed(term: Term) -> Squares | Slices:
+    """A term of the sum over a stack, or of a matrix's trace."""
+    if isinstance(term, Gram | Slices):
+        return term.trace()
+    if isinstance(term, Squares):
+        return replace(term, axis=None)
+    raise TypeError(f"{term.text} is an antisymmetric matrix, whose trace is 0 whatever the parameters are")
 
 
 def key_of(term: Term) -> tuple:

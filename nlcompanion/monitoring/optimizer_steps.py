@@ -361,7 +361,9 @@ class OptimizerSteps:
 
     def _causes(self, ahead: Ahead, moving: Moving, charges: Tensor, along: Tensor | None) -> dict[str, Tensor]:
         """What momentum, decay and unequal rates make of a step."""
-        forms, rates, causes = self.forms, ahead.settings.rates, {}
+        forms, rates = self.forms, ahead.settings.rates
+        signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.settings.groups.items()}
+        causes: dict[str, Tensor] = {}
         if ahead.memory is not None:
             pairs, scales = ahead.memory
             of_buffer = [scales[name] * rates[name].buffer for name in self.parameters]
@@ -373,12 +375,10 @@ class OptimizerSteps:
             else:
                 causes["decay"] = -2 * forms.form(moving.of(forms.as_steps(ahead.rest.squares)), of_decay)
         if along is not None and (self.is_exact or self._is_mixed):
-            signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.settings.groups.items()}
             excess = -2 * forms.excess(along, [signs[name] * rates[name].gradient for name in rates], moving.whole)
             causes["rates"] = torch.where(self._exact, excess, 0.0) if self._is_mixed else excess
         if ahead.sources is not None:
-            signs = [-1.0 if ahead.settings.groups[name].get("maximize") else 1.0 for name in self.parameters]
-            of_gradient = [sign * rates[name].gradient for sign, name in zip(signs, self.parameters, strict=True)]
+            of_gradient = [signs[name] * rates[name].gradient for name in self.parameters]
             source = -2 * forms.first_rates(of_gradient) * ahead.sources
             causes["source"] = source if moving.whole is None else torch.where(moving.whole, source, 0.0)
         return causes

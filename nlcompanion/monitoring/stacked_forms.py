@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -192,7 +193,7 @@ class StackedForms:
                 * (term.magnitude(x[term.name]) if isinstance(term, Shift) else term.pair(x[term.name], x[term.name]))
                 for term in law.terms
             ]
-            scale[place] = sum(shares).reshape(-1).double() + self.floor
+            scale[place] = reduce(torch.add, shares).reshape(-1).double() + self.floor
         return scale
 
     def squared_lengths(self, g: Tensors, x: Tensors, names: Collection[str] | None = None) -> Tensor:

@@ -107,8 +107,10 @@ class _Gradient:
     @cached_property
     def flat(self) -> tuple[Tensor, Tensor]:
         """Gradient and point, of the parameters that have a gradient."""
-        names = list(self.gradients)
-        return tuple(torch.cat([of[name].reshape(-1) for name in names]) for of in (self.gradients, self.values))
+        return self._joined(self.gradients), self._joined(self.values)
+
+    def _joined(self, tensors: dict[str, Tensor]) -> Tensor:
+        return torch.cat([tensors[name].reshape(-1) for name in self.gradients])
 
     @cached_property
     def largest(self) -> float:

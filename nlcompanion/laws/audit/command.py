@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from difflib import get_close_matches
 
 import torch
@@ -47,7 +48,7 @@ def optimizer_of(text: str | None, model) -> torch.optim.Optimizer | None:
     if text is None:
         return None
     name, _, rest = text.partition(":")
-    known = {
+    known: dict[str, Callable[..., torch.optim.Optimizer]] = {
         key.lower(): kind
         for key, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
@@ -56,7 +57,7 @@ def optimizer_of(text: str | None, model) -> torch.optim.Optimizer | None:
         near = get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
         raise Mistake(f"torch.optim has no optimizer {name!r}; {hint}")
-    settings = {}
+    settings: dict[str, bool | int | float | str] = {}
     for pair in filter(None, rest.split(",")):
         key, equals, value = pair.partition("=")
         if not equals:

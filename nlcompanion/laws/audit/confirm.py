@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nlcompanion.laws.audit.double_copy import DoubleCopy
 from nlcompanion.laws.audit.equations import Equations, collect
@@ -20,80 +23,124 @@ _MOVED = 1e-10  # relative change of the loss at a finite distance; true laws le
 def confirm(room: DoubleCopy, layout: Layout, families: list[Family]) -> tuple[list[Family], list[Family]]:
     """``(confirmed, refused)``."""
     fresh = collect(room, layout, _NUMBERS)
-    kept, refused = [], []
+    kept: list[Family] = []
+    refused: list[Family] = []
+    held: list[Family] = []
     for family in families:
         if not family.dead and not family.is_rotation and float(family.residual(fresh).max()) > _HELD:
             refused.append(family)
-            continue
-        if family.has_source:
+        elif family.has_source:
             kept.append(family)
-            continue
-        moved, is_trivial, seen = _distance(room, layout, family)
-        if is_trivial:
-            continue
-        family = replace(family, moved=moved, seen_in_outputs=seen)
-        if not moved <= _MOVED:
-            refused.append(family)
-            continue
-        kept.append(_with_blocks(room, layout, family))
-    return kept, refused
-
-
-def _distance(room: DoubleCopy, layout: Layout, family: Family) -> tuple[float, bool, bool | None]:
-    """How far the loss moves, relative to itself, as the parameters go a finite way along the symmetry; whether they
-    do not go anywhere; and whether the model's outputs move."""
-    worst, is_trivial, seen = 0.0, True, None
-    only_shifts = all(atom.kind == SHIFT for atom, _ in family.atoms) and not family.dead
-    for number in (720_001, 720_002):
-        generator = torch.Generator().manual_seed(number)
-        rng = np.random.default_rng(number)
-        data = room.draw(number)
-        names = family.names(layout)
-        at = [room.parameters[name].detach().clone() for name in names]
-        before = room.loss(data, seed=number).detach()
-        outputs = room.outputs(data, number) if only_shifts else None
-        if family.is_rotation:
-            mix(room, layout, family, _random_turn(family, rng), rotation=True)
         else:
-            t = rng.uniform(0.3, 0.6, family.n) * rng.choice([-1.0, 1.0], family.n)
-            move(room, layout, family, t, generator=generator)
-        after = room.loss(data, seed=number).detach()
-        worst = max(worst, float(abs(after - before) / abs(before).clamp_min(1e-300)))
-        gone = max(
-            float((room.parameters[name].detach() - old).abs().max()) for name, old in zip(names, at, strict=True)
-        )
-        is_trivial &= gone < 1e-9
-        if outputs is not None:
-            new = room.outputs(data, number)
-            seen = bool((new - outputs).abs().max() > 1e-9 * outputs.abs().max())
-    return worst, is_trivial, seen
+            held.append(family)
+    for family, gone in zip(held, _distances(room, layout, held), strict=True):
+        if max(one.length for one in gone) < 1e-9:  # a symmetry that moves nothing
+            continue
+        moved, seen = max(one.change for one in gone), gone[-1].seen
+        family = replace(family, moved=moved, seen_in_outputs=seen)
+        (kept if moved <= _MOVED else refused).append(family)
+    return _with_blocks(room, layout, kept), refused
+
+
+@dataclass(frozen=True)
+class _Gone:
+    """What a finite way along a symmetry did.
+
+    Attributes:
+        change: of the loss, relative to itself.
+        length: of the way, the largest change of a parameter.
+        seen: whether the model's outputs moved; None where they were not looked at.
+    """
+
+    change: float
+    length: float
+    seen: bool | None
+
+
+class _Place:
+    """Random parameters and data, to which the copy returns after each way."""
+
+    def __init__(self, room: DoubleCopy, layout: Layout, number: int):
+        self.room, self.layout, self.number = room, layout, number
+        self.data = room.draw(number)
+        self.before = room.loss(self.data, seed=number).detach()
+
+    @cached_property
+    def outputs(self) -> Tensor | None:
+        return self.room.outputs(self.data, self.number)
+
+    def go(self, family: Family, way: Callable[[], None], *, looks: bool = False) -> _Gone:
+        """Go ``way``, see what it did, and return."""
+        room = self.room
+        outputs = self.outputs if looks else None
+        at = {name: room.parameters[name].detach().clone() for name in family.names(self.layout)}
+        way()
+        after = room.loss(self.data, seed=self.number).detach()
+        new = room.outputs(self.data, self.number) if outputs is not None else None
+        length = 0.0
+        for name, old in at.items():
+            length = max(length, float((room.parameters[name].detach() - old).abs().max()))
+            with torch.no_grad():
+                room.parameters[name].copy_(old)
+        change = float(abs(after - self.before) / abs(self.before).clamp_min(1e-300))
+        return _Gone(change, length, _differ(outputs, new))
+
+
+def _differ(outputs: Tensor | None, new: Tensor | None) -> bool | None:
+    """Whether outputs moved by more than rounding; None where there are none to look at."""
+    if outputs is None or new is None:
+        return None
+    return bool((new - outputs).abs().max() > 1e-9 * outputs.abs().max())
+
+
+def _distances(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[list[_Gone]]:
+    """For each family what two ways did, at two places."""
+    gone: list[list[_Gone]] = [[] for _ in families]
+    for number in (720_001, 720_002) if families else ():
+        place = _Place(room, layout, number)
+        for found, family in zip(gone, families, strict=True):
+            only_shifts = all(atom.kind == SHIFT for atom, _ in family.atoms) and not family.dead
+            found.append(place.go(family, _way(room, layout, family, number), looks=only_shifts))
+    return gone
+
+
+def _way(room: DoubleCopy, layout: Layout, family: Family, number: int) -> Callable[[], None]:
+    """A random finite way along all of a family's laws at once."""
+    rng = np.random.default_rng(number)
+    if family.is_rotation:
+        return partial(mix, room, layout, family, _random_turn(family, rng), rotation=True)
+    t = rng.uniform(0.3, 0.6, family.n) * rng.choice([-1.0, 1.0], family.n)
+    return partial(move, room, layout, family, t, generator=torch.Generator().manual_seed(number))
 
 
 def _random_turn(family: Family, rng: np.random.Generator) -> torch.Tensor:
     n = family.n
     turn = np.zeros((n, n))
-    angles = rng.uniform(0.3, 0.6, len(family.pairs))
-    for (i, j), angle in zip(family.pairs, angles, strict=True):
+    angles = rng.uniform(0.3, 0.6, len(family.planes))
+    for (i, j), angle in zip(family.planes, angles, strict=True):
         turn[i, j], turn[j, i] = angle, -angle
     return torch.as_tensor(turn)
 
 
-def _with_blocks(room: DoubleCopy, layout: Layout, family: Family) -> Family:
+def _with_blocks(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[Family]:
     """The blocks are confirmed with one random matrix in each; those that fail go, and their diagonal stays."""
-    if not family.blocks:
-        return family
-    number = 730_001
-    rng = np.random.default_rng(number)
-    data = room.draw(number)
-    before = room.loss(data, seed=number).detach()
-    matrix = np.zeros((family.n, family.n))
+    if not any(family.blocks for family in families):
+        return families
+    place = _Place(room, layout, 730_001)
+    confirmed = []
+    for family in families:
+        if family.blocks:
+            gone = place.go(family, partial(mix, room, layout, family, _random_blocks(family, place.number)))
+            family = family if gone.change <= _MOVED else replace(family, blocks=())
+        confirmed.append(family)
+    return confirmed
+
+
+def _random_blocks(family: Family, number: int) -> Tensor:
+    rng, matrix = np.random.default_rng(number), np.zeros((family.n, family.n))
     for block in family.blocks:
         matrix[np.ix_(block, block)] = rng.normal(size=(len(block), len(block))) * 0.4 / len(block) ** 0.5
-    mix(room, layout, family, torch.as_tensor(matrix))
-    after = room.loss(data, seed=number).detach()
-    if float(abs(after - before) / abs(before).clamp_min(1e-300)) <= _MOVED:
-        return family
-    return replace(family, blocks=())
+    return torch.as_tensor(matrix)
 
 
 def defects(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[Family]:

@@ -51,8 +51,11 @@ def find_sources(room: DoubleCopy, layout: Layout, number: int) -> None:
     room.gradient(room.draw(number), seed=number, record=record)
     start, lengths = 0, {len(axis) for axis in layout.axes}
     for call, activation in enumerate(record):
+        delta = activation.out.grad
+        if delta is None:  # nothing depends on this output
+            continue
         source = activation.source()
-        if not source.abs().max() > 1e-12 * (activation.out.grad * activation.out).abs().max():
+        if not source.abs().max() > 1e-12 * (delta * activation.out).abs().max():
             continue
         for axis in range(1, source.ndim):
             if source.shape[axis] > 1 and source.shape[axis] in lengths:
@@ -102,11 +105,11 @@ def _numbers(room: DoubleCopy, layout: Layout, gradient: dict[str, Tensor], reco
     if layout.sources:
         fields = [activation.source() for activation in record]
         for place in layout.sources:
-            call, axis, length = place.call, place.axis, place.length
+            call, along, length = place.call, place.axis, place.length
             field = fields[call] if call < len(fields) else torch.zeros(length)
-            if field.ndim <= axis or field.shape[axis] != length:
-                field, axis = torch.zeros(1, length), 1
-            others = [k for k in range(field.ndim) if k != axis]
+            if field.ndim <= along or field.shape[along] != length:
+                field, along = torch.zeros(1, length), 1
+            others = [k for k in range(field.ndim) if k != along]
             source.append(field.sum(others))
             source_size.append(field.abs().sum(others))
     pairs = {

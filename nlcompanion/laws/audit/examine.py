@@ -157,7 +157,7 @@ def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str
     else:
         rates = rates_of(optimizer, [groups[name] for name in names if name in groups])
         verdict, formula = statement(_FORMS.get(kind, QUADRATIC), rates)
-    generators = len(family.pairs) if family.is_rotation else family.n
+    generators = len(family.planes) if family.is_rotation else family.n
     generators += sum(len(block) * (len(block) - 1) for block in family.blocks)
     return Line(
         kind,

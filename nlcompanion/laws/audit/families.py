@@ -46,6 +46,13 @@ class Family:
         return self.pairs is not None
 
     @property
+    def planes(self) -> np.ndarray:
+        """The pairs of neurons that a rotation turns into each other, shape ``(planes, 2)``."""
+        if self.pairs is None:
+            raise ValueError("this family is no rotation and turns no pairs of neurons; ask is_rotation first")
+        return self.pairs
+
+    @property
     def is_shear(self) -> bool:
         return any(atom.kind == SHEAR for atom, _ in self.atoms)
 
@@ -169,12 +176,12 @@ class Span:
                 of = lambda axis, groups=groups: np.arange(len(axis)).reshape(groups, -1)  # noqa: E731
                 for kind in (SCALE, SHIFT):
                     rows.append(self.rows_of([(Atom(kind, first, of(a)), 1.0), (Atom(kind, other, of(b)), -1.0)]))
-        first: dict[int, Atom] = {}
+        of_call: dict[int, Atom] = {}
         for k, place in enumerate(layout.sources):  # of one call the sum is the same along every axis
             whole = Atom(SOURCE, k, np.arange(place.length)[None])
-            other = first.setdefault(place.call, whole)
-            if other is not whole:
-                rows.append(self.rows_of([(whole, 1.0), (other, -1.0)]))
+            earlier = of_call.setdefault(place.call, whole)
+            if earlier is not whole:
+                rows.append(self.rows_of([(whole, 1.0), (earlier, -1.0)]))
         return scipy.sparse.vstack(rows).tocsr() if rows else scipy.sparse.csr_matrix((0, self.width))
 
 
@@ -194,7 +201,9 @@ def move(room: DoubleCopy, layout: Layout, family: Family, t: np.ndarray, *, gen
     if family.dead:
         _wiggle(room, layout, family, generator)
         return
-    growth, drift, sheared = {}, {}, []
+    growth: dict[int, np.ndarray] = {}
+    drift: dict[int, np.ndarray] = {}
+    sheared: list[tuple[Atom, float]] = []
     for atom, c in family.atoms:
         if atom.kind == SHEAR:
             sheared.append((atom, c))

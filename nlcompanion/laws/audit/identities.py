@@ -51,7 +51,7 @@ class Identity:
         return c * value[index].sum(1), abs(c) * size[index].sum(1)
 
     def _turn(self, atom, c: float, values, gradients) -> tuple[Tensor, Tensor]:
-        axis, pairs = self._layout.axes[atom.axis], self._family.pairs
+        axis, pairs = self._layout.axes[atom.axis], self._family.planes
         g = [rows_of(axis, atom.index[pairs[:, k]], gradients[axis.name]) for k in (0, 1)]
         x = [rows_of(axis, atom.index[pairs[:, k]], values[axis.name]) for k in (0, 1)]
         there, back = g[0] * x[1], g[1] * x[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,21 +24,24 @@ _TURNS = range(810_001, 810_041)
 _JOINED = 1e-9
 
 
-def find_blocks(room: DoubleCopy, layout: Layout, family: Family) -> Family:
-    """The family with the sets of neurons that any matrix may mix."""
-    joined = None
-    for number in _NUMBERS:
+def find_blocks(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[Family]:
+    """The families with the sets of neurons that any matrix may mix."""
+    joined = [torch.ones(family.n, family.n, dtype=torch.bool) for family in families]
+    for number in _NUMBERS if families else ():
         _, gradient = room.gradient(room.draw(number), seed=number)
-        here = _ratio(room, layout, family, gradient) < _JOINED
-        joined = here if joined is None else joined & here
-    joined = joined & joined.T
-    joined.fill_diagonal_(True)
-    return replace(family, blocks=tuple(_components(joined.cpu().numpy())))
+        for k, family in enumerate(families):
+            joined[k] &= (_ratio(room, layout, family, gradient) < _JOINED).cpu()
+    found = []
+    for family, pairs in zip(families, joined, strict=True):
+        pairs = pairs & pairs.T
+        pairs.fill_diagonal_(True)
+        found.append(replace(family, blocks=tuple(_components(pairs.numpy()))))
+    return found
 
 
 def _ratio(room: DoubleCopy, layout: Layout, family: Family, gradient: dict[str, Tensor]) -> Tensor:
     """The slope of the loss along every generator that mixes neuron ``j`` into ``i``, relative to its terms."""
-    slope, size = 0.0, 0.0
+    slope = size = torch.zeros((), dtype=torch.float64)
     for atom, c in family.atoms:
         axis = layout.axes[atom.axis]
         g = rows_of(axis, atom.index, gradient[axis.name])
@@ -72,19 +76,34 @@ class _Question:
 
     @property
     def is_open(self) -> bool:
-        return sum(map(len, self.slopes)) < len(self.atoms) + 12 or len(self.slopes) < 3
+        return sum(map(len, self.slopes)) < self.needed
+
+    @property
+    def n(self) -> int:
+        return len(self.atoms[0].index)
+
+    @property
+    def needed(self) -> int:
+        """Equations that tell all atoms apart."""
+        return len(self.atoms) + 12
 
 
 def find_rotations(search: Search) -> list[Family]:
     """Rotations that no mixing block implies: of all pairs of neurons, or of the pairs that rotary embedding turns."""
-    questions = list(_questions(search))
+    questions: list[_Question] = []
+    for question in _questions(search):
+        if question.needed <= len(_TURNS) * len(question.pairs):
+            questions.append(question)
+        else:
+            search.limits.append(f"turns of {question.n} slices: more unknowns than equations, not examined")
     for number in _TURNS:
         still_open = [question for question in questions if question.is_open]
         if not still_open:
             break
         _, gradient = search.room.gradient(search.room.draw(number), seed=number)
+        slices = _Slices(search, gradient)
         for question in still_open:
-            _ask(search, question, gradient)
+            _ask(slices, question)
     answers = [family for question in questions if not question.is_open for family in _answers(question)]
     found: list[Family] = []
     for family, turned in zip(answers, _turned(search, answers), strict=True):
@@ -100,7 +119,7 @@ def _turned(search: Search, families: list[Family]) -> list[np.ndarray]:
     for number in _NUMBERS if families else ():
         _, gradient = search.room.gradient(search.room.draw(number), seed=number)
         for here, family in zip(turned, families, strict=True):
-            slope, size = 0.0, 0.0
+            slope = size = torch.zeros((), dtype=torch.float64)
             for atom, c in family.atoms:
                 axis = search.layout.axes[atom.axis]
                 g = rows_of(axis, atom.index, gradient[axis.name])
@@ -113,20 +132,23 @@ def _turned(search: Search, families: list[Family]) -> list[np.ndarray]:
     return turned
 
 
-def _questions(search: Search):
+def _questions(search: Search) -> Iterator[_Question]:
     layout = search.layout
     lengths = {len(axis) for axis in layout.axes if len(axis.view) > 1}
+    seen = set()
     for n, inner in search._sizes():
         if n not in lengths or not 2 <= n <= 8192:
             continue
         atoms = [atom for k in range(len(layout.axes)) for atom in atoms_of(layout, SCALE, k, n, inner)]
         atoms = [atom for atom in atoms if len(layout.axes[atom.axis].view) > 1 and not search.is_settled(atom)]
         for pairs in _pairs(n, layout.numbers):
-            if atoms:
+            key = (*(atom.key for atom in atoms), pairs.tobytes())
+            if atoms and key not in seen:
+                seen.add(key)
                 yield _Question(atoms, pairs)
 
 
-def _pairs(n: int, numbers: tuple[int, ...]):
+def _pairs(n: int, numbers: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Sets of pairs of neurons: neighbours, halves of a head, or any two."""
     rng = np.random.default_rng(n)
     if n >= 4:
@@ -140,24 +162,48 @@ def _pairs(n: int, numbers: tuple[int, ...]):
             yield np.stack([first[:, 0].reshape(-1), first[:, 1].reshape(-1)], axis=1)
 
 
-def _ask(search: Search, question: _Question, gradient: dict[str, Tensor]) -> None:
+class _Slices:
+    """The slices of gradient and parameters as rows, made once for all questions of a draw."""
+
+    def __init__(self, search: Search, gradient: dict[str, Tensor]):
+        self.search, self.gradient = search, gradient
+        self.made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, axis: int) -> tuple[Tensor, Tensor]:
+        if axis not in self.made:
+            cut = self.search.layout.axes[axis]
+            theta = self.search.room.parameters[cut.name].detach()
+            self.made[axis] = cut.rows(self.gradient[cut.name]).contiguous(), cut.rows(theta).contiguous()
+        return self.made[axis]
+
+
+def _ask(slices: _Slices, question: _Question) -> None:
     """What one draw says of a question: the slope along each atom's turns, for some of the pairs."""
-    used = question.pairs[:: max(1, len(question.pairs) // 48)]
-    slopes, sizes = [], []
-    for _, same in itertools.groupby(question.atoms, key=lambda atom: atom.axis):  # repeats of one axis at once
-        atoms = list(same)
-        axis, index = search.layout.axes[atoms[0].axis], np.stack([atom.index for atom in atoms], axis=1)
-        theta = search.room.parameters[axis.name].detach()
-        first, second = index[used[:, 0]], index[used[:, 1]]
-        shape = (*first.shape[:2], -1)
-        flat = lambda chosen: chosen.reshape(-1, index.shape[-1])  # noqa: B023, E731
-        of = lambda x, chosen: rows_of(axis, flat(chosen), x).reshape(shape)  # noqa: B023, E731
-        there = of(gradient[axis.name], first) * of(theta, second)
-        back = of(gradient[axis.name], second) * of(theta, first)
-        slopes.append((there - back).sum(-1))
-        sizes.append(there.abs_().sum(-1) + back.abs_().sum(-1))
-    question.slopes.append(torch.cat(slopes, dim=-1).cpu().numpy())
-    question.sizes.append(torch.cat(sizes, dim=-1).cpu().numpy())
+    missing = question.needed - sum(map(len, question.slopes))
+    asked = len(question.slopes)
+    used = question.pairs[asked % max(1, len(question.pairs) // missing) :: max(1, len(question.pairs) // missing)]
+    of_axes = [
+        _turns(slices.of(axis), np.stack([atom.index for atom in same], axis=1), used)
+        for axis, same in itertools.groupby(question.atoms, key=lambda atom: atom.axis)  # repeats of one axis at once
+    ]
+    question.slopes.append(torch.cat([slope for slope, _ in of_axes], dim=-1).cpu().numpy())
+    question.sizes.append(torch.cat([size for _, size in of_axes], dim=-1).cpu().numpy())
+
+
+def _turns(rows: tuple[Tensor, Tensor], index: np.ndarray, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The slopes along turns of pairs of neurons, shape (pairs, atoms), and the sums of absolute terms.
+
+    Args:
+        rows: the slices of the gradient and of the parameters.
+        index: which slices belong to which neuron and atom, shape (n, atoms, slices of one).
+        pairs: of neurons, shape (pairs, 2).
+    """
+    first, second = (torch.as_tensor(index[pairs[:, k]], device=rows[0].device) for k in (0, 1))
+    shape = (*first.shape[:2], -1)
+    g, x = ([of.index_select(0, chosen.reshape(-1)).view(shape) for chosen in (first, second)] for of in rows)
+    there, back = g[0] * x[1], g[1] * x[0]
+    slope = (there - back).sum(-1)
+    return slope, there.abs_().sum(-1) + back.abs_().sum(-1)
 
 
 def _answers(question: _Question) -> list[Family]:
@@ -186,7 +232,7 @@ def _implied(families: list[Family], new: Family) -> np.ndarray:
     for family in families:
         if family.is_rotation:
             place = _places(family, new, np.arange(family.n))
-            i, j = place[family.pairs].T
+            i, j = place[family.planes].T
             both = (i >= 0) & (j >= 0)
             implied[i[both], j[both]] = implied[j[both], i[both]] = True
         for block in family.blocks:

@@ -11,7 +11,7 @@ from nlcompanion.laws.audit.families import Family
 from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.sources import Source
-from nlcompanion.laws.terms import Shift, Slices, Term, expression
+from nlcompanion.laws.terms import Shift, Slices, expression
 
 SYMMETRIES = {
     "scale": "scale invariance",
@@ -56,7 +56,7 @@ def kind_of(family: Family, layout: Layout) -> str:
 
 
 def _balance(family: Family, layout: Layout) -> str:
-    sides = {True: set(), False: set()}
+    sides: dict[bool, set[str]] = {True: set(), False: set()}
     for atom, c in family.atoms:
         if len(layout.axes[atom.axis].view) > 1:
             sides[c > 0].add(atom.role)
@@ -136,7 +136,7 @@ def _of_dead(family: Family, layout: Layout) -> list[Law]:
     return laws
 
 
-def _terms(family: Family, layout: Layout, block: np.ndarray | None) -> tuple[Term, ...]:
+def _terms(family: Family, layout: Layout, block: np.ndarray | None) -> tuple[Slices, ...]:
     terms = []
     for atom, c in family.atoms:
         index = atom.index if block is None else atom.index[block]
@@ -153,7 +153,7 @@ def _doubled(term: Shift) -> Shift:
     return Shift(**{**vars(term), "coefficient": 2 * term.coefficient})
 
 
-def _term(atom: Atom, c: float, layout: Layout, *, shift: bool, alone: bool, matrix: bool = False) -> Term:
+def _term(atom: Atom, c: float, layout: Layout, *, shift: bool, alone: bool, matrix: bool = False) -> Slices:
     axis = layout.axes[atom.axis]
     start = 0
     for name, shape in layout.shapes.items():
@@ -174,7 +174,7 @@ def _term(atom: Atom, c: float, layout: Layout, *, shift: bool, alone: bool, mat
     )
 
 
-def _law(kind: str, terms: tuple[Term, ...], layout: Layout, n: int, *, matrix: bool = False) -> Law:
+def _law(kind: str, terms: tuple[Slices, ...], layout: Layout, n: int, *, matrix: bool = False) -> Law:
     size = sum(math.prod(shape) for shape in layout.shapes.values())
     shape = (n, n) if matrix else () if terms[0].alone else (n,)
     each = f" for each of {n}" if len(shape) == 1 else ""
@@ -209,13 +209,13 @@ def charge_text(family: Family, layout: Layout) -> str:
     if family.is_shear:
         return f"{', '.join(t.slice_text for t in terms)} into {', '.join(dict.fromkeys(rest))}"
     if family.is_rotation:
-        return f"{', '.join(dict.fromkeys(t.slice_text for t in terms))}, {len(family.pairs)} planes"
+        return f"{', '.join(dict.fromkeys(t.slice_text for t in terms))}, {len(family.planes)} planes"
     return text
 
 
-def _gathered(terms: list[Term]) -> tuple[Term, ...]:
+def _gathered(terms: list[Slices]) -> tuple[Slices, ...]:
     """Many slices of one tensor with one coefficient as one, for reading."""
-    parts: dict[tuple, list[Term]] = {}
+    parts: dict[tuple, list[Slices]] = {}
     for term in terms:
         parts.setdefault((type(term), term.name, term.keep, term.coefficient), []).append(term)
     gathered = []

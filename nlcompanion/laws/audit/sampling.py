@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -57,8 +57,9 @@ def _map(data, function, key: str = "", place: int = 0):
         return function(data, key, place)
     if isinstance(data, Mapping):
         mapped = {k: _map(v, function, str(k), n) for n, (k, v) in enumerate(data.items())}
+        rebuild: Callable[..., Mapping] = type(data)
         try:
-            return type(data)(mapped)
+            return rebuild(mapped)
         except TypeError:
             return mapped
     if isinstance(data, tuple) and hasattr(data, "_fields"):

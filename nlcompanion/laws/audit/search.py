@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,9 @@ class Search:
 
     def __init__(self, room: DoubleCopy, layout: Layout, equations: Equations):
         self.room, self.layout, self.equations = room, layout, equations
-        self.span, self.families, self.limits = Span(layout), [], []
+        self.span = Span(layout)
+        self.families: list[Family] = []
+        self.limits: list[str] = []
         self.settled: dict[str, list[np.ndarray]] = {}
         self.smallest_gap = float("inf")
         self.is_complete = False
@@ -240,7 +242,7 @@ class Search:
         if sources:
             self._aligned(n, inner, atoms, [np.append(vector, np.zeros(sources)) for vector in plain])
 
-    def _aligned(self, n: int, inner: int, atoms: list[Atom], known: list[np.ndarray] = ()) -> list[np.ndarray]:
+    def _aligned(self, n: int, inner: int, atoms: list[Atom], known: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
         """Note the laws of ``n`` aligned neurons made of these atoms, beside those known; all as vectors."""
         if len(atoms) + 8 > n * self.equations.draws:
             atoms = self._coarse(n, atoms)
@@ -289,7 +291,9 @@ class Search:
             more = collect(self.room, self.layout, range(have + 1, wanted + 1))
             self.equations = self.equations.extended(more)
 
-    def _laws_of(self, vectors: list[np.ndarray], atoms: list[Atom], known: list[np.ndarray] = ()):
+    def _laws_of(
+        self, vectors: list[np.ndarray], atoms: list[Atom], known: Sequence[np.ndarray] = ()
+    ) -> Iterator[list[tuple[Atom, float]]]:
         """The vectors as laws; a source that lacks a reader or a writer borrows one of a known law."""
         is_source = np.array([atom.kind == SOURCE for atom in atoms])
         plain = [vector for vector in known if not vector[is_source].any()]
@@ -358,9 +362,10 @@ class Search:
         """Pairs of slices turned into each other, the same way in all the tensors that a law joins."""
         from nlcompanion.laws.audit.mixing import find_blocks, find_rotations
 
-        self.families = [
-            find_blocks(self.room, self.layout, family) if self._may_mix(family) else family for family in self.families
-        ]
+        may_mix = [k for k, family in enumerate(self.families) if self._may_mix(family)]
+        mixed = find_blocks(self.room, self.layout, [self.families[k] for k in may_mix])
+        for k, family in zip(may_mix, mixed, strict=True):
+            self.families[k] = family
         self.families += find_rotations(self)
 
     def _may_mix(self, family: Family) -> bool:

@@ -132,7 +132,10 @@ class Layout:
 def layout_of(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Layout:
     """Cut every parameter along each of its axes; the kernel positions of convolutions are left together."""
     owners = _owners(model)
-    axes, shears, roles, start = [], [], {}, 0
+    axes: list[Axis] = []
+    shears: list[Shear] = []
+    roles: dict[tuple[str, int], str] = {}
+    start = 0
     for name, p in parameters.items():
         module, _ = owners[name]
         for view, keep, role in _cuts(tuple(p.shape), module):

@@ -104,6 +104,11 @@ def test_other_dtypes_have_the_same_laws(dtype):
     assert lines(audit(relu().to(dtype), X.to(dtype), Y, F.cross_entropy)) == EXPECTED
 
 
+def test_an_activation_whose_output_nothing_uses_changes_no_law():
+    unused = Through(lambda outputs, x: (F.silu(outputs), outputs)[1])
+    assert without_place(lines(audit(unused, X, Y, F.cross_entropy))) == without_place(EXPECTED)
+
+
 def test_wrapped_and_compiled_models_are_looked_through():
     for wrapped in (nn.DataParallel(relu()), torch.compile(relu())):
         found = audit(wrapped, X, Y, F.cross_entropy)
