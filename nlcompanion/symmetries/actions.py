@@ -52,7 +52,8 @@ __all__ = [
 ]
 
 Action = Callable[[Tensor, Tensor], Tensor]
-Part = slice | int | Sequence | Tensor  # where some parameters sit in the flat vector
+Part = slice | int | Sequence | Tensor
+"""Where some parameters sit in the flat vector: a slice, one index, several indices, or a mask."""
 
 _MOST_COMPONENTS = 2**40
 _IDENTITY_TOLERANCE = 1e-12  # relative; matrix exponentials and user code may round
