@@ -47,7 +47,8 @@ def test_a_wall_that_is_not_there_is_missed(tmp_path, wall):
 
 # --- private names ---------------------------------------------------------------------------------------------------
 
-OF_OTHERS = {"_version", "_replace", "_buffers", "_parameters"}  # torch's and NamedTuple's, where a name of ours is the same
+# torch's and NamedTuple's, where a name of ours is the same
+OF_OTHERS = {"_version", "_replace", "_buffers", "_parameters"}
 
 
 @cache

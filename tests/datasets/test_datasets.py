@@ -177,7 +177,7 @@ def test_a_count_out_of_range_is_refused(n):
 
 
 def test_counts_and_seeds_are_integers():
-    with pytest.raises(ValueError, match="n must be an integer, got 2.0"):
+    with pytest.raises(ValueError, match=r"n must be an integer, got 2\.0"):
         small().first(2.0)
     with pytest.raises(ValueError, match="seed"):
         small().balanced(2, seed=-1)
