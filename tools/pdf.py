@@ -30,8 +30,8 @@ STYLE = """
 @page { size: A4; }
 html { font-size: 10.5pt; }
 body { background: white; }
-main { max-width: none; }
-h1 { break-before: page; }
+main { break-before: page; max-width: none; }
+h1 { break-before: auto; }
 h1, h2, h3 { break-after: avoid; }
 figure, img, table.docutils tr, .nl-claim, div.cell_input, mjx-container[display="true"] { break-inside: avoid; }
 .headerlink, .nl-find, .nl-explorer-label, .copybtn, button { display: none !important; }
@@ -43,10 +43,10 @@ details.hide > summary { display: none; }
 .nl-title { align-items: center; display: flex; flex-direction: column; height: 90vh; justify-content: center; }
 .nl-title h1 { break-before: auto; font-size: 28pt; text-align: center; }
 .nl-title img { width: 8rem; }
-nav.nl-contents { break-before: page; }
-nav.nl-contents li { display: flex; gap: 0.5rem; list-style: none; margin: 0.15rem 0; }
+nav.nl-contents { break-before: page; font-size: 0.9em; }
+nav.nl-contents li { display: flex; gap: 0.5rem; line-height: 1.35; list-style: none; margin: 0; }
 nav.nl-contents li span:first-of-type { border-bottom: 1px dotted #888; flex: 1; }
-nav.nl-contents .nl-part { font-weight: 600; margin-top: 0.8rem; }
+nav.nl-contents .nl-part { font-weight: 600; margin-top: 0.6rem; }
 table { font-size: 0.8em; }
 pre { white-space: pre-wrap !important; }
 """
@@ -178,7 +178,8 @@ def with_outline(target: Path, headings: Sequence[tuple[int, str, str]]) -> None
     above: dict[int, object] = {}
     for depth, text, name in headings:
         if name in numbers:
-            above[depth] = writer.add_outline_item(text, numbers[name] - 1, parent=above.get(depth - 1))
+            page, parent = numbers[name] - 1, above.get(depth - 1)
+            above[depth] = writer.add_outline_item(title=text, page_number=page, parent=parent)
     writer.write(target)
 
 
