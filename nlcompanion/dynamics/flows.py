@@ -39,6 +39,7 @@ from nlcompanion.dynamics.equations import (
 )
 from nlcompanion.dynamics.failures import why_failed
 from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.dynamics.nystrom import NystromDOP853
 from nlcompanion.dynamics.stiffness import StiffnessWatch
 from nlcompanion.dynamics.stopping import Steady, StopCondition
 from nlcompanion.dynamics.trajectory import FlowError, Recorder, Trajectory
@@ -186,6 +187,8 @@ def _choose(method: str, rule, system: System | WithIntegral, size: int, t0: flo
                 "method='BDF' takes far fewer",
                 stacklevel=3,
             )
+    if method == "DOP853" and type(system) is Particle:
+        return NystromDOP853  # the same steps, with less to move through memory
     return getattr(scipy.integrate, method)
 
 
