@@ -139,7 +139,7 @@ def integrate(
     if integrand is not None:
         system = WithIntegral(motion, function("integrand", integrand, "integrand(t, q, v)", 3), t0, y0)
         y0 = system.start
-        _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
+        solver_class = _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
     times = None if t_eval is None else times_within("t_eval", t_eval, t0, t1)
     condition = None if stop is None else StopCondition(stop, system)
     options = {"jac": system.jacobian} if method in _IMPLICIT and system.jacobian else {}

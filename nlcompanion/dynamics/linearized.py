@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import finite_number, numbers, positive_number, real_array, real_number
+from nlcompanion._arguments import finite_number, function, numbers, positive_number, real_array, real_number
 from nlcompanion.dynamics.krylov import krylov_modes
 from nlcompanion.dynamics.learning_rules import LearningRule, as_rule, gradient_flow
 from nlcompanion.dynamics.modes import mode_paths
@@ -107,6 +107,7 @@ def linearized_dynamics(
         return torch.from_numpy(mode_paths(rule, _without_rounding(curvature, weight), start.numpy(), times, t0))
 
     if callable(kernel):
+        function("kernel", kernel, "kernel(r) -> H r", 1)
         product = _weighted(kernel, u0.shape, weight)
         curvature, modes = krylov_modes(product, residual, paths, tolerance)
     else:
@@ -162,6 +163,7 @@ def _elsewhere(cross, u0_cross, shape, weight, curvature: Tensor, modes: Tensor,
     lively = curvature > 1e-14 * curvature.abs().max()  # the gradient has nothing along the others
     force, directions = moved[:, lively] / curvature[lively], modes[:, lively]
     if callable(cross):
+        function("cross", cross, "cross(r) -> K r", 1)
         images = [numbers("cross(r)", cross(mode.view(shape))).reshape(-1) for mode in directions.T]
         reached = torch.stack(images, dim=1)
         if len(reached) != u0.numel():

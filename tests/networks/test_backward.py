@@ -186,7 +186,8 @@ def test_what_is_not_finite_and_what_does_not_fit():
     with pytest.raises(ValueError, match="2 outputs for 6 samples, the targets have shape"):
         flat_loss(mlp((4, 3, 2)), X, Y[:, :1], F.mse_loss).value_and_gradient(f.q0)
     with pytest.raises(IndexError, match="label 5 is out of bounds for 2 outputs"):
-        flat_loss(mlp((4, 3, 2)), X, torch.full((6,), 5), F.cross_entropy).value_and_gradient(f.q0)
+        classes = flat_loss(mlp((4, 3, 2)), X, torch.zeros(6, dtype=torch.int64), F.cross_entropy)
+        classes.on(X, torch.full((6,), 5)).value_and_gradient(f.q0)
 
 
 def test_copies_pickles_and_threads():

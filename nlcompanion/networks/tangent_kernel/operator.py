@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from nlcompanion._arguments import integer
+from nlcompanion._arguments import integer, numbers
 from nlcompanion.networks.flat_loss import FlatLoss
 from nlcompanion.networks.tangent_kernel.arguments import checked_network, picked_outputs
 from nlcompanion.networks.tangent_kernel.memory import bytes_kept
@@ -30,7 +30,7 @@ class KernelProduct:
         return f"KernelProduct({self.shape[1]} to {self.shape[0]}, {len(self.q)} parameters)"
 
     def __call__(self, v: Tensor) -> Tensor:
-        v = torch.as_tensor(v, dtype=self.q.dtype).detach()
+        v = numbers("v", v).to(self.q.dtype).detach()
         if tuple(v.shape) != self.shape[1]:
             raise ValueError(f"v has shape {tuple(v.shape)}, this kernel takes {self.shape[1]}, the shape of outputs")
         push = self._pulled_back(v.reshape(len(self.x2), -1))
