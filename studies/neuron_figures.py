@@ -186,6 +186,8 @@ def draw_drift(axis: Axes, runs: Mapping[str, tuple[Tensor, float, float]], pred
 
 def draw_account(axis: Axes, account: nl.Account) -> None:
     """What moved a layer's charge, by cause, and the sum of the causes over the measured change."""
+    if len(account.change) < 2:
+        raise ValueError("the ledger kept totals only, so there is no curve to draw; make it with every=1")
     sums = {name: cause.sum(1) for name, cause in account.cumulative.items()}
     axis.plot(sums["change"], color=COLORS["measurement"], linewidth=4, label="measured")
     axis.plot(sums["change"] - sums["residual"], color=COLORS["prediction"])

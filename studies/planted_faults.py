@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nlcompanion import GainIntoLinear, OptimizerLaws, check_gradients, check_optimizer
 from nlcompanion.testing import Report
 
+NO_FAULT = ""
 FORGOTTEN = "the row mean forgotten"
 ONE_HEAD = "one per cent too much in one head"
 FACTOR = "all of dQ and dK doubled"

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from torch.nn.functional import cross_entropy
 
 import nlcompanion as nl
 from nlcompanion import descend, sgd
@@ -20,6 +22,7 @@ from studies.neuron_balance import (
     tilt_of_steps,
     two_forces,
 )
+from studies.neuron_figures import draw_account
 
 torch.set_num_threads(1)
 
@@ -118,3 +121,17 @@ def test_small_measurements(f):
     )
     matrix = torch.diag(torch.tensor([1.0, 3.0, -2.0]).double())
     assert sharpness(lambda q: q @ matrix @ q / 2, torch.zeros(3).double()) == pytest.approx(3, rel=1e-4)
+
+
+def test_totals_are_no_curve():
+    x, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 2
+    model = nl.mlp((4, 3, 2), "relu")
+    laws = nl.homogeneous_laws(nl.flat_loss(model, x, y, cross_entropy))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ledger = nl.Ledger(laws, model, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    with pytest.raises(ValueError, match="make it with every=1"):
+        draw_account(Figure().subplots(), ledger[0])

@@ -126,7 +126,7 @@ class Audit:
         )
         return (
             f"{self.model}, {self.size:,} parameters, {self.optimizer}: {self.count:,} conserved functions; "
-            f"{complete} (gap {self.gap:.0e})"
+            f"{complete} (clear by a factor {_clearness_text(self.gap)})"
         )
 
     @property
@@ -192,6 +192,11 @@ def _folded(text: str) -> str:
 def _defect_text(defect: float) -> str:
     """Its order; below 1e-13 it is rounding, which differs between processors and says nothing of the law."""
     return f"{defect:.0e}" if defect >= 1e-13 else "< 1e-13"
+
+
+def _clearness_text(gap: float) -> str:
+    """Above 1e8 nobody doubts, and how far is rounding, which differs between processors."""
+    return "above 1e+08" if gap > 1e8 else f"of {gap:.0e}"
 
 
 def _finite(x: float) -> float | None:
