@@ -34,6 +34,13 @@ class Equations:
         start = _start(self.layout, atom.kind, atom.axis)
         return getattr(self, which)[atom.kind][:, start + atom.index].sum(-1)
 
+    @property
+    def levels(self) -> np.ndarray:
+        """The slices' gradients, by weight, relative to the largest of each draw; 0 in a draw that has none."""
+        per_weight = self.sizes[SHIFT] / self.layout.weights
+        largest = per_weight.max(1, keepdims=True)
+        return per_weight / np.where(largest > 0, largest, 1.0)
+
     def extended(self, more: Equations) -> Equations:
         join = lambda a, b: {kind: np.concatenate([a[kind], b[kind]]) for kind in a}  # noqa: E731
         return Equations(self.layout, join(self.values, more.values), join(self.sizes, more.sizes))

@@ -12,15 +12,15 @@ from torch import nn
 
 from nlcompanion._arguments import seed_number
 from nlcompanion.laws.audit.confirm import confirm, defects
-from nlcompanion.laws.audit.double_copy import DoubleCopy, double_copy, probe, undisturbed, unwrap
-from nlcompanion.laws.audit.equations import collect, find_sources
+from nlcompanion.laws.audit.double_copy import AuditError, DoubleCopy, double_copy, probe, undisturbed, unwrap
+from nlcompanion.laws.audit.equations import Equations, collect, find_sources
 from nlcompanion.laws.audit.families import Family
 from nlcompanion.laws.audit.identities import identity_of
 from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, count_of, kind_of, laws_of
 from nlcompanion.laws.audit.parameter_rows import rows_of
 from nlcompanion.laws.audit.report import Audit, Line
 from nlcompanion.laws.audit.search import Search, draws_needed
-from nlcompanion.laws.audit.slices import Layout, layout_of
+from nlcompanion.laws.audit.slices import SHIFT, Layout, layout_of
 from nlcompanion.laws.audit.statements import FIXED, LINEAR, MOMENTUM, QUADRATIC, SHEARED, SOURCED, rates_of, statement
 
 _FORMS = {
@@ -97,6 +97,7 @@ def audit(
         layout = layout_of(room.model, room.parameters)
         find_sources(room, layout, 900_100)
         equations = collect(room, layout, range(1, draws_needed(layout) + 1))
+        _require_a_gradient(equations)
         search = Search(room, layout, equations)
         search.run()
         families, refused = confirm(room, layout, search.families)
@@ -129,6 +130,15 @@ def audit(
         size=sum(p.numel() for p in room.parameters.values()),
         seconds=time.perf_counter() - began,
     )
+
+
+def _require_a_gradient(equations: Equations) -> None:
+    if not equations.sizes[SHIFT].any():
+        raise AuditError(
+            f"the gradient of the loss is exactly 0 at all {equations.draws} random places where it was looked at: the "
+            "loss is constant there and tells no law from any other motion; look for a product with 0, a detached part "
+            "or an activation that nothing opens"
+        )
 
 
 def _oriented(family: Family) -> Family:

@@ -125,6 +125,11 @@ class Layout:
     def count(self) -> int:
         return self.axes[-1].start + len(self.axes[-1]) if self.axes else 0
 
+    @property
+    def weights(self) -> np.ndarray:
+        """How many weights each slice has, shape ``(count,)``; at least 1, also in an empty tensor."""
+        return np.concatenate([np.full(len(axis), max(axis.weights_per_slice, 1)) for axis in self.axes])
+
     def axes_of(self, name: str) -> list[int]:
         return [k for k, axis in enumerate(self.axes) if axis.name == name]
 
