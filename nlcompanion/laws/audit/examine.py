@@ -16,7 +16,7 @@ from nlcompanion.laws.audit.double_copy import AuditError, DoubleCopy, double_co
 from nlcompanion.laws.audit.equations import Equations, collect, find_sources
 from nlcompanion.laws.audit.families import Family
 from nlcompanion.laws.audit.identities import identity_of
-from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, count_of, kind_of, laws_of
+from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, counts_of, kind_of, laws_of
 from nlcompanion.laws.audit.parameter_rows import rows_of
 from nlcompanion.laws.audit.report import Audit, Line
 from nlcompanion.laws.audit.search import Search, draws_needed
@@ -106,7 +106,11 @@ def audit(
     named = [(_oriented(family), kind_of(family, layout)) for family in families]
     named.sort(key=lambda pair: list(SYMMETRIES).index(pair[1]))
     groups = _groups(unwrap(model), optimizer)
-    lines = tuple(_line(family, kind, layout, optimizer, groups) for family, kind in named)
+    counts = counts_of(named, layout)
+    lines = tuple(
+        _line(family, kind, count, layout, optimizer, groups)
+        for (family, kind), count in zip(named, counts, strict=True)
+    )
     if not search.is_complete:
         limits.append(
             "too many slices for each to be an unknown of its own: laws whose coefficients differ from neuron to "
@@ -159,7 +163,7 @@ def _groups(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[s
     return {name: of[id(p)] for name, p in model.named_parameters() if id(p) in of}
 
 
-def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str, dict]) -> Line:
+def _line(family: Family, kind: str, count: int, layout: Layout, optimizer, groups: dict[str, dict]) -> Line:
     names = family.names(layout)
     missing = optimizer is not None and any(name not in groups for name in names)
     if missing:
@@ -167,13 +171,11 @@ def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str
     else:
         rates = rates_of(optimizer, [groups[name] for name in names if name in groups])
         verdict, formula = statement(_FORMS.get(kind, QUADRATIC), rates)
-    generators = len(family.planes) if family.is_rotation else family.n
-    generators += sum(len(block) * (len(block) - 1) for block in family.blocks)
     return Line(
         kind,
         SYMMETRIES[kind],
-        count_of(family, kind),
-        generators,
+        count,
+        _generators(family, layout),
         names,
         family.moves(layout),
         charge_text(family, layout),
@@ -183,6 +185,14 @@ def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str
         family.moved,
         family.gap,
     )
+
+
+def _generators(family: Family, layout: Layout) -> int:
+    if family.dead:  # every weight moves by itself
+        return sum(atom.index.size * layout.axes[atom.axis].weights_per_slice for atom, _ in family.atoms)
+    if family.is_rotation:
+        return len(family.planes)
+    return family.n + sum(len(block) * (len(block) - 1) for block in family.blocks)
 
 
 def _of_refused(refused: list[Family], layout: Layout) -> list[str]:
