@@ -101,8 +101,9 @@ def audit(
         search = Search(room, layout, equations)
         search.run()
         families, refused = confirm(room, layout, search.families)
-        families = defects(room, layout, families)
-        limits = [*room.limits, *search.limits, *_of_refused(refused, layout), *_of_data(room, layout, search, seed)]
+        families, broken = defects(room, layout, families)
+        limits = [*room.limits, *search.limits, *_of_refused(refused, layout), *_of_broken(broken, layout)]
+        limits += _of_data(room, layout, search, seed)
     named = [(_oriented(family), kind_of(family, layout)) for family in families]
     named.sort(key=lambda pair: list(SYMMETRIES).index(pair[1]))
     groups = _groups(unwrap(model), optimizer)
@@ -200,6 +201,15 @@ def _of_refused(refused: list[Family], layout: Layout) -> list[str]:
         f"nearly a law, not confirmed at a finite distance (the loss moves by {family.moved:.0e}): "
         f"{', '.join(family.names(layout))}"
         for family in refused
+    ]
+
+
+def _of_broken(broken: list[Family], layout: Layout) -> list[str]:
+    return [
+        f"holds at random weights and not at the model's own, where the loss has a slope along it (defect "
+        f"{family.defect:.0e}): {SYMMETRIES[kind_of(family, layout)]}, {_generators(family, layout)} of "
+        f"{', '.join(family.names(layout))}; a gate may be open there that random weights leave closed"
+        for family in broken
     ]
 
 
