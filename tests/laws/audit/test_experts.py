@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nlcompanion import audit
+from nlcompanion.laws.audit import mixing
 
 WIDTH = 16
 
@@ -36,3 +37,11 @@ def test_the_rotation_of_a_stream_is_found_though_no_draw_reaches_all_experts():
     found = audit(model, torch.randn(3, 5), torch.randn(3, 3), F.mse_loss)
     turned = [line for line in found.lines if line.kind == "rotation"]
     assert [(line.size, len(line.parameters)) for line in turned] == [(WIDTH * (WIDTH - 1) // 2, 11)]
+
+
+def test_an_expert_that_no_draw_reaches_is_a_limit(monkeypatch):
+    monkeypatch.setattr(mixing, "_TURNS", range(810_001, 810_004))
+    torch.manual_seed(0)
+    found = audit(Mixture(), torch.randn(1, 5), torch.randn(1, 3), F.mse_loss)
+    assert any("reached by no gradient in 3 draws" in limit for limit in found.limits)
+    assert not any(line.kind == "rotation" for line in found.lines)
