@@ -13,10 +13,12 @@ from torch import Tensor
 from nlcompanion.laws.audit.double_copy import DoubleCopy
 from nlcompanion.laws.audit.equations import Equations, collect
 from nlcompanion.laws.audit.families import Family, mix, move
+from nlcompanion.laws.audit.identities import identity_of
 from nlcompanion.laws.audit.slices import SHIFT, Layout
 
 _NUMBERS = range(700_001, 700_004)
 _HELD = 1e-9  # residual of a law in fresh equations
+_ROUNDING = 1e-13  # a slope this small against the loss is rounding, whatever the gradient's size: at a minimum
 _MOVED = 1e-10  # relative change of the loss at a finite distance; true laws leave 1e-15
 
 
@@ -143,11 +145,82 @@ def _random_blocks(family: Family, number: int) -> Tensor:
     return torch.as_tensor(matrix)
 
 
-def defects(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[Family]:
-    """Each family with its defect at the model's own parameters and data, the true eps in place."""
-    own: Equations = collect(room, layout, range(1, 2), own=True, exact=False)
-    room.back()
-    return [
-        family if family.dead or family.is_rotation else replace(family, defect=float(family.residual(own).max()))
-        for family in families
-    ]
+# --- at the model's own parameters ------------------------------------------------------------------------------------
+
+
+class _Own:
+    """The model's own parameters and data, and what the gradient there says of each family."""
+
+    def __init__(self, room: DoubleCopy, layout: Layout, *, exact: bool):
+        self.room, self.layout, self.exact = room, layout, exact
+        self.equations: Equations = collect(room, layout, range(1, 2), own=True, exact=exact)
+        room.back()
+
+    @cached_property
+    def _gradient(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.room.gradient(seed=1, exact=self.exact)
+
+    def defect(self, family: Family) -> float:
+        """The violation of a family, relative to the terms that should cancel."""
+        if family.dead or family.is_rotation:
+            slope, size = self._slope(family)
+            return float((slope / np.where(size > 0, size, 1.0)).max())
+        return float(family.residual(self.equations).max())
+
+    def holds(self, family: Family) -> np.ndarray:
+        """Which slices of a dead family, or planes of a rotation, leave the loss alone here, to rounding."""
+        slope, size = self._slope(family)
+        loss = abs(float(self._gradient[0]))
+        return (slope <= _HELD * size) | (slope <= _ROUNDING * loss)
+
+    def _slope(self, family: Family) -> tuple[np.ndarray, np.ndarray]:
+        """The loss's slope along each generator, and the size it is held against."""
+        return self._of_dead(family) if family.dead else self._of_rotation(family)
+
+    def _of_dead(self, family: Family) -> tuple[np.ndarray, np.ndarray]:
+        """The gradient's mean size on each slice, against the largest on any slice of the model, as the search does."""
+        per_weight = self.equations.per_weight[0]
+        atom, _ = family.atoms[0]
+        slope = per_weight[self.layout.axes[atom.axis].start + atom.index].max(1)
+        return slope, np.full(len(slope), per_weight.max())
+
+    def _of_rotation(self, family: Family) -> tuple[np.ndarray, np.ndarray]:
+        values = {name: p.detach() for name, p in self.room.parameters.items()}
+        slope, size = identity_of(family, "rotation", self.layout, "").slope(values, self._gradient[1])
+        return slope.abs().cpu().numpy(), size.cpu().numpy()
+
+
+def defects(room: DoubleCopy, layout: Layout, families: list[Family]) -> tuple[list[Family], list[Family]]:
+    """``(families, broken)``: families with their defect at the model's own parameters and data, the true eps in place.
+
+    Broken are dead slices and planes of rotations that hold at random places and not here, even without eps: where
+    weights open a gate that random ones leave closed.
+    """
+    own = _Own(room, layout, exact=False)
+    measured = [replace(family, defect=own.defect(family)) for family in families]
+    if not any(map(_is_doubtful, measured)):
+        return measured, []
+    without_eps = _Own(room, layout, exact=True)
+    kept: list[Family] = []
+    broken: list[Family] = []
+    for family in measured:
+        holds = without_eps.holds(family) if _is_doubtful(family) else np.array([True])
+        if holds.all():
+            kept.append(family)
+            continue
+        broken.append(replace(_part(family, ~holds), defect=family.defect))
+        if holds.any():
+            rest = _part(family, holds)
+            kept.append(replace(rest, defect=own.defect(rest)))
+    return kept, broken
+
+
+def _is_doubtful(family: Family) -> bool:
+    return (family.dead or family.is_rotation) and family.defect > _HELD
+
+
+def _part(family: Family, which: np.ndarray) -> Family:
+    """Some slices of a dead family, or some planes of a rotation."""
+    if family.is_rotation:
+        return replace(family, pairs=family.planes[which])
+    return family.only(which)

@@ -34,6 +34,17 @@ class Equations:
         start = _start(self.layout, atom.kind, atom.axis)
         return getattr(self, which)[atom.kind][:, start + atom.index].sum(-1)
 
+    @property
+    def per_weight(self) -> np.ndarray:
+        """The mean size of the gradient's numbers on each slice, shape (draws, slices)."""
+        return self.sizes[SHIFT] / self.layout.weights
+
+    @property
+    def levels(self) -> np.ndarray:
+        """The same relative to the largest of each draw; 0 in a draw that has no gradient."""
+        largest = self.per_weight.max(1, keepdims=True)
+        return self.per_weight / np.where(largest > 0, largest, 1.0)
+
     def extended(self, more: Equations) -> Equations:
         join = lambda a, b: {kind: np.concatenate([a[kind], b[kind]]) for kind in a}  # noqa: E731
         return Equations(self.layout, join(self.values, more.values), join(self.sizes, more.sizes))

@@ -12,15 +12,15 @@ from torch import nn
 
 from nlcompanion._arguments import seed_number
 from nlcompanion.laws.audit.confirm import confirm, defects
-from nlcompanion.laws.audit.double_copy import DoubleCopy, double_copy, probe, undisturbed, unwrap
-from nlcompanion.laws.audit.equations import collect, find_sources
+from nlcompanion.laws.audit.double_copy import AuditError, DoubleCopy, double_copy, probe, undisturbed, unwrap
+from nlcompanion.laws.audit.equations import Equations, collect, find_sources
 from nlcompanion.laws.audit.families import Family
 from nlcompanion.laws.audit.identities import identity_of
-from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, count_of, kind_of, laws_of
+from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, counts_of, kind_of, laws_of
 from nlcompanion.laws.audit.parameter_rows import rows_of
 from nlcompanion.laws.audit.report import Audit, Line
 from nlcompanion.laws.audit.search import Search, draws_needed
-from nlcompanion.laws.audit.slices import Layout, layout_of
+from nlcompanion.laws.audit.slices import SHIFT, Layout, layout_of
 from nlcompanion.laws.audit.statements import FIXED, LINEAR, MOMENTUM, QUADRATIC, SHEARED, SOURCED, rates_of, statement
 
 _FORMS = {
@@ -97,15 +97,21 @@ def audit(
         layout = layout_of(room.model, room.parameters)
         find_sources(room, layout, 900_100)
         equations = collect(room, layout, range(1, draws_needed(layout) + 1))
+        _require_a_gradient(equations)
         search = Search(room, layout, equations)
         search.run()
         families, refused = confirm(room, layout, search.families)
-        families = defects(room, layout, families)
-        limits = [*room.limits, *search.limits, *_of_refused(refused, layout), *_of_data(room, layout, search, seed)]
+        families, broken = defects(room, layout, families)
+        limits = [*room.limits, *search.limits, *_of_refused(refused, layout), *_of_broken(broken, layout)]
+        limits += _of_data(room, layout, search, seed)
     named = [(_oriented(family), kind_of(family, layout)) for family in families]
     named.sort(key=lambda pair: list(SYMMETRIES).index(pair[1]))
     groups = _groups(unwrap(model), optimizer)
-    lines = tuple(_line(family, kind, layout, optimizer, groups) for family, kind in named)
+    counts = counts_of(named, layout)
+    lines = tuple(
+        _line(family, kind, count, layout, optimizer, groups)
+        for (family, kind), count in zip(named, counts, strict=True)
+    )
     if not search.is_complete:
         limits.append(
             "too many slices for each to be an unknown of its own: laws whose coefficients differ from neuron to "
@@ -131,6 +137,15 @@ def audit(
     )
 
 
+def _require_a_gradient(equations: Equations) -> None:
+    if not equations.sizes[SHIFT].any():
+        raise AuditError(
+            f"the gradient of the loss is exactly 0 at all {equations.draws} random places where it was looked at: the "
+            "loss is constant there and tells no law from any other motion; look for a product with 0, a detached part "
+            "or an activation that nothing opens"
+        )
+
+
 def _oriented(family: Family) -> Family:
     """What writes to a neuron counts positive, what reads from it negative."""
     writes = [c for atom, c in family.atoms if atom.role == "out"]
@@ -149,7 +164,7 @@ def _groups(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[s
     return {name: of[id(p)] for name, p in model.named_parameters() if id(p) in of}
 
 
-def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str, dict]) -> Line:
+def _line(family: Family, kind: str, count: int, layout: Layout, optimizer, groups: dict[str, dict]) -> Line:
     names = family.names(layout)
     missing = optimizer is not None and any(name not in groups for name in names)
     if missing:
@@ -157,13 +172,11 @@ def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str
     else:
         rates = rates_of(optimizer, [groups[name] for name in names if name in groups])
         verdict, formula = statement(_FORMS.get(kind, QUADRATIC), rates)
-    generators = len(family.planes) if family.is_rotation else family.n
-    generators += sum(len(block) * (len(block) - 1) for block in family.blocks)
     return Line(
         kind,
         SYMMETRIES[kind],
-        count_of(family, kind),
-        generators,
+        count,
+        _generators(family, layout),
         names,
         family.moves(layout),
         charge_text(family, layout),
@@ -175,11 +188,28 @@ def _line(family: Family, kind: str, layout: Layout, optimizer, groups: dict[str
     )
 
 
+def _generators(family: Family, layout: Layout) -> int:
+    if family.dead:  # every weight moves by itself
+        return sum(atom.index.size * layout.axes[atom.axis].weights_per_slice for atom, _ in family.atoms)
+    if family.is_rotation:
+        return len(family.planes)
+    return family.n + sum(len(block) * (len(block) - 1) for block in family.blocks)
+
+
 def _of_refused(refused: list[Family], layout: Layout) -> list[str]:
     return [
         f"nearly a law, not confirmed at a finite distance (the loss moves by {family.moved:.0e}): "
         f"{', '.join(family.names(layout))}"
         for family in refused
+    ]
+
+
+def _of_broken(broken: list[Family], layout: Layout) -> list[str]:
+    return [
+        f"holds at random weights and not at the model's own, where the loss has a slope along it (defect "
+        f"{family.defect:.0e}): {SYMMETRIES[kind_of(family, layout)]}, {_generators(family, layout)} of "
+        f"{', '.join(family.names(layout))}; a gate may be open there that random weights leave closed"
+        for family in broken
     ]
 
 

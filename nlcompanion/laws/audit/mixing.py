@@ -76,7 +76,17 @@ class _Question:
 
     @property
     def is_open(self) -> bool:
-        return sum(map(len, self.slopes)) < self.needed
+        return self.asked < self.needed or not self.reached.all()
+
+    @property
+    def asked(self) -> int:
+        """How many pairs the draws were asked for so far."""
+        return sum(map(len, self.slopes))
+
+    @property
+    def reached(self) -> np.ndarray:
+        """Which atoms got a gradient in any draw; of the others, like experts without a token, nothing is known."""
+        return np.logical_or.reduce([(size > 0).any(0) for size in self.sizes], initial=False)
 
     @property
     def n(self) -> int:
@@ -104,6 +114,11 @@ def find_rotations(search: Search) -> list[Family]:
         slices = _Slices(search, gradient)
         for question in still_open:
             _ask(slices, question)
+    for question in questions:
+        if question.is_open:
+            search.limits.append(
+                f"turns of {question.n} slices: some were reached by no gradient in {len(_TURNS)} draws, not examined"
+            )
     answers = [family for question in questions if not question.is_open for family in _answers(question)]
     found: list[Family] = []
     for family, turned in zip(answers, _turned(search, answers), strict=True):
@@ -179,7 +194,7 @@ class _Slices:
 
 def _ask(slices: _Slices, question: _Question) -> None:
     """What one draw says of a question: the slope along each atom's turns, for some of the pairs."""
-    missing = question.needed - sum(map(len, question.slopes))
+    missing = max(question.needed - question.asked, len(question.atoms) + 1)
     asked = len(question.slopes)
     used = question.pairs[asked % max(1, len(question.pairs) // missing) :: max(1, len(question.pairs) // missing)]
     of_axes = [

@@ -127,13 +127,15 @@ def _with_source(family: Family, layout: Layout) -> Law:
 
 def _of_dead(family: Family, layout: Layout) -> list[Law]:
     """The squared lengths of slices that nothing moves; of single numbers the numbers themselves."""
-    laws = []
+    return [_law("dead", (term,), layout, len(term.index)) for term in _terms_of_dead(family, layout)]
+
+
+def _terms_of_dead(family: Family, layout: Layout) -> tuple[Slices, ...]:
+    terms = []
     for atom, _ in family.atoms:
-        axis = layout.axes[atom.axis]
-        alone = axis.weights_per_slice == 1
-        term = _term(atom, 1.0, layout, shift=alone, alone=len(atom.index) == 1)
-        laws.append(_law("dead", (term,), layout, len(atom.index)))
-    return laws
+        single = layout.axes[atom.axis].weights_per_slice == 1
+        terms.append(_term(atom, 1.0, layout, shift=single, alone=len(atom.index) == 1))
+    return tuple(terms)
 
 
 def _terms(family: Family, layout: Layout, block: np.ndarray | None) -> tuple[Slices, ...]:
@@ -182,25 +184,38 @@ def _law(kind: str, terms: tuple[Slices, ...], layout: Layout, n: int, *, matrix
     return Law(kind, names, f"{expression(terms)} = const{each}", shape, terms, size)
 
 
-def count_of(family: Family, kind: str) -> int:
-    """How many independent functions a family conserves, beside those that others do."""
+def counts_of(named: list[tuple[Family, str]], layout: Layout) -> list[int]:
+    """How many independent functions each family conserves, beside those that the families before it do."""
+    counted = {name: np.zeros(math.prod(shape), dtype=bool) for name, shape in layout.shapes.items()}
+    return [_new_dead(f, layout, counted) if kind == "dead" else _count_of(f, kind) for f, kind in named]
+
+
+def _count_of(family: Family, kind: str) -> int:
     if kind in WITHOUT_CHARGE:
         return 0
     mixed = sum(len(block) * (len(block) - 1) // 2 for block in family.blocks)
     return family.n + mixed
 
 
+def _new_dead(family: Family, layout: Layout, counted: dict[str, np.ndarray]) -> int:
+    """The weights of dead slices, each a conserved number, that are not in ``counted``; afterwards they are."""
+    new = 0
+    for atom, _ in family.atoms:
+        axis = layout.axes[atom.axis]
+        dead, before = axis.weights_of(atom.index), counted[axis.name]
+        new += int((dead & ~before).sum())
+        before |= dead
+    return new
+
+
 def charge_text(family: Family, layout: Layout) -> str:
     """The charge in writing, or the identity of a law with a source."""
-    terms, rest = [], []
-    for atom, c in family.atoms:
-        if atom.kind in (SCALE, SHIFT):
-            alone = family.n == 1
-            terms.append(_term(atom, c, layout, shift=atom.kind == SHIFT, alone=alone, matrix=False))
-        elif atom.kind == SHEAR:
+    terms, rest = _of_slices(family, layout), []
+    for atom, _ in family.atoms:
+        if atom.kind == SHEAR:
             shear = layout.shears[atom.axis]
             rest.append(f"{shear.bias} through {shear.weight}")
-        else:
+        elif atom.kind == SOURCE:
             place = layout.sources[atom.axis]
             rest.append(f"{place.module}: {place.function}" if place.module else place.function)
     text = expression(_gathered(terms))
@@ -213,7 +228,15 @@ def charge_text(family: Family, layout: Layout) -> str:
     return text
 
 
-def _gathered(terms: list[Slices]) -> tuple[Slices, ...]:
+def _of_slices(family: Family, layout: Layout) -> tuple[Slices, ...]:
+    """The terms of the charge, those that :func:`laws_of` gives its laws."""
+    if family.dead:
+        return _terms_of_dead(family, layout)
+    slices = tuple((atom, c) for atom, c in family.atoms if atom.kind in (SCALE, SHIFT))
+    return _terms(replace(family, atoms=slices), layout, None)
+
+
+def _gathered(terms: tuple[Slices, ...]) -> tuple[Slices, ...]:
     """Many slices of one tensor with one coefficient as one, for reading."""
     parts: dict[tuple, list[Slices]] = {}
     for term in terms:
@@ -228,4 +251,4 @@ def _gathered(terms: list[Slices]) -> tuple[Slices, ...]:
     return tuple(gathered)
 
 
-__all__ = ["SOURCE", "SYMMETRIES", "WITHOUT_CHARGE", "charge_text", "count_of", "kind_of", "laws_of"]
+__all__ = ["SOURCE", "SYMMETRIES", "WITHOUT_CHARGE", "charge_text", "counts_of", "kind_of", "laws_of"]

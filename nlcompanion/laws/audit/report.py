@@ -26,7 +26,8 @@ class Line:
         moves: the same with their signs: what grows, and what shrinks as it does.
         charge: what is conserved.
         verdict, statement: what the optimiser makes of it.
-        defect: the violation at the model's own parameters, eps and data, relative to the terms that should cancel.
+        defect: the violation at the model's own parameters, eps and data, relative to the terms that should cancel; of
+            a dead direction the gradient's size by weight, relative to the largest in the model.
         moved: relative change of the loss at a finite distance along the symmetry, eps aside.
         gap: how clearly the equations told zero from not zero.
     """

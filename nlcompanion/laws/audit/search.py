@@ -45,10 +45,7 @@ class Search:
 
     def _single(self) -> None:
         layout, values, sizes = self.layout, self.equations.values, self.equations.sizes
-        per_weight = np.concatenate(
-            [sizes[SHIFT][:, a.start : a.start + len(a)] / a.weights_per_slice for a in layout.axes], axis=1
-        )
-        level = (per_weight / per_weight.max(1, keepdims=True)).max(0)
+        level = self.equations.levels.max(0)
         self.dead = level < 1e-12
         if ((level >= 1e-12) & (level < 1e-10)).any():
             self.limits.append("some gradients are so small that they may be rounding: their slices may be dead")

@@ -50,6 +50,13 @@ class Axis:
         """One value for each slice, in a shape that multiplies the tensor seen as ``view``."""
         return values.reshape([n if k in self.keep else 1 for k, n in enumerate(self.view)])
 
+    def weights_of(self, index: np.ndarray) -> np.ndarray:
+        """Which weights of the flat tensor lie in the slices ``index``."""
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[index.reshape(-1)] = True
+        kept = chosen.reshape([n if k in self.keep else 1 for k, n in enumerate(self.view)])
+        return np.broadcast_to(kept, self.view).reshape(-1)
+
     def unrows(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The inverse of :meth:`rows`."""
         order = (*self.keep, *self.rest)
@@ -124,6 +131,11 @@ class Layout:
     @property
     def count(self) -> int:
         return self.axes[-1].start + len(self.axes[-1]) if self.axes else 0
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How many weights each slice has, shape ``(count,)``; at least 1, also in an empty tensor."""
+        return np.concatenate([np.full(len(axis), max(axis.weights_per_slice, 1)) for axis in self.axes])
 
     def axes_of(self, name: str) -> list[int]:
         return [k for k, axis in enumerate(self.axes) if axis.name == name]
