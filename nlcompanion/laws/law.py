@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion.laws.sources import Source
-from nlcompanion.laws.terms import Shift, Term, Torque, expression, of_neuron, summed
+from nlcompanion.laws.terms import Shift, Term, Torque, expression, generated, moved, of_neuron, summed
 from nlcompanion.symmetries.actions import Symmetry
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Law:
 
         Source: GU Eqs. 28, 38 and 44.
         """
-        return self._transform(q, s, "generate", torch.zeros_like(q))
+        return self._transform(q, s, generated, torch.zeros_like(q))
 
     def act(self, q: Tensor, s: float | Tensor) -> Tensor:
         r"""The symmetry at a finite distance, shape ``(n,)``; the loss is the same there.
@@ -202,7 +202,7 @@ class Law:
 
         Source: GU Section 4.1, with :math:`1 + \epsilon = e^s`; Appendix B.
         """
-        return self._transform(q, s, "move", q)
+        return self._transform(q, s, moved, q)
 
     def symmetry(self, direction: float | Tensor = 1.0) -> Symmetry:
         r"""The symmetry that the law comes from, as the functions of :mod:`nlcompanion.symmetries` take it.
@@ -226,7 +226,7 @@ class Law:
             True
         """
         return Symmetry(
-            lambda q, s: self._transform(q, s * torch.as_tensor(direction, dtype=q.dtype), "move", q),
+            lambda q, s: self._transform(q, s * torch.as_tensor(direction, dtype=q.dtype), moved, q),
             f"the symmetry behind {self.statement!r}",
         )
 
@@ -359,8 +359,13 @@ class Law:
             )
         return q
 
-    def _transform(self, q: Tensor, s: float | Tensor, how: str, rest: Tensor) -> Tensor:
-        """What the terms make of their tensors, between the pieces of ``rest`` that the law does not speak of."""
+    def _transform(
+        self, q: Tensor, s: float | Tensor, of_tensor: Callable[[list[Term], Tensor, Tensor], Tensor], rest: Tensor
+    ) -> Tensor:
+        """What the terms make of each tensor, between the pieces of ``rest`` that the law does not speak of.
+
+        ``of_tensor(terms, tensor, s)`` has all terms of one tensor at once: a packed weight has several.
+        """
         self._checked(q)
         s = torch.as_tensor(s, dtype=q.dtype)
         if s.ndim == 0 and self.is_matrix:
@@ -370,7 +375,15 @@ class Law:
         if s.ndim and s.shape != self.shape:
             raise ValueError(f"s is a number or of the law's shape {self.shape}, got shape {tuple(s.shape)}")
         pieces, end = [], 0
-        for term in sorted(self.terms, key=lambda term: term.place.start):
-            pieces += [rest[end : term.place.start], getattr(term, how)(self.tensor_of(q, term), s).reshape(-1)]
-            end = term.place.stop
+        for terms in self._terms_by_tensor():
+            place = terms[0].place
+            pieces += [rest[end : place.start], of_tensor(terms, self.tensor_of(q, terms[0]), s).reshape(-1)]
+            end = place.stop
         return torch.cat([*pieces, rest[end:]])
+
+    def _terms_by_tensor(self) -> list[list[Term]]:
+        """The terms of each tensor together, in the order of the flat vector."""
+        of: dict[int, list[Term]] = {}
+        for term in self.terms:
+            of.setdefault(term.place.start, []).append(term)
+        return [of[start] for start in sorted(of)]
