@@ -174,7 +174,7 @@ class Slices:
     def generate(self, q: Tensor, s: Tensor) -> Tensor:
         if self.matrix:
             return self._mixed(q, self._turn(s), fresh=True)
-        return self.exponents(q, s) * q
+        return self._spread(self.coefficient * s) * q
 
     def move(self, q: Tensor, s: Tensor) -> Tensor:
         if self.matrix:

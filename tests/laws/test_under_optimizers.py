@@ -1,12 +1,14 @@
 """One table of what an optimiser makes of a law: its statements hold in the optimiser's own steps."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
-from nlcompanion import flat_loss, homogeneous_law, linear_law, mlp
+from nlcompanion import audit, descend, flat_loss, gradient_flow, homogeneous_law, linear_law, mlp, nesterov, sgd
 from nlcompanion.laws.under_optimizers import statement_under
 
 X = torch.linspace(-1, 1, 20, dtype=torch.float64).view(5, 4).sin()
@@ -34,7 +36,8 @@ def three_steps(f, law, make):
     gradient = torch.autograd.grad(f(at := points[2].clone().requires_grad_()), at)[0]
     return {
         "ΔC(n-1)": C[2] - C[1], "ΔC(n)": C[3] - C[2], "C(n)": C[2],
-        "Q(d(n-1))": law.form(d[1]), "Q(d(n))": law.form(d[2]), "Q(g)": law.form(gradient),
+        "Q(d(n-1))": law.square(d[1]), "Q(d(n))": law.square(d[2]), "Q(g)": law.square(gradient),
+        "F(n)": law.form(points[2]),
         "M(b(n-1))": law.form(buffers[1], points[2]), "M(d(n))": law.form(d[2], points[2]),
     }  # fmt: skip
 
@@ -81,3 +84,112 @@ def test_another_optimizer_says_what_is_left():
     assert balance("ΔC(n) = 2 M(d(n)) + Q(d(n))", values) < 1e-12
     assert said.endswith("ΔC(n) = 2 M(d(n)) + Q(d(n))")
     assert balance("ΔC(n) = Q(d(n))", values) > 0.1
+
+
+# --- charges with a linear part, and balances with a source -----------------------------------------------------------
+
+
+class Gain(nn.Module):
+    """A gain that is stored as its distance from 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-0.6, 0.3, 4))
+
+    def forward(self, x):
+        return x * (1 + self.weight)
+
+
+def audited(kind):
+    """A loss and its first law of a kind: all of ``"logit shift"``, ``"affine"``, ``"source"``."""
+    torch.manual_seed(0)
+    models = {
+        "logit shift": nn.Sequential(nn.Linear(4, 3)),
+        "affine": nn.Sequential(Gain(), nn.Linear(4, 3)),
+        "source": nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)),
+    }
+    given = models[kind].double(), X, Y, nn.functional.cross_entropy
+    laws = [law for law in audit(*given).laws if law.kind == kind]
+    return flat_loss(*given), laws[0]
+
+
+WITH_DECAY = [settings for settings in SETTINGS if "weight_decay" in settings]
+
+
+@pytest.mark.parametrize("settings", WITH_DECAY, ids=str)
+@pytest.mark.parametrize("kind", ["logit shift", "affine"])
+def test_a_charge_with_a_linear_part_decays_as_stated(kind, settings):
+    f, law = audited(kind)
+    make = lambda parameters: torch.optim.SGD(parameters, **settings)  # noqa: E731
+    said = statement_under(law, make([f.q0.clone().requires_grad_()]))
+    values = three_steps(f, law, make)
+    assert ("F(n) = form(q(n), q(n))" in said) == (kind == "affine")
+    said = said.split(" with ")[0].replace("= -", "= 0 - ")
+    assert balance(said, values) < 1e-11
+    squares = homogeneous_law(loss_of()[1], 1)  # control: what is true of squares, and was said of all laws
+    assert balance(statement_under(squares, make([torch.zeros(1)])).split(" with ")[0], values) > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.1}, {"lr": 0.1, "momentum": 0.9, "nesterov": True}], ids=str)
+def test_a_linear_charge_is_kept_without_decay(settings):
+    f, law = audited("logit shift")
+    values = three_steps(f, law, lambda p: torch.optim.SGD(p, **settings))
+    assert values["ΔC(n)"].abs().max() < 1e-14
+    assert law.under(sgd(0.1)).flow == "0.05 C'' + 1 C' = 0"
+    assert law.under(sgd(0.1)).steps == "ΔC(n) = 0"
+
+
+RULES = {
+    "gradient flow": (gradient_flow, "C' = -0.5 C", "C' = -1 F"),
+    "SGD": (lambda: sgd(0.1), "0.05 C'' + 1 C' = -0.5 C", "0.05 C'' + 1 C' = 0.1 Q(v) - 1 F"),
+    "Nesterov": (lambda: nesterov(0.1), "C'' + (3/t) C' = -0.5 C", "C'' + (3/t) C' = 2 Q(v) - 1 F"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_linear_part_decays_at_half_the_rate_in_flows(rule):
+    make, of_shift, of_both = RULES[rule]
+    rule = replace(make(), weight_decay=0.5)
+    for kind, stated in (("logit shift", of_shift), ("affine", of_both)):
+        f, law = audited(kind)
+        under = law.under(rule)
+        assert under.flow == stated
+        assert under.residual(f, t_span=(0.1, 0.3), rtol=1e-10).abs().max() < 1e-9
+    assert "F = form(q, q) = |0.weight[i]|² + Σ 0.weight[i] - |1.weight[:, i]|²" in under.statement
+    w, W = f.unflatten(f.q0)["0.weight"], f.unflatten(f.q0)["1.weight"]
+    torch.testing.assert_close(law.form(f.q0), w**2 + w - W.square().sum(0), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["squares", "logit shift", "affine"])
+def test_decay_is_taken_where_the_gradient_is(kind):
+    """Nesterov's steps with decay: ``y(n)`` is where momentum alone leads from ``w(n)``."""
+    f, law = (loss_of()[1], homogeneous_law(loss_of()[1], 1)) if kind == "squares" else audited(kind)
+    rule = replace(nesterov(0.1), weight_decay=0.5)
+    said = law.under(rule).steps
+    w = descend(rule, f, f.q0, steps=4).q
+    y = w[3] + rule.steps.memory_of(3) * (w[3] - w[2])
+    values = {
+        "C(w(n+1))": law.charge(w[4]), "C(y(n))": law.charge(y), "F(y(n))": law.form(y),
+        "Q(w(n+1) - y(n))": law.square(w[4] - y),
+    }  # fmt: skip
+    assert balance(said.replace("= -", "= 0 - "), values) < 1e-11
+    letter, rate = {"squares": ("C", 0.05), "logit shift": ("C", 0.1), "affine": ("C", 0.1)}[kind]
+    squares = "" if kind == "logit shift" else "Q(w(n+1) - y(n))"
+    assert balance(f"C(w(n+1)) - C(y(n)) = {squares} - {rate} {letter}(y(n))", values) > 1e-3  # control
+
+
+def test_a_balance_with_a_source_is_no_law_of_any_rule():
+    f, law = audited("source")
+    g = torch.autograd.grad(f(q := f.q0.clone().requires_grad_()), q)[0]
+    assert law.form(g, f.q0).abs().max() > 1e-3  # what all of them take to be 0
+    for refused in (
+        lambda: law.under(gradient_flow()),
+        lambda: law.act(f.q0, 0.3),
+        law.symmetry,
+        lambda: law.gd_change(g, lr=0.1),
+        lambda: law.heavy_ball_change(g, momentum=0.9),
+        lambda: statement_under(law, torch.optim.Adam([f.q0])),
+    ):
+        with pytest.raises(ValueError, match=r"no symmetry: its balance has the source of 1: gelu, .* a Ledger"):
+            refused()
+    torch.testing.assert_close(g @ law.generator(f.q0), law.form(g, f.q0).sum())  # the generator is the form's own
