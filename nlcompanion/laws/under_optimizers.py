@@ -68,18 +68,23 @@ def decoupled_decay(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) 
     """The share of a parameter that an optimiser takes away apart from its gradient; 0 where decay joins the gradient.
 
     Args:
-        optimizer: any; of classes outside ``torch.optim`` the decay is not known and counts as 0.
+        optimizer: any; where :func:`is_decoupled` does not know its class, the decay counts as 0.
         group: its settings for the parameter.
     """
-    always = (torch.optim.AdamW, torch.optim.Adafactor, *_optional("Muon"))
-    if isinstance(optimizer, always) or group.get("decoupled_weight_decay"):
-        return float(group["lr"]) * float(group.get("weight_decay") or 0.0)
-    return 0.0
+    if not is_decoupled(optimizer, group):
+        return 0.0
+    return float(group["lr"]) * float(group.get("weight_decay") or 0.0)
 
 
-def _optional(name: str) -> tuple[type, ...]:
-    """A class that only newer versions of PyTorch have."""
-    return (getattr(torch.optim, name),) if hasattr(torch.optim, name) else ()
+def is_decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether an optimiser decays weights apart from the gradient, ``p *= 1 - lr * weight_decay`` with the group's lr.
+
+    True of AdamW, Lion and Muon, PyTorch's own or another's, of PyTorch's Adafactor (others have a learning rate of
+    their own), of subclasses, and where the group says so.
+    """
+    if isinstance(optimizer, torch.optim.Adafactor) or group.get("decoupled_weight_decay"):
+        return True
+    return any(kind.__name__ in {"AdamW", "Lion", "Muon"} for kind in type(optimizer).__mro__)
 
 
 def fading(group: Mapping[str, Any]) -> float:
