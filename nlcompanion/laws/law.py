@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nlcompanion.laws.sources import Source
-from nlcompanion.laws.terms import Shift, Term, Torque, expression, of_neuron, summed
+from nlcompanion.laws.sources import Source, refuse_sources
+from nlcompanion.laws.terms import Shift, Term, Torque, expression, generated, moved, of_neuron, summed
 from nlcompanion.symmetries.actions import Symmetry
 
 if TYPE_CHECKING:
@@ -127,6 +127,16 @@ class Law:
         """Whether a translation takes part: then a part of the charge is linear in the parameters."""
         return any(isinstance(term, Shift) for term in self.terms)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the charge is linear in the parameters altogether: that of a translation alone."""
+        return all(isinstance(term, Shift) for term in self.terms)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the charge has a linear part beside its squares."""
+        return self.is_affine and not self.is_linear
+
     def linear(self, x: Tensor | nn.Module) -> Tensor:
         """The linear part of the charge, of a point or a step; 0 unless the law is one of a translation."""
         shifts = [term for term in self.terms if isinstance(term, Shift)]
@@ -188,7 +198,7 @@ class Law:
 
         Source: GU Eqs. 28, 38 and 44.
         """
-        return self._transform(q, s, "generate", torch.zeros_like(q))
+        return self._transform(q, s, generated, torch.zeros_like(q))
 
     def act(self, q: Tensor, s: float | Tensor) -> Tensor:
         r"""The symmetry at a finite distance, shape ``(n,)``; the loss is the same there.
@@ -200,9 +210,13 @@ class Law:
             q: the flat vector.
             s: how far (dimensionless): a number, or one for each entry of ``law.shape``.
 
+        Raises:
+            ValueError: an ``s`` that does not fit; a law with a source, which comes from no symmetry.
+
         Source: GU Section 4.1, with :math:`1 + \epsilon = e^s`; Appendix B.
         """
-        return self._transform(q, s, "move", q)
+        refuse_sources(self, "a motion that leaves the loss alone")
+        return self._transform(q, s, moved, q)
 
     def symmetry(self, direction: float | Tensor = 1.0) -> Symmetry:
         r"""The symmetry that the law comes from, as the functions of :mod:`nlcompanion.symmetries` take it.
@@ -214,7 +228,7 @@ class Law:
             The action :math:`Q(q, s)` = ``law.act(q, s * direction)``, differentiable by both.
 
         Raises:
-            ValueError: a direction that does not fit.
+            ValueError: a direction that does not fit; a law with a source, which comes from no symmetry.
 
         Example:
             >>> import torch
@@ -225,8 +239,9 @@ class Law:
             >>> bool(invariance_defect(f, symmetry, f.q0) < 1e-12)
             True
         """
+        refuse_sources(self, "a symmetry of the loss")
         return Symmetry(
-            lambda q, s: self._transform(q, s * torch.as_tensor(direction, dtype=q.dtype), "move", q),
+            lambda q, s: self._transform(q, s * torch.as_tensor(direction, dtype=q.dtype), moved, q),
             f"the symmetry behind {self.statement!r}",
         )
 
@@ -249,7 +264,7 @@ class Law:
             rule: gradient flow or any rule with a Euclidean metric, ``sgd(...)`` with its discrete steps included.
 
         Raises:
-            ValueError: for a mirror-type rule, whose momentum is not linear in the velocity.
+            ValueError: for a mirror-type rule, whose momentum is not linear in the velocity; for a law with a source.
 
         Source: GU Tables 2 to 5; the discrete laws are this book's.
 
@@ -284,7 +299,11 @@ class Law:
         Args:
             gradient: of the loss that made the step, a mini-batch's too; shape ``(n,)``.
             lr: the step size :math:`\eta`.
+
+        Raises:
+            ValueError: for a law with a source.
         """
+        refuse_sources(self, "the change of a step of gradient descent")
         return lr**2 * self.square(gradient)
 
     def heavy_ball_change(
@@ -300,7 +319,11 @@ class Law:
             step: :math:`d_n = q_{n+1} - q_n`, shape ``(n,)``.
             previous: ``(d_(n-1), change of C in it)``; None for the first step.
             momentum: :math:`\beta`, PyTorch's convention.
+
+        Raises:
+            ValueError: for a law with a source.
         """
+        refuse_sources(self, "the change of a step of heavy ball")
         if previous is None:
             return self.square(step)
         previous_step, previous_change = previous
@@ -359,8 +382,13 @@ class Law:
             )
         return q
 
-    def _transform(self, q: Tensor, s: float | Tensor, how: str, rest: Tensor) -> Tensor:
-        """What the terms make of their tensors, between the pieces of ``rest`` that the law does not speak of."""
+    def _transform(
+        self, q: Tensor, s: float | Tensor, of_tensor: Callable[[list[Term], Tensor, Tensor], Tensor], rest: Tensor
+    ) -> Tensor:
+        """What the terms make of each tensor, between the pieces of ``rest`` that the law does not speak of.
+
+        ``of_tensor(terms, tensor, s)`` has all terms of one tensor at once: a packed weight has several.
+        """
         self._checked(q)
         s = torch.as_tensor(s, dtype=q.dtype)
         if s.ndim == 0 and self.is_matrix:
@@ -370,7 +398,15 @@ class Law:
         if s.ndim and s.shape != self.shape:
             raise ValueError(f"s is a number or of the law's shape {self.shape}, got shape {tuple(s.shape)}")
         pieces, end = [], 0
-        for term in sorted(self.terms, key=lambda term: term.place.start):
-            pieces += [rest[end : term.place.start], getattr(term, how)(self.tensor_of(q, term), s).reshape(-1)]
-            end = term.place.stop
+        for terms in self._terms_by_tensor():
+            place = terms[0].place
+            pieces += [rest[end : place.start], of_tensor(terms, self.tensor_of(q, terms[0]), s).reshape(-1)]
+            end = place.stop
         return torch.cat([*pieces, rest[end:]])
+
+    def _terms_by_tensor(self) -> list[list[Term]]:
+        """The terms of each tensor together, in the order of the flat vector."""
+        of: dict[int, list[Term]] = {}
+        for term in self.terms:
+            of.setdefault(term.place.start, []).append(term)
+        return [of[start] for start in sorted(of)]

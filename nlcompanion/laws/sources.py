@@ -12,9 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nlcompanion.laws.law import Law
 
 ELEMENTWISE = frozenset(
     {
@@ -73,3 +77,17 @@ def source_of(function: Callable[[Tensor], Tensor], z: Tensor, delta: Tensor) ->
         s = function(z)
         (slope,) = torch.autograd.grad(s.sum(), z)
     return (delta * (z * slope - s)).detach()
+
+
+def refuse_sources(law: Law, what: str) -> None:
+    """Raise where ``what`` would need a symmetry and the law's balance has a source instead.
+
+    Raises:
+        ValueError: if the law has sources.
+    """
+    if law.sources:
+        places = ", ".join(dict.fromkeys(source.text for source in law.sources))
+        raise ValueError(
+            f"{law.statement!r} comes from no symmetry: its balance has the source of {places}, which {what} does not "
+            "know; a Ledger books the source, and homogeneous_law(f, layer) has laws without one"
+        )

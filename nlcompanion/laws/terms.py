@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -36,12 +38,13 @@ class Squares:
         return self.pair(g, g), self.coefficient**2 * self.pair(q, q)
 
     def generate(self, q: Tensor, s: Tensor) -> Tensor:
-        return self._exponents(q, s) * q
+        return self.exponents(q, s) * q
 
     def move(self, q: Tensor, s: Tensor) -> Tensor:
-        return torch.exp(self._exponents(q, s)) * q
+        return torch.exp(self.exponents(q, s)) * q
 
-    def _exponents(self, q: Tensor, s: Tensor) -> Tensor:
+    def exponents(self, q: Tensor, s: Tensor) -> Tensor:
+        """By what power of e each entry grows."""
         if self.index is not None:
             chosen = torch.zeros_like(q)
             chosen.select(self.axis or 0, self.index).fill_(1.0)
@@ -176,7 +179,11 @@ class Slices:
     def move(self, q: Tensor, s: Tensor) -> Tensor:
         if self.matrix:
             return self._mixed(q, matrix_exp(self._turn(s)), fresh=False)
-        return torch.exp(self._spread(self.coefficient * s)) * q
+        return torch.exp(self.exponents(q, s)) * q
+
+    def exponents(self, q: Tensor, s: Tensor) -> Tensor:
+        """By what power of e each entry grows; of neurons that stand alone, not of a matrix of them."""
+        return self._spread(self.coefficient * s)
 
     def _turn(self, A: Tensor) -> Tensor:
         return self.coefficient * (A if self.coefficient > 0 else A.T)
@@ -329,6 +336,61 @@ def summed(term: Term) -> Squares | Slices:
     if isinstance(term, Squares):
         return replace(term, axis=None)
     raise TypeError(f"{term.text} is an antisymmetric matrix, whose trace is 0 whatever the parameters are")
+
+
+# --- all terms of one tensor ------------------------------------------------------------------------------------------
+
+
+def generated(terms: Sequence[Term], x: Tensor, s: Tensor) -> Tensor:
+    """The direction in which the terms of one tensor move it: their sum."""
+    return reduce(torch.add, [term.generate(x, s) for term in terms])
+
+
+def moved(terms: Sequence[Term], x: Tensor, s: Tensor) -> Tensor:
+    """A tensor at a finite distance along all its terms.
+
+    Most commute and act one after the other: on slices of their own, or on rows and on columns. A shift does not
+    commute with a scale, and they flow together.
+    """
+    shifts = [term for term in terms if isinstance(term, Shift)]
+    others = [term for term in terms if not isinstance(term, Shift)]
+    if shifts and others:
+        growth = reduce(torch.add, [_exponents_of(term, x, s) for term in others])
+        return affine_flow(x, growth, generated(shifts, x, s))
+    for term in terms:
+        x = term.move(x, s)
+    return x
+
+
+def _exponents_of(term: Term, x: Tensor, s: Tensor) -> Tensor:
+    if isinstance(term, Squares) or (isinstance(term, Slices) and not term.matrix):
+        return term.exponents(x, s)
+    raise TypeError(
+        f"{term.text} mixes neurons of {term.name}, which the same law shifts; their common flow is not known here: "
+        "move along a law of single neurons"
+    )
+
+
+def affine_flow(x: Tensor, growth: Tensor, drift: Tensor) -> Tensor:
+    r"""Where ``x' = growth x + drift`` leads in unit time, entry by entry: :math:`e^c x + \frac{e^c - 1}{c}\,\tau`.
+
+    Example:
+        >>> import torch
+        >>> affine_flow(torch.ones(2), torch.tensor([0.0, 0.0]), torch.tensor([0.0, 3.0])).tolist()
+        [1.0, 4.0]
+    """
+    return torch.exp(growth) * x + _mean_growth(growth) * drift
+
+
+def _mean_growth(c: Tensor) -> Tensor:
+    """The mean of ``exp(c t)`` over ``0 < t < 1``: ``(exp(c) - 1) / c``, smooth at 0."""
+    small = c.abs() < 1e-2
+    series = 1 + c / 2 * (1 + c / 3 * (1 + c / 4 * (1 + c / 5 * (1 + c / 6 * (1 + c / 7)))))
+    large = torch.where(small, torch.ones_like(c), c)
+    return torch.where(small, series, torch.expm1(large) / large)
+
+
+# --- one law of several ----------------------------------------------------------------------------------------------
 
 
 def key_of(term: Term) -> tuple:

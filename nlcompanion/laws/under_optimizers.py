@@ -18,9 +18,13 @@ makes :math:`\mathrm{form}(g, q) = 0`, and what remains are the causes that a le
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+from nlcompanion.laws.sources import refuse_sources
+from nlcompanion.laws.terms import Shift, expression
 
 if TYPE_CHECKING:
     from nlcompanion.laws.law import Law
@@ -64,18 +68,23 @@ def decoupled_decay(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) 
     """The share of a parameter that an optimiser takes away apart from its gradient; 0 where decay joins the gradient.
 
     Args:
-        optimizer: any; of classes outside ``torch.optim`` the decay is not known and counts as 0.
+        optimizer: any; where :func:`is_decoupled` does not know its class, the decay counts as 0.
         group: its settings for the parameter.
     """
-    always = (torch.optim.AdamW, torch.optim.Adafactor, *_optional("Muon"))
-    if isinstance(optimizer, always) or group.get("decoupled_weight_decay"):
-        return float(group["lr"]) * float(group.get("weight_decay") or 0.0)
-    return 0.0
+    if not is_decoupled(optimizer, group):
+        return 0.0
+    return float(group["lr"]) * float(group.get("weight_decay") or 0.0)
 
 
-def _optional(name: str) -> tuple[type, ...]:
-    """A class that only newer versions of PyTorch have."""
-    return (getattr(torch.optim, name),) if hasattr(torch.optim, name) else ()
+def is_decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether an optimiser decays weights apart from the gradient, ``p *= 1 - lr * weight_decay`` with the group's lr.
+
+    True of AdamW, Lion and Muon, PyTorch's own or another's, of PyTorch's Adafactor (others have a learning rate of
+    their own), of subclasses, and where the group says so.
+    """
+    if isinstance(optimizer, torch.optim.Adafactor) or group.get("decoupled_weight_decay"):
+        return True
+    return any(kind.__name__ in {"AdamW", "Lion", "Muon"} for kind in type(optimizer).__mro__)
 
 
 def fading(group: Mapping[str, Any]) -> float:
@@ -87,15 +96,43 @@ def fading(group: Mapping[str, Any]) -> float:
 # --- in words -----------------------------------------------------------------------------------------------------
 
 
+def decay_text(law: Law, rate: float, at: str = "") -> str:
+    """What decay at a rate takes from the charge, ``2 rate form(q, q)``, in writing; empty for no decay.
+
+    ``form(q, q)`` is the charge ``C`` of squares, half of a linear one, and ``F`` where both kinds add up.
+    """
+    if not rate:
+        return ""
+    if law.is_linear:
+        return f" - {rate:g} C{at}"
+    return f" - {2 * rate:g} {'F' if law.is_mixed else 'C'}{at}"
+
+
+def form_text(law: Law) -> str:
+    """``form(q, q)`` in writing: the charge with half of its linear part."""
+    weights = [term.coefficient / 2 if isinstance(term, Shift) else term.coefficient for term in law.terms]
+    return expression(tuple(replace(term, coefficient=c) for term, c in zip(law.terms, weights, strict=True)))
+
+
+def sum_text(terms: str) -> str:
+    """A sum of signed terms as one writes it: ``a - b`` of `` + a - b``, ``-b`` of `` - b``, 0 of nothing."""
+    if terms.startswith(" - "):
+        return f"-{terms[3:]}"
+    return terms.removeprefix(" + ") or "0"
+
+
 def heavy_ball_statement(law: Law, lr: float, memory: float | Callable[[int], float], of_parameter: float) -> str:
     """A law under steps ``d(n) = memory d(n-1) - lr g - of_parameter q``, exact on every mini-batch; one line."""
     times = "m(n) " if callable(memory) else "" if memory == 1 else f"{memory:g} "
     if law.kind == "data":
         return (f"M(n) = {times}M(n-1)" if memory else "M(n) = 0") + " with M(n) = form(d(n), q(n))"
-    decay = f" - {2 * of_parameter:g} C(n)" if of_parameter else ""
+    decay = decay_text(law, of_parameter, "(n)")
+    change = f"ΔC(n) - {times}ΔC(n-1)" if memory else "ΔC(n)"
+    if law.is_linear:
+        return f"{change} = {sum_text(decay)}"
     if memory:
-        return f"ΔC(n) - {times}ΔC(n-1) = Q(d(n)) + {times}Q(d(n-1)){decay}"
-    return f"ΔC(n) = Q(d(n)){decay}" if decay else f"ΔC(n) = {lr**2:g} Q(g)"
+        return f"{change} = Q(d(n)) + {times}Q(d(n-1)){decay}"
+    return f"{change} = Q(d(n)){decay}" if decay else f"{change} = {lr**2:g} Q(g)"
 
 
 def statement_under(law: Law, optimizer: torch.optim.Optimizer) -> str:
@@ -107,6 +144,9 @@ def statement_under(law: Law, optimizer: torch.optim.Optimizer) -> str:
     Args:
         law: any law.
         optimizer: any ``torch.optim.Optimizer``; of others than SGD only the gradient's part is known.
+
+    Raises:
+        ValueError: for a law with a source.
 
     Source: this book's.
 
@@ -120,13 +160,17 @@ def statement_under(law: Law, optimizer: torch.optim.Optimizer) -> str:
         >>> statement_under(law, torch.optim.Adam(model.parameters()))
         'M(g) = 0 in every step, with M(g) = form(g, q); ΔC(n) = 2 M(d(n)) + Q(d(n))'
     """
+    refuse_sources(law, f"the law under {type(optimizer).__name__}")
     group = optimizer.param_groups[0]
     if not isinstance(optimizer, torch.optim.SGD):
         return "M(g) = 0 in every step, with M(g) = form(g, q); ΔC(n) = 2 M(d(n)) + Q(d(n))"
     rates = sgd_rates(group, buffered=True)
+    of_both = "F(n) = form(q(n), q(n))" if law.is_mixed and rates.parameter else ""
     if not group["nesterov"]:
-        return heavy_ball_statement(law, float(group["lr"]), float(group["momentum"]), rates.parameter)
-    decay = f" - {2 * rates.parameter:g} C(n)" if rates.parameter else ""
+        steps = heavy_ball_statement(law, float(group["lr"]), float(group["momentum"]), rates.parameter)
+        return f"{steps} with {of_both}" if of_both else steps
     if law.kind == "data":
         return f"M(d(n)) = -{rates.buffer:g} M(b(n-1)) with M(x) = form(x, q(n))"
-    return f"ΔC(n) = Q(d(n)) - {2 * rates.buffer:g} M(b(n-1)){decay} with M(b) = form(b, q(n))"
+    squares = "" if law.is_linear else " + Q(d(n))"
+    moves = f"{squares} - {2 * rates.buffer:g} M(b(n-1)){decay_text(law, rates.parameter, '(n)')}"
+    return f"ΔC(n) = {sum_text(moves)} with M(b) = form(b, q(n)){of_both and f', {of_both}'}"

@@ -13,7 +13,8 @@ from torch import Tensor
 from nlcompanion._arguments import described
 from nlcompanion.dynamics.flows import integrate
 from nlcompanion.dynamics.learning_rules import LearningRule
-from nlcompanion.laws.under_optimizers import heavy_ball_statement
+from nlcompanion.laws.sources import refuse_sources
+from nlcompanion.laws.under_optimizers import decay_text, form_text, heavy_ball_statement, sum_text
 
 if TYPE_CHECKING:
     from nlcompanion.laws.law import Law
@@ -30,7 +31,11 @@ class LawUnderRule:
 
     and for gradient flow :math:`\mathrm{form}(v, q) = -k\,\mathrm{form}(q, q)` itself: every row of GU's Tables 2 to
     5. In the statements :math:`C = \mathrm{form}(q, q)` is the charge, :math:`Q(x) = \mathrm{form}(x, x)` the same of
-    another vector, ``d(n)`` step ``n``, ``g`` its gradient.
+    another vector, ``d(n)`` step ``n``, ``g`` its gradient. The charge of a translation is linear, is twice
+    :math:`\mathrm{form}(q, q)`, and decays at half the rate; that of a translation with a stretch has both parts, and
+    decay takes ``F = form(q, q)`` from it.
+
+    A law with a source has none of these forms and is refused.
 
     Attributes:
         law, rule: what was put together.
@@ -66,6 +71,7 @@ class LawUnderRule:
                 f"{self.rule.name} has a metric of its own, so its momentum is not linear in the velocity and this "
                 "law has another form there; noether_learning_dynamics(rule, symmetry, ...) has it"
             )
+        refuse_sources(self.law, f"the law under {self.rule.name}")
 
     # --- in words -------------------------------------------------------------------------------------------------
 
@@ -74,23 +80,25 @@ class LawUnderRule:
         meaning = f"with {'M' if self.law.kind == 'data' else 'C'} = {self.law.expression}"
         if self.law.is_matrix and self.law.kind != "data":
             meaning += ", M = form(v, q)"
+        if self.rule.weight_decay and self.law.is_mixed:
+            meaning += f", F = form(q, q) = {form_text(self.law)}"
         steps = f"; in steps of {self.rule.lr:g}: {self.steps}" if self.steps else ""
         return f"{self.flow} {meaning}{steps}"
 
     @property
     def flow(self) -> str:
         """The law of the continuous motion, in the letters of this class."""
-        rule, k, skew = self.rule, self.rule.weight_decay, ""
+        rule, skew, decay = self.rule, "", decay_text(self.law, self.rule.weight_decay)
         if self.law.kind == "data":
             return _without_charge(rule, "M")
         if self.law.is_matrix:
             skew = f", {_without_charge(rule, 'M - Mᵀ')}"
         if rule.massless:
-            return (f"C' = -{2 * k:g} C" if k else "C = const") + skew
+            return (f"C' = {sum_text(decay)}" if decay else "C = const") + skew
         mass, twice, friction = _coefficients(rule)
         left = " ".join(filter(None, (mass, "C''", friction and f"+ {friction} C'")))
-        right = f"{twice} Q(v)" + (f" - {2 * k:g} C" if k else "")
-        return f"{left} = {right}{skew}"
+        squares = "" if self.law.is_linear else f" + {twice} Q(v)"
+        return f"{left} = {sum_text(squares + decay)}{skew}"
 
     @property
     def steps(self) -> str | None:
@@ -101,8 +109,9 @@ class LawUnderRule:
         if steps.looks_ahead:  # the gradient is at y, between the points w
             if self.law.kind == "data":
                 return "form(w(n+1) - y(n), y(n)) = 0"
-            decay = f"Q(w(n+1) - y(n)) - {2 * steps.lr * k:g} C(y(n))"
-            return f"C(w(n+1)) - C(y(n)) = {decay if k else f'{steps.lr**2:g} Q(g)'}"
+            squares = " + Q(w(n+1) - y(n))" if k else f" + {steps.lr**2:g} Q(g)"
+            moves = ("" if self.law.is_linear else squares) + decay_text(self.law, steps.lr * k, "(y(n))")
+            return f"C(w(n+1)) - C(y(n)) = {sum_text(moves)}"
         return heavy_ball_statement(self.law, steps.lr, steps.memory, steps.lr * k)
 
     # --- in numbers -----------------------------------------------------------------------------------------------

@@ -21,7 +21,17 @@ from nlcompanion.laws.audit.parameter_rows import rows_of
 from nlcompanion.laws.audit.report import Audit, Line
 from nlcompanion.laws.audit.search import Search, draws_needed
 from nlcompanion.laws.audit.slices import SHIFT, Layout, layout_of
-from nlcompanion.laws.audit.statements import FIXED, LINEAR, MOMENTUM, QUADRATIC, SHEARED, SOURCED, rates_of, statement
+from nlcompanion.laws.audit.statements import (
+    AFFINE,
+    FIXED,
+    LINEAR,
+    MOMENTUM,
+    QUADRATIC,
+    SHEARED,
+    SOURCED,
+    rates_of,
+    statement,
+)
 
 _FORMS = {
     "dead": FIXED,
@@ -31,6 +41,7 @@ _FORMS = {
     "shift": LINEAR,
     "logit shift": LINEAR,
     "duplicate": LINEAR,
+    "affine": AFFINE,
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nlcompanion.laws.audit.double_copy import DoubleCopy
 from nlcompanion.laws.audit.equations import Equations
 from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
+from nlcompanion.laws.terms import affine_flow
 
 
 @dataclass(frozen=True)
@@ -227,10 +228,10 @@ def _affine(room: DoubleCopy, layout: Layout, axis: int, growth: np.ndarray, dri
     """The flow of ``theta' = c theta + tau`` on the slices of one axis."""
     one = layout.axes[axis]
     p = room.parameters[one.name]
-    factor = np.exp(growth)
-    offset = np.where(growth != 0, (factor - 1) / np.where(growth != 0, growth, 1.0), 1.0) * drift
-    as_slices = lambda values: one.spread(torch.as_tensor(values, dtype=p.dtype, device=p.device))  # noqa: E731
-    p.copy_((p.reshape(one.view) * as_slices(factor) + as_slices(offset)).reshape(p.shape))
+    growths, drifts = (
+        one.spread(torch.as_tensor(values, dtype=p.dtype, device=p.device)) for values in (growth, drift)
+    )
+    p.copy_(affine_flow(p.reshape(one.view), growths, drifts).reshape(p.shape))
 
 
 def _wiggle(room: DoubleCopy, layout: Layout, family: Family, generator: torch.Generator) -> None:

@@ -1,6 +1,8 @@
 r"""What an optimiser makes of a law: conserved, drifting, decaying, at equilibrium, or no law any more.
 
 With :math:`C` a charge, :math:`Q(d)` its quadratic part, :math:`g` the gradient of any mini-batch and :math:`d` a step.
+A charge is quadratic, linear (of a shift) or affine, with both parts (of a shift with a stretch); with ``form(θ, θ)``
+the quadratic part and half of the linear one, decay at a rate :math:`r` takes ``2 r form(θ, θ)`` from any of them.
 """
 
 from __future__ import annotations
@@ -10,10 +12,14 @@ from typing import Any
 
 import torch
 
-QUADRATIC, LINEAR, FIXED, MOMENTUM, SOURCED, SHEARED = "quadratic", "linear", "fixed", "momentum", "sourced", "sheared"
+from nlcompanion.laws.under_optimizers import is_decoupled
+
+QUADRATIC, LINEAR, AFFINE, FIXED = "quadratic", "linear", "affine", "fixed"
+MOMENTUM, SOURCED, SHEARED = "momentum", "sourced", "sheared"
 
 _UNIVERSAL = {
     QUADRATIC: "form(g, θ) = 0 at every step; ΔC = 2 form(d, θ) + Q(d)",
+    AFFINE: "form(g, θ) = 0 at every step; ΔC = 2 form(d, θ) + Q(d)",
     LINEAR: "the gradient sums to 0 along it at every step; ΔC = that sum of the step",
     FIXED: "no gradient",
     MOMENTUM: "⟨g, Aθ⟩ = 0 at every step, A antisymmetric: no charge",
@@ -42,16 +48,14 @@ def rates_of(optimizer: torch.optim.Optimizer | None, groups: list[dict[str, Any
         return None
     name, group = type(optimizer).__name__, groups[0]
     number = lambda key: float(group.get(key) or 0.0)  # noqa: E731
-    decoupled = name in {"AdamW", "Lion", "Muon"} or bool(group.get("decoupled_weight_decay"))
     keys = ("lr", "weight_decay", "momentum", "dampening", "nesterov")
     agree = all(float(g.get(k) or 0.0) == number(k) for g in groups for k in keys)
-    beta = number("momentum") if name in {"SGD", "Muon", "RMSprop"} else 0.0
     return Rates(
         name,
         number("lr"),
         number("weight_decay"),
-        decoupled,
-        beta,
+        is_decoupled(optimizer, group),
+        number("momentum"),
         number("dampening"),
         bool(group.get("nesterov")),
         agree,
@@ -79,6 +83,7 @@ def _of_flow(form: str) -> tuple[str, str]:
     return {
         QUADRATIC: ("conserved", "C = const"),
         LINEAR: ("conserved", "C = const"),
+        AFFINE: ("conserved", "C = const"),
         FIXED: ("fixed", "θ = const"),
         MOMENTUM: ("a symmetry without a charge", "⟨Aθ, θ'⟩ = 0, A antisymmetric"),
         SHEARED: ("a symmetry without a charge", "⟨g, ξ⟩ = 0"),
@@ -96,41 +101,59 @@ def _of_fixed(rates: Rates) -> tuple[str, str]:
 
 
 def _of_sgd(form: str, r: Rates) -> tuple[str, str]:
-    shrink = 1 - r.lr * r.decay
     if form == LINEAR:
-        if not r.decay:
-            return "conserved exactly", "ΔC(n) = 0"
-        if not r.momentum:
-            return "decaying", f"C(n+1) = {shrink:.6g} C(n)"
-        return "decaying", f"a damped average: the step obeys d(n) = {r.momentum:g} d(n-1) - {r.lr * r.decay:.3g} C(n)"
+        return _linear_of_sgd(r)
+    if r.nesterov:
+        return _verdict(form, r, "drifting, with momentum"), (
+            "ΔC = 2 form(d, θ) + Q(d), form(g, θ) = 0 (Nesterov; the ledger splits it)"
+        )
+    if r.momentum:
+        squares = f"Q(d(n)) + {r.momentum:g} Q(d(n-1))"
+        pull = 2 * r.lr * r.decay * (1 - r.dampening)
+        decay = f" - {pull:.3g} {'form(θ(n), θ(n))' if form == AFFINE else 'C(n)'}" if pull else ""
+        return _verdict(form, r, "drifting by the finite step alone"), (
+            f"ΔC(n) - {r.momentum:g} ΔC(n-1) = {squares}{decay}"
+        )
+    if not r.decay:
+        return _verdict(form, r, "drifting by the finite step alone"), f"ΔC = {r.lr**2:.3g} Q(g)"
+    if form == AFFINE:
+        return _verdict(form, r), f"ΔC(n) = Q(d(n)) - {2 * r.lr * r.decay:.3g} form(θ(n), θ(n))"
+    shrink = 1 - r.lr * r.decay
+    equilibrium = f"C* = {r.lr / (r.decay * (1 + shrink)):.3g} E[Q(g)]"
+    return _verdict(form, r), f"C(n+1) = {shrink**2:.6g} C(n) + {r.lr**2:.3g} Q(g); {equilibrium}"
+
+
+def _verdict(form: str, r: Rates, without_decay: str = "") -> str:
+    """What becomes of a charge with squares in it."""
+    if not r.decay:
+        return without_decay
+    return "decaying, not by a factor of its own" if form == AFFINE else "decaying to an equilibrium"
+
+
+def _linear_of_sgd(r: Rates) -> tuple[str, str]:
+    """Of a shift: what a step adds to the charge, ``d(n)``, comes from the last step and from decay alone."""
+    pull = r.lr * r.decay
+    if not pull:
+        return "conserved exactly", "ΔC(n) = 0"
     if not r.momentum:
-        if not r.decay:
-            return "drifting by the finite step alone", f"ΔC = {r.lr**2:.3g} Q(g)"
-        return (
-            "decaying to an equilibrium",
-            f"C(n+1) = {shrink**2:.6g} C(n) + {r.lr**2:.3g} Q(g); C* = {r.lr / (r.decay * (1 + shrink)):.3g} E[Q(g)]",
-        )
-    decay = f" - {2 * r.lr * r.decay:.3g} C(n)" if r.decay else ""
-    if r.nesterov or r.dampening:
-        how = "Nesterov" if r.nesterov else "dampening"
-        return (
-            "drifting, with momentum" if not r.decay else "decaying to an equilibrium",
-            f"ΔC = 2 form(d, θ) + Q(d), form(g, θ) = 0 ({how}; the ledger splits it)",
-        )
-    verdict = "decaying to an equilibrium" if r.decay else "drifting by the finite step alone"
-    return verdict, f"ΔC(n) - {r.momentum:g} ΔC(n-1) = Q(d(n)) + {r.momentum:g} Q(d(n-1)){decay}"
+        return "decaying", f"C(n+1) = {1 - pull:.6g} C(n)"
+    kept = r.momentum * (1 - pull) if r.nesterov else r.momentum  # the look-ahead decays too
+    pull *= 1 - r.dampening
+    return "decaying", f"a damped average: ΔC(n) = {kept:.6g} ΔC(n-1) - {pull:.3g} C(n)"
 
 
 def _of_others(form: str, r: Rates) -> tuple[str, str]:
-    known = {"Adam", "AdamW", "RMSprop", "Lion", "Muon", "NAdam", "RAdam", "Adagrad", "Adamax"}
+    known = {"Adam", "AdamW", "RMSprop", "Lion", "Muon", "NAdam", "RAdam", "Adagrad", "Adamax", "Adafactor"}
     who = r.name if r.name in known else f"{r.name} (unknown here)"
-    if r.decay and r.decoupled:
-        power = 2 if form == QUADRATIC else 1
-        extra = f"; decay alone: times {(1 - r.lr * r.decay) ** power:.6g}"
-    else:
-        extra = ""
-    if form == LINEAR:
-        return f"not conserved by {who}", (
-            f"{_UNIVERSAL[LINEAR]}, which is 0 where the slices' gradients are equal and opposite{extra}"
-        )
-    return f"not conserved by {who}", _UNIVERSAL[QUADRATIC] + extra
+    where = ", which is 0 where the slices' gradients are equal and opposite" if form == LINEAR else ""
+    return f"not conserved by {who}", f"{_UNIVERSAL[form]}{where}{_decay_alone(form, r)}"
+
+
+def _decay_alone(form: str, r: Rates) -> str:
+    """What decoupled decay makes of the charge, were the gradient 0."""
+    if not r.decay or not r.decoupled:
+        return ""
+    pull = r.lr * r.decay
+    if form == AFFINE:
+        return f"; decay alone: ΔC = {pull**2:.6g} Q(θ) - {2 * pull:.6g} form(θ, θ)"
+    return f"; decay alone: times {(1 - pull) ** (1 if form == LINEAR else 2):.6g}"
