@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
