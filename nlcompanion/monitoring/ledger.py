@@ -31,9 +31,9 @@ class LedgerError(AssertionError):
 class Account:
     r"""One law's account: what moved its charge, entry by entry. All tensors have shape ``(T, *law.shape)``.
 
-    ``change == finite_step + momentum + decay + rates + outside + optimizer + residual`` for every entry. Of a matrix
-    law the symmetric part of ``change`` is the charge's; its antisymmetric part is that of ``2 form(d, q)``, booked
-    alike.
+    ``change == finite_step + momentum + decay + rates + source + outside + optimizer + residual`` for every entry. Of a
+    matrix law the symmetric part of ``change`` is the charge's; its antisymmetric part is that of ``2 form(d, q)``,
+    booked alike.
 
     Attributes:
         law: whose account it is.
@@ -77,7 +77,7 @@ class Account:
 
 
 class Ledger:
-    r"""StackedForms a training run: each step's change of every charge, split exactly into its causes.
+    r"""Books a training run: each step's change of every charge, split exactly into its causes.
 
     A step of ``torch.optim.SGD`` is :math:`d = -\eta\,(c_g(g + k\theta) + c_b b)` with the buffer :math:`b` of earlier
     steps. Since :math:`\mathrm{form}(g, \theta) = 0` for every mini-batch, the change
@@ -100,9 +100,10 @@ class Ledger:
 
     It reads the hyperparameters at every step, so schedules, warm restarts and several parameter groups are booked as
     they are. Weights that are written to between steps (projected, averaged) are noticed and booked as ``outside``,
-    unless it is done through ``.data``, which leaves no trace and ends in the residual. For other optimisers (Adam)
-    the linear part of the step is booked as ``optimizer``, and :meth:`check` looks at the gradient's component along
-    the symmetry instead. Nothing leaves the device, and no step waits for it, until a result is asked for.
+    unless it is done through ``.data``, which leaves no trace: with SGD it ends in the residual. For other optimisers
+    (Adam) the linear part of the step is booked as ``optimizer``, and :meth:`check` looks at the gradient's component
+    along the symmetry instead; a write through ``.data`` is then booked as ``optimizer`` too, and not judged. Nothing
+    leaves the device, and no step waits for it, until a result is asked for.
 
     Args:
         laws: one law or several, made from a ``flat_loss`` of this model.

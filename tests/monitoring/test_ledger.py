@@ -13,7 +13,9 @@ from torch import nn
 
 from nlcompanion.dynamics import damped, descend, nesterov, newtonian, sgd
 from nlcompanion.laws import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
+from nlcompanion.laws.under_optimizers import CAUSES
 from nlcompanion.monitoring import Ledger, LedgerError
+from nlcompanion.monitoring.ledger import Account
 from nlcompanion.networks import RePU, flat_loss, mlp
 
 SGD = torch.optim.SGD
@@ -416,6 +418,27 @@ def test_a_long_run_of_float32_squares_does_not_drift(data):
     ledger = Ledger(laws_of(model, data), model, optimizer, every=None)
     train(model, optimizer, data, steps=300, size=8)
     assert ledger.check() < 1e-6
+
+
+def test_the_docstrings_say_what_is_booked():
+    assert Ledger.__doc__.startswith("Books a training run:")
+    named = re.search(r"``change == ([a-z_ +]+)``", re.sub(r"\s+", " ", Account.__doc__))
+    assert named[1].split(" + ") == [*CAUSES, "residual"]
+
+
+def test_a_write_without_a_trace_is_booked_as_adams(data):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    ledger, start = Ledger(laws_of(model, data), model, optimizer), flat(model)
+    for n in range(3):
+        train(model, optimizer, data, steps=1, seed=n)
+        if n < 2:
+            model[1].weight.data.mul_(0.9)
+    assert ledger.check() < 1e-12
+    assert not ledger[0].outside.any()
+    law = ledger.laws[0]
+    change = law.charge(flat(model)) - law.charge(start)
+    torch.testing.assert_close((ledger[0].optimizer + ledger[0].finite_step).sum(0), change, rtol=1e-9, atol=1e-12)
 
 
 def test_table_and_context(data):
