@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import torch
 from torch import Tensor, nn
 
-Sums = dict[Hashable, Tensor]
+Sums = dict[tuple, Tensor]
 
 
 class GradientSums:
@@ -43,7 +41,7 @@ class GradientSums:
         elif self._outer is None:
             self._outer = number
 
-    def add(self, place: Hashable, value: Tensor) -> None:
+    def add(self, place: tuple, value: Tensor) -> None:
         """Within a backward pass."""
         self._notice_pass()
         _add(self._kept if self._counts else self._pending, place, value)
@@ -93,5 +91,5 @@ class GradientSums:
         self._norm = now
 
 
-def _add(sums: Sums, place: Hashable, value: Tensor) -> None:
+def _add(sums: Sums, place: tuple, value: Tensor) -> None:
     sums[place] = sums[place] + value if place in sums else value

@@ -267,13 +267,15 @@ class Ledger:
         most = _Breach(int(step[worst]), worst, found)
         first, cause = self._first or most, self._diagnosis
         law, neuron = self._entry(first.entry)
-        text = f"the balance {law.statement!r}{neuron} was broken"
+        text, scale = f"the balance {law.statement!r}{neuron} was broken", self._compared(most.entry)
         if first.step < most.step:
-            text += f" first at step {first.step} of {self.steps}, by {first.size:.3g}, and most"
+            scale_then = self._compared(first.entry)
+            of = "" if scale_then == scale else f" {scale_then}"
+            text += f" first at step {first.step} of {self.steps}, by {first.size:.3g}{of}, and most"
             law, neuron = self._entry(most.entry)
             if most.entry != first.entry:
                 text += f" in {law.statement!r}{neuron}"
-        text += f" at step {most.step} of {self.steps}, by {found:.3g} {self._compared}; {tol:.3g} is allowed."
+        text += f" at step {most.step} of {self.steps}, by {found:.3g} {scale}; {tol:.3g} is allowed."
         cause = f"The cause: {cause}" if cause else f"Possible causes: {undiagnosed(law, self._follower.name)}"
         raise LedgerError(f"{text} {cause}")
 
@@ -290,10 +292,9 @@ class Ledger:
         assert self._first is not None
         return self._entry(self._first.entry)[0]
 
-    @property
-    def _compared(self) -> str:
-        """What the judged figures are relative to."""
-        if not getattr(self._follower, "is_exact", True):
+    def _compared(self, entry: int) -> str:
+        """What the judged figure of one of all entries is relative to."""
+        if self._follower.judges_gradients(entry):
             return "of the gradient's length"
         return "of its parameters' squares" if self.tolerance in TOLERANCES.values() else "of the step's length"
 
@@ -310,14 +311,15 @@ class Ledger:
         """A table: for each law what moved its charge in all, a stack's summed over its neurons, a matrix's norms.
 
         The last column is what :meth:`check` judges: the largest residual of a step, ``relative`` to the law's
-        parameters, or for optimisers other than SGD the largest part of the ``gradients`` along the symmetry.
+        parameters, or for optimisers other than SGD the largest part of the ``gradients`` along the symmetry; it is
+        headed ``judged`` where some laws have one and some the other.
         """
         if self._found is None:
             return repr(self)
         used = [name for name in CAUSES if any(getattr(account, name).any() for account in self)]
         # without SGD's formula the residual is 0 by definition, and the gradients are judged instead
-        judged = "relative" if getattr(self._follower, "is_exact", True) else "gradients"
-        lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", judged]]
+        last = self._follower.judged
+        lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", last]]
         for account, place in zip(self, self._forms.places, strict=True):
             law = account.law
             shown = (lambda x: x.norm()) if law.is_matrix else (lambda x: x.sum())

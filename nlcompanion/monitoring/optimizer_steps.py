@@ -148,6 +148,17 @@ class OptimizerSteps:
         self.settings = StepSettings(self.optimizers, self.parameters, self._owners)
         self._addresses = [p.data_ptr() for p in self.parameters.values()]
 
+    @property
+    def judged(self) -> str:
+        """Heads the column of what is judged."""
+        if self._is_mixed:
+            return "judged"
+        return "relative" if self.is_exact else "gradients"
+
+    def judges_gradients(self, entry: int) -> bool:
+        """Whether an entry's figure is its gradient's and not its step's."""
+        return not self._exact[entry]
+
     def attach(self) -> list:
         read = [] if self._reader is None else self._reader.handles
         return [*listen(self.optimizers, self), *self.precision.handles, *read]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nlcompanion.laws.sources import ELEMENTWISE, Source, source_of
-from nlcompanion.monitoring.gradient_sums import GradientSums
+from nlcompanion.monitoring.gradient_sums import GradientSums, Sums
 
 Key = tuple[str, str, int]
 
@@ -44,7 +44,7 @@ class SourceReader:
         self.sums = GradientSums(witness)
         self.handles = [*self.sums.handles, *self._listen(model)]
 
-    def take(self) -> dict[tuple[Key, int], Tensor]:
+    def take(self) -> Sums:
         """The sums that belong to the gradients as they are now."""
         sums = self.sums.take()
         self.calls.clear()

@@ -19,7 +19,6 @@ from nlcompanion.monitoring.ledger import Account
 from nlcompanion.networks import RePU, flat_loss, mlp
 
 SGD = torch.optim.SGD
-CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
 
 
 @pytest.fixture(scope="module")
@@ -469,6 +468,29 @@ def test_the_last_column_says_what_is_judged(data):
     ledger = Ledger(laws_of(model, data), model, optimizer)
     train(model, optimizer, data, steps=2)
     assert str(ledger).splitlines()[1].split()[-1] == "gradients"
+
+
+def test_each_law_of_mixed_optimizers_names_its_own_scale(data):
+    model = network()
+    first = {"1.weight", "1.bias", "3.weight"}  # the first law's
+    of_sgd = [p for name, p in model.named_parameters() if name in first]
+    others = [p for name, p in model.named_parameters() if name not in first]
+    optimizers = [torch.optim.SGD(of_sgd, lr=0.1), torch.optim.Adam(others, lr=0.01)]
+
+    def fault(layer):
+        ledger = Ledger(laws_of(model, data), model, optimizers)
+        F.cross_entropy(model(data[0][:32]), data[1][:32]).backward()
+        model[layer].weight.grad.mul_(1.1)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return ledger
+
+    assert str(fault(1)).splitlines()[1].split()[-1] == "judged"
+    with pytest.raises(LedgerError, match="of its parameters' squares"):
+        fault(1).check()
+    with pytest.raises(LedgerError, match="of the gradient's length"):
+        fault(5).check()
 
 
 def test_steps_much_longer_than_the_weights(data):
