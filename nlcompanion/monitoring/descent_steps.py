@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class DescentSteps:
     """The steps of :func:`descend`, as its ``record`` shows them: the buffer is the last step over the rate."""
 
+    judged = "relative"  # heads the column of what is judged
+
     def __init__(self, ledger: Ledger, rule: LearningRule):
         if not isinstance(rule, LearningRule):
             raise TypeError(f"rule must be a LearningRule such as sgd(lr=0.1), got {type(rule).__name__}")
@@ -27,6 +29,10 @@ class DescentSteps:
         self.forms, self.name = ledger._forms, rule.name
         self.last: tuple[float, Tensors] | None = None
         self.step: Tensors | None = None
+
+    def judges_gradients(self, entry: int) -> bool:
+        """Whether an entry's figure is its gradient's and not its step's; every step has a formula here."""
+        return False
 
     def record(self, t: float, q: Tensor, v: Tensor) -> dict[str, float]:
         law = self.forms.laws[0]

@@ -31,9 +31,9 @@ class LedgerError(AssertionError):
 class Account:
     r"""One law's account: what moved its charge, entry by entry. All tensors have shape ``(T, *law.shape)``.
 
-    ``change == finite_step + momentum + decay + rates + outside + optimizer + residual`` for every entry. Of a matrix
-    law the symmetric part of ``change`` is the charge's; its antisymmetric part is that of ``2 form(d, q)``, booked
-    alike.
+    ``change == finite_step + momentum + decay + rates + source + outside + optimizer + residual`` for every entry. Of a
+    matrix law the symmetric part of ``change`` is the charge's; its antisymmetric part is that of ``2 form(d, q)``,
+    booked alike.
 
     Attributes:
         law: whose account it is.
@@ -77,7 +77,7 @@ class Account:
 
 
 class Ledger:
-    r"""StackedForms a training run: each step's change of every charge, split exactly into its causes.
+    r"""Books a training run: each step's change of every charge, split exactly into its causes.
 
     A step of ``torch.optim.SGD`` is :math:`d = -\eta\,(c_g(g + k\theta) + c_b b)` with the buffer :math:`b` of earlier
     steps. Since :math:`\mathrm{form}(g, \theta) = 0` for every mini-batch, the change
@@ -100,9 +100,10 @@ class Ledger:
 
     It reads the hyperparameters at every step, so schedules, warm restarts and several parameter groups are booked as
     they are. Weights that are written to between steps (projected, averaged) are noticed and booked as ``outside``,
-    unless it is done through ``.data``, which leaves no trace and ends in the residual. For other optimisers (Adam)
-    the linear part of the step is booked as ``optimizer``, and :meth:`check` looks at the gradient's component along
-    the symmetry instead. Nothing leaves the device, and no step waits for it, until a result is asked for.
+    unless it is done through ``.data``, which leaves no trace: with SGD it ends in the residual. For other optimisers
+    (Adam) the linear part of the step is booked as ``optimizer``, and :meth:`check` looks at the gradient's component
+    along the symmetry instead; a write through ``.data`` is then booked as ``optimizer`` too, and not judged. Nothing
+    leaves the device, and no step waits for it, until a result is asked for.
 
     Args:
         laws: one law or several, made from a ``flat_loss`` of this model.
@@ -266,13 +267,15 @@ class Ledger:
         most = _Breach(int(step[worst]), worst, found)
         first, cause = self._first or most, self._diagnosis
         law, neuron = self._entry(first.entry)
-        text = f"the balance {law.statement!r}{neuron} was broken"
+        text, scale = f"the balance {law.statement!r}{neuron} was broken", self._compared(most.entry)
         if first.step < most.step:
-            text += f" first at step {first.step} of {self.steps}, by {first.size:.3g}, and most"
+            scale_then = self._compared(first.entry)
+            of = "" if scale_then == scale else f" {scale_then}"
+            text += f" first at step {first.step} of {self.steps}, by {first.size:.3g}{of}, and most"
             law, neuron = self._entry(most.entry)
             if most.entry != first.entry:
                 text += f" in {law.statement!r}{neuron}"
-        text += f" at step {most.step} of {self.steps}, by {found:.3g} {self._compared}; {tol:.3g} is allowed."
+        text += f" at step {most.step} of {self.steps}, by {found:.3g} {scale}; {tol:.3g} is allowed."
         cause = f"The cause: {cause}" if cause else f"Possible causes: {undiagnosed(law, self._follower.name)}"
         raise LedgerError(f"{text} {cause}")
 
@@ -289,10 +292,9 @@ class Ledger:
         assert self._first is not None
         return self._entry(self._first.entry)[0]
 
-    @property
-    def _compared(self) -> str:
-        """What the judged figures are relative to."""
-        if not getattr(self._follower, "is_exact", True):
+    def _compared(self, entry: int) -> str:
+        """What the judged figure of one of all entries is relative to."""
+        if self._follower.judges_gradients(entry):
             return "of the gradient's length"
         return "of its parameters' squares" if self.tolerance in TOLERANCES.values() else "of the step's length"
 
@@ -309,14 +311,15 @@ class Ledger:
         """A table: for each law what moved its charge in all, a stack's summed over its neurons, a matrix's norms.
 
         The last column is what :meth:`check` judges: the largest residual of a step, ``relative`` to the law's
-        parameters, or for optimisers other than SGD the largest part of the ``gradients`` along the symmetry.
+        parameters, or for optimisers other than SGD the largest part of the ``gradients`` along the symmetry; it is
+        headed ``judged`` where some laws have one and some the other.
         """
         if self._found is None:
             return repr(self)
         used = [name for name in CAUSES if any(getattr(account, name).any() for account in self)]
         # without SGD's formula the residual is 0 by definition, and the gradients are judged instead
-        judged = "relative" if getattr(self._follower, "is_exact", True) else "gradients"
-        lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", judged]]
+        last = self._follower.judged
+        lines = [["", "start", "change", *(f"{name.replace('_', ' ')}" for name in used), "residual", last]]
         for account, place in zip(self, self._forms.places, strict=True):
             law = account.law
             shown = (lambda x: x.norm()) if law.is_matrix else (lambda x: x.sum())

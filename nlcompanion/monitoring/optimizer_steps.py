@@ -30,6 +30,7 @@ _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
 _OF_ROUNDING = 8  # units in the last place of the largest gradient of any law
 
 Versions = list[int]
+Written = tuple[Tensor, Tensor]  # the change of the charges by what was written to the weights, and their scale
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,22 @@ class Ahead:
     Attributes:
         settings: of the optimizers.
         rest: the weights that it starts from.
-        outside: what was written to the weights since the last step: the change of the charges, and their scale.
+        outside: what was written to the weights since the last step.
         memory: pairings of the buffers with the weights, each to be multiplied by a number; None without momentum.
         reads_gradients: whether the books need them.
         gradients: of each optimizer pairings of its gradients with the weights, and squared lengths, where needed.
-        stepped: which optimizers have taken their part of the step.
+        begun, stepped: which optimizers have begun their part of the step, and finished it.
         rescaled: whether a gradient scaler takes part, which may skip the step.
     """
 
     settings: Settings
     rest: Rest
-    outside: tuple[Tensor, Tensor] | None
+    outside: Written | None
     memory: tuple[Tensor, dict[str, float]] | None
     reads_gradients: bool
     sources: Tensor | None
     gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
     stepped: set[int] = field(default_factory=set)
     rescaled: bool = False
 
@@ -132,6 +134,7 @@ class OptimizerSteps:
         self._before: Tensors = {name: torch.empty_like(p) for name, p in self.parameters.items()}
         self._rest: Rest | None = None
         self._ahead: Ahead | None = None
+        self._outside: Written | None = None  # before a step that failed
         self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
         self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
         self._longest: Tensor | None = None  # step so far, times the weights, likewise
@@ -144,6 +147,17 @@ class OptimizerSteps:
         self._unsettled = False  # whether usual steps were not yet handed to the ledger
         self.settings = StepSettings(self.optimizers, self.parameters, self._owners)
         self._addresses = [p.data_ptr() for p in self.parameters.values()]
+
+    @property
+    def judged(self) -> str:
+        """Heads the column of what is judged."""
+        if self._is_mixed:
+            return "judged"
+        return "relative" if self.is_exact else "gradients"
+
+    def judges_gradients(self, entry: int) -> bool:
+        """Whether an entry's figure is its gradient's and not its step's."""
+        return not self._exact[entry]
 
     def attach(self) -> list:
         read = [] if self._reader is None else self._reader.handles
@@ -168,11 +182,12 @@ class OptimizerSteps:
     # --- before a step --------------------------------------------------------------------------------------------
 
     def before(self, k: int) -> None:
-        if self._ahead is not None and k in self._ahead.stepped:
-            self._book(self._ahead)  # the others sit this one out
+        if self._ahead is not None and k in self._ahead.begun:
+            self._end_early(self._ahead)
         if self._ahead is None:
             self._ahead = self._look_ahead()
         ahead, optimizer = self._ahead, self.optimizers[k]
+        ahead.begun.add(k)
         ahead.rescaled |= getattr(optimizer, "found_inf", None) is not None
         if ahead.reads_gradients:
             ahead.gradients[k] = self._of_gradients(k)
@@ -188,6 +203,13 @@ class OptimizerSteps:
             if len(ahead.stepped) == len(self.optimizers):
                 self._book(ahead)
 
+    def _end_early(self, ahead: Ahead) -> None:
+        """One of the optimizers begins anew before all have stepped: the others sit this step out, or all failed."""
+        if ahead.stepped:
+            self._book(ahead)
+        else:
+            self._ahead, self._rest, self._outside = None, ahead.rest, ahead.outside
+
     def _look_ahead(self) -> Ahead:
         buffers = self.settings.buffers()
         settings = self.settings.read(buffers, self.ledger.steps + 1)
@@ -196,6 +218,7 @@ class OptimizerSteps:
             self._check_kind()
             self._move_to(addresses)
         rest, outside = self._still_at_rest(buffers)
+        outside, self._outside = _together(self._outside, outside), None
         memory = None
         if any(rate.buffer for rate in settings.rates.values()):
             memory = _of_last_step(rest, settings)
@@ -221,7 +244,7 @@ class OptimizerSteps:
                     "close() this ledger and make a new one"
                 )
 
-    def _still_at_rest(self, buffers: list[Tensor | None]) -> tuple[Rest, tuple[Tensor, Tensor] | None]:
+    def _still_at_rest(self, buffers: list[Tensor | None]) -> tuple[Rest, Written | None]:
         """The weights as they are now, and what was written to them since the last step."""
         rest = self._rest
         if rest is None:
@@ -234,7 +257,7 @@ class OptimizerSteps:
         return rest, None
 
     @torch.no_grad()
-    def _moved_between_steps(self, rest: Rest) -> tuple[Rest, tuple[Tensor, Tensor]]:
+    def _moved_between_steps(self, rest: Rest) -> tuple[Rest, Written]:
         old = self._before
         scale = self.forms.scale(rest.squares, old)
         for name, p in self.parameters.items():
@@ -498,6 +521,12 @@ class OptimizerSteps:
 
     def _gradients(self) -> Tensors:
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
+
+
+def _together(one: Written | None, other: Written | None) -> Written | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one[0] + other[0], torch.maximum(one[1], other[1])
 
 
 def _of_last_step(rest: Rest, settings: Settings) -> tuple[Tensor, dict[str, float]] | None:

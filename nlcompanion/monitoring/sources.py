@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nlcompanion.laws.sources import ELEMENTWISE, Source, source_of
+from nlcompanion.monitoring.gradient_sums import GradientSums, Sums
 
 Key = tuple[str, str, int]
 
 
 class SourceReader:
-    """Sums ``delta (z s'(z) - s(z))`` of chosen activations over the backward passes between two steps.
+    """Sums ``delta (z s'(z) - s(z))`` of chosen activations over the backward passes that a step's gradient is made of.
 
-    It listens while the modules named in the sources run, one more elementwise pass for each activation. A gradient
-    that was scaled as a whole after the backward pass (unscaled, clipped by its norm) scales the sources alike: the
-    factor is read off one parameter.
+    It listens while the modules named in the sources run, one more elementwise pass for each activation. Which passes
+    count, and how the gradient was scaled since, is read off one parameter: see :class:`GradientSums`.
 
     Args:
         model: that is trained; not compiled and not in several processes.
@@ -39,20 +38,15 @@ class SourceReader:
         self.axes: dict[Key, set[int]] = {}
         for source in sources:
             self.axes.setdefault(source.key, set()).add(source.axis)
-        self.sums: dict[tuple[Key, int], Tensor] = {}
         self.path: list[str] = []
         self.calls: Counter[tuple[str, str]] = Counter()
         self.mode = _Listening(self)
-        self.witness, self.norm = witness, None
-        self.handles = [witness.register_post_accumulate_grad_hook(self._note_norm), *self._listen(model)]
+        self.sums = GradientSums(witness)
+        self.handles = [*self.sums.handles, *self._listen(model)]
 
-    def take(self) -> dict[tuple[Key, int], Tensor]:
-        """The sums since the last time, as the gradients are scaled now."""
-        factor = 1.0
-        if self.norm is not None and self.witness.grad is not None:
-            now = torch.linalg.vector_norm(self.witness.grad).double()
-            factor = torch.where(self.norm > 0, now / self.norm, torch.ones_like(now))
-        sums, self.sums, self.norm = self.sums, {}, None
+    def take(self) -> Sums:
+        """The sums that belong to the gradients as they are now."""
+        sums = self.sums.take()
         self.calls.clear()
         missing = [key for key, axes in self.axes.items() if any((key, axis) not in sums for axis in axes)]
         if missing:
@@ -61,7 +55,7 @@ class SourceReader:
                 f"no backward pass went through {function} in {module or 'the model'} since the last step, so the "
                 "source of its law is not known; a compiled model hides it: pass the ledger the laws without sources"
             )
-        return {place: value * factor for place, value in sums.items()}
+        return sums
 
     def _listen(self, model: nn.Module) -> list:
         named = {}
@@ -71,6 +65,7 @@ class SourceReader:
         wanted = {module for module, *_ in self.axes}
         for name in wanted - set(named):
             raise ValueError(f"the laws have a source in the module {name}, which the model lacks; audit this model")
+        wanted |= {name for name, module in named.items() if self._holds_witness(module)}
         handles = [model.register_forward_pre_hook(lambda *_: self.calls.clear())]
         for name, module in named.items():
             if any(name == above or not above or name.startswith(above + ".") for above in wanted):
@@ -78,7 +73,11 @@ class SourceReader:
                 handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
         return handles
 
+    def _holds_witness(self, module: nn.Module) -> bool:
+        return any(p is self.sums.witness for p in module.parameters(recurse=False))
+
     def _enter(self, name: str) -> None:
+        self.sums.forward()
         if not self.path:
             self.mode.__enter__()
         self.path.append(name)
@@ -88,9 +87,6 @@ class SourceReader:
             self.path.pop()
             if not self.path:
                 self.mode.__exit__(None, None, None)
-
-    def _note_norm(self, p: nn.Parameter) -> None:
-        self.norm = torch.linalg.vector_norm(p.grad).double()
 
     def note(self, name: str, function, z: Tensor, out: Tensor) -> None:
         """One call of an elementwise function."""
@@ -104,8 +100,7 @@ class SourceReader:
         def add(delta: Tensor) -> None:
             field = source_of(function, kept, delta).double()
             for axis in self.axes[key]:
-                summed = field.sum([k for k in range(field.ndim) if k != axis])
-                self.sums[key, axis] = self.sums.get((key, axis), 0.0) + summed
+                self.sums.add((key, axis), field.sum([k for k in range(field.ndim) if k != axis]))
 
         out.register_hook(add)
 

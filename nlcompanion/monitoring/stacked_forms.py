@@ -1,4 +1,4 @@
-"""What the ledger computes with: the forms of many laws at once, and the two runs that it can follow."""
+"""What the ledger computes with: the forms of many laws at once."""
 
 from __future__ import annotations
 

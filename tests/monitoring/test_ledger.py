@@ -13,11 +13,12 @@ from torch import nn
 
 from nlcompanion.dynamics import damped, descend, nesterov, newtonian, sgd
 from nlcompanion.laws import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law
+from nlcompanion.laws.under_optimizers import CAUSES
 from nlcompanion.monitoring import Ledger, LedgerError
+from nlcompanion.monitoring.ledger import Account
 from nlcompanion.networks import RePU, flat_loss, mlp
 
 SGD = torch.optim.SGD
-CAUSES = ("finite_step", "momentum", "decay", "rates", "outside", "optimizer")
 
 
 @pytest.fixture(scope="module")
@@ -418,6 +419,27 @@ def test_a_long_run_of_float32_squares_does_not_drift(data):
     assert ledger.check() < 1e-6
 
 
+def test_the_docstrings_say_what_is_booked():
+    assert Ledger.__doc__.startswith("Books a training run:")
+    named = re.search(r"``change == ([a-z_ +]+)``", re.sub(r"\s+", " ", Account.__doc__))
+    assert named[1].split(" + ") == [*CAUSES, "residual"]
+
+
+def test_a_write_without_a_trace_is_booked_as_adams(data):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    ledger, start = Ledger(laws_of(model, data), model, optimizer), flat(model)
+    for n in range(3):
+        train(model, optimizer, data, steps=1, seed=n)
+        if n < 2:
+            model[1].weight.data.mul_(0.9)
+    assert ledger.check() < 1e-12
+    assert not ledger[0].outside.any()
+    law = ledger.laws[0]
+    change = law.charge(flat(model)) - law.charge(start)
+    torch.testing.assert_close((ledger[0].optimizer + ledger[0].finite_step).sum(0), change, rtol=1e-9, atol=1e-12)
+
+
 def test_table_and_context(data):
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -446,6 +468,29 @@ def test_the_last_column_says_what_is_judged(data):
     ledger = Ledger(laws_of(model, data), model, optimizer)
     train(model, optimizer, data, steps=2)
     assert str(ledger).splitlines()[1].split()[-1] == "gradients"
+
+
+def test_each_law_of_mixed_optimizers_names_its_own_scale(data):
+    model = network()
+    first = {"1.weight", "1.bias", "3.weight"}  # the first law's
+    of_sgd = [p for name, p in model.named_parameters() if name in first]
+    others = [p for name, p in model.named_parameters() if name not in first]
+    optimizers = [torch.optim.SGD(of_sgd, lr=0.1), torch.optim.Adam(others, lr=0.01)]
+
+    def fault(layer):
+        ledger = Ledger(laws_of(model, data), model, optimizers)
+        F.cross_entropy(model(data[0][:32]), data[1][:32]).backward()
+        model[layer].weight.grad.mul_(1.1)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return ledger
+
+    assert str(fault(1)).splitlines()[1].split()[-1] == "judged"
+    with pytest.raises(LedgerError, match="of its parameters' squares"):
+        fault(1).check()
+    with pytest.raises(LedgerError, match="of the gradient's length"):
+        fault(5).check()
 
 
 def test_steps_much_longer_than_the_weights(data):
