@@ -117,6 +117,7 @@ class _Command(NamedTuple):
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     unfinished: int  # the exit status where an error of the program or of its streams ends it
+    resumes: bool  # whether it keeps what is finished, so that the same command goes on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    unfinished = next((_COMMANDS[word].unfinished for word in argv if word in _COMMANDS), FAILED)
+    command = next((_COMMANDS[word] for word in argv if word in _COMMANDS), None)
+    unfinished, resumes = (command.unfinished, command.resumes) if command else (FAILED, False)
     with _plain_warnings():
         try:
             try:
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"error: {error}")
             return USAGE
         except KeyboardInterrupt:
-            say("interrupted" + ("; the same command goes on from here" if unfinished == FAILED else ""))
+            say("interrupted" + ("; the same command goes on from here" if resumes else ""))
             return INTERRUPTED
         except BrokenPipeError:  # whoever read what is printed has left, as `head` does
             _silence()
@@ -147,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             _silence()
             what = "a file could not be used" if error.filename else "what it prints could not be written"
-            say(f"error: {what} ({error}); what was finished is kept; mend that, and give the same command again")
+            kept = "what was finished is kept; " if resumes else ""
+            say(f"error: {what} ({error}); {kept}mend that, and give the same command again")
             return unfinished
         except Exception as error:
             if sys.flags.dev_mode:
@@ -289,8 +292,10 @@ def _options_of_audit(parser: argparse.ArgumentParser) -> None:
 _SETTINGS = "[options] [settings]"
 _TARGET = "[options] PACKAGE.MODULE:FACTORY"
 _COMMANDS = {
-    "train": _Command(_TRAIN, _TRAIN_EXAMPLES, _SETTINGS, partial(_options_of_runs, several=False), _runs, FAILED),
-    "sweep": _Command(_SWEEP, _SWEEP_EXAMPLES, _SETTINGS, partial(_options_of_runs, several=True), _runs, FAILED),
-    "audit": _Command(_AUDIT, _AUDIT_EXAMPLES, _TARGET, _options_of_audit, _audit, FAILED),
-    "check": _Command(_CHECK, _CHECK_EXAMPLES, _TARGET, _options_of_check, _check, USAGE),
+    "train": _Command(
+        _TRAIN, _TRAIN_EXAMPLES, _SETTINGS, partial(_options_of_runs, several=False), _runs, FAILED, True
+    ),
+    "sweep": _Command(_SWEEP, _SWEEP_EXAMPLES, _SETTINGS, partial(_options_of_runs, several=True), _runs, FAILED, True),
+    "audit": _Command(_AUDIT, _AUDIT_EXAMPLES, _TARGET, _options_of_audit, _audit, FAILED, False),
+    "check": _Command(_CHECK, _CHECK_EXAMPLES, _TARGET, _options_of_check, _check, USAGE, False),
 }

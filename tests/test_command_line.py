@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from nlcompanion import TrainConfig, command_line, sweep
 from nlcompanion.command_line import main
 from nlcompanion.training import command as training_command
+from tools.lines import table as lines_table
 
 SMALL = ["--epochs", "2", "--subset", "64", "--batch-size", "32", "--width", "0.5"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -388,6 +389,32 @@ def test_an_interrupt_is_said_and_the_same_command_goes_on(tmp_path, call):
     for record in undisturbed:
         disturbed = json.loads((tmp_path / "runs" / record.path.name).read_text())
         assert disturbed["run"] == json.loads(record.path.read_text())["run"]
+
+
+def test_the_librarys_own_code_is_all_but_data_training_and_the_book():
+    sizes = {
+        "_arguments/a.py": 1,
+        "monitoring/b.py": 2,
+        "top.py": 4,
+        "datasets/c.py": 8,
+        "training/d.py": 16,
+        "book/e.py": 32,
+    }
+    rows = {name: lines for name, _, lines, *_ in lines_table(sizes)}
+    assert (rows["the library's own"], rows["the whole package"]) == (7, 63)
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "audit", "check"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_keeps_nothing_does_not_say_that_it_goes_on(command, error, call, monkeypatch):
+    def fail(options):
+        raise error
+
+    monkeypatch.setitem(command_line._COMMANDS, command, command_line._COMMANDS[command]._replace(run=fail))
+    monkeypatch.setattr(command_line, "_silence", lambda: None)
+    _, _, err = call(command, *(["mine:net"] if command in ("audit", "check") else []))
+    keeps = "the same command goes on" in err or "what was finished is kept" in err
+    assert keeps == (command in ("train", "sweep"))
 
 
 def test_a_terminal_that_cannot_show_the_folders_name(tmp_path):

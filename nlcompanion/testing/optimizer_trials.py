@@ -1,8 +1,8 @@
 r"""Runs of an optimiser, and pairs of them that a law makes equal, step by step.
 
 The floor of a pair after n steps is 60 n unit roundoffs of the weight: six times one rounding of the weight and some
-ten of the update in each step, as if all had one sign. An ``eps`` in a denominator moves an update by ``eps / |g|``
-where gradients are scaled.
+ten of the update in each step, as if all had one sign. A setting that is a tensor, as a learning rate may be, rounds in
+its own dtype.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from nlcompanion.testing.report import BROKEN, CANNOT_TELL, LAWFUL, LawCheck
 
 ROUNDINGS = 60.0
 
+_ONE_GROUP = "the factory must hand on the parameters it is given, as one group; check the settings of each group apart"
+
 Path = list[list[Tensor]]
 
 
@@ -27,7 +29,10 @@ class Trial:
         self.factory, self.start, self.steps = factory, start, steps
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.gradients = [[self._bounded(p) for p in start] for _ in range(steps)]
-        self.unit = max(torch.finfo(p.dtype).eps / 2 for p in start)
+        group = self.settings()
+        tensors = [t for t in group.values() if isinstance(t, Tensor) and t.is_floating_point()]
+        self.unit = max(torch.finfo(t.dtype).eps / 2 for t in [*start, *tensors])
+        self.eps = group["eps"] if isinstance(group.get("eps"), float | int) else 0.0
 
     def _bounded(self, like: Tensor) -> Tensor:
         """Sizes between 1 and 2, random signs: far from every eps."""
@@ -40,15 +45,24 @@ class Trial:
     ) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
         """A new optimiser and the parameters it moves; ``settings`` overwrite those of its groups."""
         parameters = [nn.Parameter(p.detach().clone()) for p in (start or self.start)]
-        optimizer = self.factory(groups(parameters) if groups else parameters)
+        optimizer = self._made(groups(parameters)) if groups else self.factory(parameters)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"the factory returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
         if isinstance(optimizer, (torch.optim.LBFGS, torch.optim.SparseAdam)):
             needs = "a closure" if isinstance(optimizer, torch.optim.LBFGS) else "sparse gradients"
             raise TypeError(f"{type(optimizer).__name__} needs {needs}, so fixed gradients do not make its steps")
+        if not groups and len(optimizer.param_groups) > 1:
+            raise TypeError(_ONE_GROUP)
         for group in optimizer.param_groups:
             group.update(settings)
         return optimizer, parameters
+
+    def _made(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Of groups, where the factory hands on what it is given."""
+        try:
+            return self.factory(groups)
+        except (AttributeError, TypeError) as error:
+            raise TypeError(f"{_ONE_GROUP}; given two groups, it fails: {error}") from error
 
     def settings(self) -> dict[str, Any]:
         """Those of a new optimiser's first group."""

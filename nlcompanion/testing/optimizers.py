@@ -41,7 +41,8 @@ def check_optimizer(
        of 0 moves nothing.
 
     Args:
-        factory: makes the optimiser of a list of parameters (fused, foreach or your own).
+        factory: makes the optimiser of a list of parameters (fused, foreach or your own), all in one group; where it
+            makes groups of its own, check the settings of each apart.
         parameters: whose shapes, dtype and device are used; None takes four small float64 tensors.
         laws: what the rule promises; None looks up its class in the table, and for a class that is not there checks
             the seventh item alone, and says so.
@@ -54,8 +55,9 @@ def check_optimizer(
 
     Raises:
         LawError: with ``raise_error``, if a law is broken.
-        TypeError: an optimiser that needs a closure (LBFGS), sparse gradients (SparseAdam), or is none; parameters
-            without gradients.
+        TypeError: an optimiser that needs a closure (LBFGS), sparse gradients (SparseAdam), or is none; a factory that
+            makes groups of its own; parameters without gradients.
+        ValueError: a learning rate of 0, under which every step is 0.
 
     Source: this book's; the equilibrium of decoupled decay in Kosson et al. (arXiv:2305.17212) rests on the first law.
 
@@ -81,6 +83,8 @@ def check_optimizer(
     start = _start(parameters, laws, factory, seed)
     trial = Trial(factory, start, steps, seed)
     optimizer = trial.fresh()[0]
+    if optimizer.param_groups[0].get("lr", 1.0) == 0:
+        raise ValueError("lr is 0, so every step is 0 and no law can be told from it; check it at a larger lr")
     limits = []
     if laws is None and (laws := known_laws(optimizer)) is None:
         laws = OptimizerLaws(decay="unknown", elementwise=False)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from nlcompanion._arguments import described, scalar_of
 from nlcompanion.testing.record import MODULES, Record, kind_of
@@ -84,6 +85,32 @@ def _differentiate(output: Tensor, tensors: list[Tensor], dy: Tensor | None) -> 
     return list(torch.autograd.grad(output, tensors, dy, allow_unused=True))
 
 
+def _has_weights(module: nn.Module) -> bool:
+    """Parameters of its own, or some that are computed of others (which are listed under the module itself)."""
+    if isinstance(module, ParametrizationList):
+        return False
+    return is_parametrized(module) or bool(list(module.parameters(recurse=False)))
+
+
+_BATCHED: dict[int, tuple[type[nn.Module], ...]] = {  # axes of an input; with one less it is a single sample
+    3: (nn.Conv1d, nn.ConvTranspose1d, nn.InstanceNorm1d),
+    4: (nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d),
+    5: (nn.Conv3d, nn.ConvTranspose3d, nn.InstanceNorm3d),
+}
+_AXES: dict[type[nn.Module], int] = {kind: axes for axes, kinds in _BATCHED.items() for kind in kinds}
+
+
+def _unfit(module: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """Why the law of the module's kind cannot be held against these calls of it; nothing if it can."""
+    own = dict(module.named_parameters(recurse=False))
+    for role in ("weight", "bias"):
+        if role not in own and isinstance(getattr(module, role, None), Tensor):
+            return f"its {role} is no parameter, but computed of {', '.join(own) or 'others'}, as pruning does"
+    if any(x.ndim < _AXES.get(type(module), 0) for x in inputs):
+        return "its input has no batch axis; pass x[None]"
+    return ""
+
+
 class Recorder:
     """Hooks on every layer whose kind is known; ``records`` after the backward pass."""
 
@@ -91,6 +118,10 @@ class Recorder:
         self.calls: dict[str, list[tuple[Tensor, Tensor, int]]] = {}
         self.known: dict[str, tuple[nn.Module, str, dict]] = {}
         self.limits: list[str] = []
+        self.by_keyword: set[str] = set()
+        self.without_gradients: set[str] = set()
+        self.aliases: dict[str, dict[str, Tensor]] = {}
+        self.lent: dict[str, dict[str, nn.Parameter]] = {}
         self.dtype = dtype
         names = model.named_parameters(remove_duplicate=False)
         self.uses = Counter(id(parameter) for _, parameter in names)
@@ -99,9 +130,9 @@ class Recorder:
             if (found := self._kind(name, module, kinds)) is not None:
                 self.known[name] = (module, *found)
                 self.calls[name] = []
-                self.handles.append(module.register_forward_pre_hook(self._before))
+                self.handles.append(module.register_forward_pre_hook(self._before(name)))
                 self.handles.append(module.register_forward_hook(self._after(name)))
-            elif not list(module.children()) and list(module.parameters(recurse=False)):
+            elif _has_weights(module):
                 self.limits.append(f"{name or 'the module'} ({type(module).__name__}): no law is known of it as it is")
 
     def _kind(self, name: str, module: nn.Module, kinds: Mapping):
@@ -114,18 +145,41 @@ class Recorder:
         found = read(module) if read is not None else None
         return None if found is None else (found[0], dict(found[1]))
 
-    @staticmethod
-    def _before(module: nn.Module, inputs: tuple):
-        """An alias of the input, whose gradient is this layer's share alone."""
-        first = inputs[0]
-        if not isinstance(first, Tensor) or not first.is_floating_point():
-            return None
-        alias = first.view_as(first) if first.requires_grad else first.detach().requires_grad_()
-        module._law_input = alias
-        return (alias, *inputs[1:])
+    def _before(self, name: str) -> Callable:
+        """Aliases of the input and of the parameters, whose gradients are this layer's share alone."""
+
+        def stand_in(module: nn.Module, inputs: tuple):
+            if not inputs:
+                self.by_keyword.add(name)
+                return None
+            first = inputs[0]
+            if not isinstance(first, Tensor) or not first.is_floating_point():
+                return None
+            if not torch.is_grad_enabled():
+                self.without_gradients.add(name)
+                return None
+            self._lend(name, module)
+            alias = first.view_as(first) if first.requires_grad else first.detach().requires_grad_()
+            module._law_input = alias
+            return (alias, *inputs[1:])
+
+        return stand_in
+
+    def _lend(self, name: str, module: nn.Module) -> None:
+        """The layer computes with aliases of its parameters until :meth:`_give_back`."""
+        trained = {role: p for role, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if name not in self.aliases:
+            self.aliases[name] = {role: parameter.view_as(parameter) for role, parameter in trained.items()}
+        self.lent[name] = trained
+        module._parameters.update(cast("dict[str, nn.Parameter]", self.aliases[name]))
+
+    def _give_back(self, name: str) -> None:
+        module = self.known[name][0]
+        module._parameters.update(self.lent.pop(name, {}))
 
     def _after(self, name: str) -> Callable:
         def keep(module: nn.Module, inputs: tuple, output):
+            self._give_back(name)
             alias = module.__dict__.pop("_law_input", None)
             if alias is not None and isinstance(output, Tensor) and output.requires_grad:
                 self.calls[name].append((alias, output, output._version))
@@ -135,16 +189,17 @@ class Recorder:
     def close(self) -> None:
         for handle in self.handles:
             handle.remove()
+        for name in list(self.lent):  # of a forward pass that failed
+            self._give_back(name)
+            self.known[name][0].__dict__.pop("_law_input", None)
 
     def records(self, output: Tensor, dy: Tensor | None) -> list[tuple[str, str, Record]]:
         """Name, kind and record of every layer that was called."""
         tensors = [t for calls in self.calls.values() for x, y, _ in calls for t in (x, y)]
-        trained = {}
-        for name, (module, _, _) in self.known.items():
-            for role, parameter in module.named_parameters(recurse=False):
-                if parameter.requires_grad:
-                    trained[name, role] = parameter
-        found = _differentiate(output, [*tensors, *trained.values()], dy) if tensors else []
+        trained = {(name, role): alias for name, held in self.aliases.items() for role, alias in held.items()}
+        found = self._gradients(output, [*tensors, *trained.values()], dy) if tensors else []
+        if found is None:
+            return []
         at = iter(found[: len(tensors)])
         of_parameters = dict(zip(trained, found[len(tensors) :], strict=True))
         records = []
@@ -155,9 +210,30 @@ class Recorder:
                 records.append((name, kind, record))
         return records
 
+    def _gradients(self, output: Tensor, tensors: list[Tensor], dy: Tensor | None) -> list[Tensor | None] | None:
+        try:
+            return _differentiate(output, tensors, dy)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            self.limits.append(
+                "a reentrant checkpoint hides the gradients of all layers; pass use_reentrant=False to it"
+            )
+            return None
+
+    def _unseen(self, name: str, calls: Sequence) -> str:
+        """Why not all calls of a layer were recorded; nothing if they were."""
+        if name in self.by_keyword:
+            return "its input was passed by keyword; pass it by place"
+        if calls:
+            return ""
+        if name in self.without_gradients:
+            return "it ran without gradients, as a reentrant checkpoint or no_grad() has it"
+        return "it was not called, or no gradient reaches its output"
+
     def _of_layer(self, name, module, kind, options, calls, of_parameters) -> Record | None:
-        if not calls:
-            self.limits.append(f"{name}: it was not called, or no gradient reaches its output")
+        if reason := self._unseen(name, calls) or _unfit(module, [x for x, *_ in calls]):
+            self.limits.append(f"{name or 'the module'}: {reason}")
             return None
         parameters = dict(module.named_parameters(recurse=False))
         for role, parameter in parameters.items():

@@ -6,6 +6,8 @@ from kernels_with_faults import Attention, Linear, Norm
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from nlcompanion import LawError, assert_gradients_lawful, check_gradients, check_recorded
 
@@ -186,6 +188,88 @@ def test_what_a_module_hides_is_a_limit():
     assert any("in place" in limit for limit in check_gradients(inplace, normal(3, 5)).limits)
     with pytest.raises(LawError, match="no law was checked"):
         assert_gradients_lawful(nn.GELU(), normal(3, 5))
+
+
+class Applied(nn.Module):
+    """Two linear layers, and how they are put together."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(5, 5), nn.Linear(5, 5, bias=False), forward
+        self.double()
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+def limit_of(model, *inputs) -> str:
+    report = check_gradients(model, *inputs)
+    assert not report.broken
+    return "; ".join(report.limits)
+
+
+def test_layers_with_weights_that_have_no_law_are_named_where_they_have_children_too():
+    for parametrized in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        model = nn.Sequential(parametrized(nn.Linear(5, 4, bias=False)), nn.Linear(4, 3)).double()
+        assert limit_of(model, normal(6, 5)) == "0 (ParametrizedLinear): no law is known of it as it is"
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0).double()
+    assert "self_attn (MultiheadAttention): no law" in limit_of(encoder, normal(3, 4, 8))
+
+
+def test_a_weight_that_is_computed_is_a_limit():
+    pruned = nn.Linear(5, 4).double()
+    prune.l1_unstructured(pruned, "weight", 0.3)
+    assert "its weight is no parameter, but computed of bias, weight_orig" in limit_of(pruned, normal(6, 5))
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        old = nn.utils.weight_norm(nn.Linear(5, 4).double())
+    assert "its weight is no parameter" in limit_of(nn.Sequential(old, nn.Linear(4, 3).double()), normal(6, 5))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 3), nn.ConvTranspose1d(3, 4, 3), nn.InstanceNorm1d(3, affine=True)])
+def test_a_sample_without_a_batch_axis_is_a_limit(layer):
+    assert "no batch axis" in limit_of(layer.double(), normal(3, 20))
+    assert check_gradients(layer, normal(2, 3, 20)).verdict == "lawful"
+
+
+def test_a_call_by_keyword_is_a_limit_of_that_layer():
+    model = Applied(lambda m, x: m.b(m.a(input=x)))
+    assert limit_of(model, normal(6, 5)) == "a: its input was passed by keyword; pass it by place"
+    assert check_gradients(model, normal(6, 5)).verdict == "lawful"
+    assert "by keyword" in limit_of(Applied(lambda m, x: m.a(m.a(input=x))), normal(6, 5))
+
+
+def test_a_reentrant_checkpoint_is_a_limit():
+    whole = Applied(lambda m, x: checkpoint(m.a, x, use_reentrant=True))
+    assert "a: it ran without gradients" in limit_of(whole, normal(6, 5).requires_grad_())
+    part = Applied(lambda m, x: checkpoint(m.b, m.a(x), use_reentrant=True))
+    assert "a reentrant checkpoint hides" in limit_of(part, normal(6, 5).requires_grad_())
+    other = Applied(lambda m, x: checkpoint(m.b, m.a(x), use_reentrant=False))
+    assert_gradients_lawful(other, normal(6, 5).requires_grad_())
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.b(m.a(x)) @ m.b.weight,
+        lambda m, x: m.b(m.a(x)) + m.b.weight.square().sum(),
+        lambda m, x: m.b(m.b(m.a(x @ m.a.weight))),
+    ],
+)
+def test_a_weight_that_a_function_uses_too_leaves_the_layers_own_share(forward):
+    model = Applied(forward)
+    held = dict(model.named_parameters())
+    report = assert_gradients_lawful(model, normal(6, 5))
+    assert {check.tensors.split(":")[0] for check in report.checks} == {"a", "b"}
+    assert all(parameter is held[name] for name, parameter in model.named_parameters())
+
+
+def test_a_forward_pass_that_fails_leaves_the_model_as_it_was():
+    model = Applied(lambda m, x: m.a(x[:, :4]))
+    held = dict(model.named_parameters())
+    with pytest.raises(ValueError, match="fails on inputs"):
+        check_gradients(model, normal(6, 5))
+    assert all(parameter is held[name] for name, parameter in model.named_parameters())
+    assert not any("_law_input" in module.__dict__ for module in model.modules())
 
 
 def test_frozen_parameters_take_their_own_laws_away_and_no_other():

@@ -8,11 +8,12 @@ from kernels_with_faults import ByHand, Shampoo
 from torch import optim
 
 from nlcompanion import LawError, OptimizerLaws, assert_optimizer_lawful, check_optimizer
+from nlcompanion.testing.optimizer_families import known_laws
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 ADAMW = OptimizerLaws(
     "decoupled", 0, lambda group, g: group["lr"] * g.sign(), None, ("signs", "permutations"),
-    lambda group: group["lr"] * (0.1 / 1.9) ** 0.5,
+    lambda group, n: group["lr"] * (0.1 / 1.9) ** 0.5,
 )  # fmt: skip
 LION = OptimizerLaws("decoupled", 0, lambda group, g: group["lr"] * g.sign(), None, ("signs", "permutations"))
 SHAMPOO = OptimizerLaws("decoupled", 0.0, equivariance=("orthogonal",), elementwise=False, ndim=2)
@@ -135,6 +136,67 @@ def test_rules_of_ones_own_are_declared():
     assert [check.law for check in report.broken] == ["orthogonal commute with the step"]
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-6, 1e-5, 1e-2])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "centered", "Adagrad"])
+def test_an_eps_is_part_of_the_rule(name, eps):
+    kind, settings, _ = FAMILIES[name]
+    factory = functools.partial(kind, lr=1e-3, eps=eps, **settings)
+    assert_optimizer_lawful(factory)
+
+
+def test_an_eps_that_is_off_is_found():
+    """By a millionth of the step; and where the law does not name it, what leaving it out changes is allowed for."""
+    named = OptimizerLaws(first_step=lambda group, g: group["lr"] * g / (g.abs() + 1e-6), eps_degree=1)
+    check_optimizer(lambda p: ByHand(p, eps=1e-6), laws=named, raise_error=True)
+    report = check_optimizer(lambda p: ByHand(p, eps=2e-6), laws=named)
+    assert [check.law for check in report.broken] == ["the first step has the family's size"]
+    report = check_optimizer(lambda p: ByHand(p, eps=1e-3), laws=ADAMW)
+    floors = {check.law: check.floor for check in report.checks}
+    assert report.verdict == "lawful"
+    assert 3e-4 < floors["the first step has the family's size"] < 1.1e-3
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("more", [{}, {"dampening": 0.3}, {"nesterov": True}])
+def test_the_white_size_of_sgd_is_the_norm_of_what_each_gradient_gives(momentum, more):
+    """The n-th gradient is the n-th unit vector, so that a step shows the share of each."""
+    if more.get("nesterov") and not momentum:
+        return
+    count = 9
+    p = torch.nn.Parameter(torch.zeros(count, dtype=torch.float64))
+    optimizer = optim.SGD([p], lr=0.5, momentum=momentum, **more)
+    white = known_laws(optimizer).white_rms
+    for n in range(1, count + 1):
+        before, p.grad = p.detach().clone(), torch.eye(count, dtype=torch.float64)[n - 1]
+        optimizer.step()
+        assert float((p.detach() - before).norm()) == pytest.approx(white(optimizer.param_groups[0], n), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "factory",
+    [
+        functools.partial(optim.Adam, lr=1e-3, betas=(0.99, 0.999)),
+        functools.partial(optim.Adam, lr=1e-3, betas=(0.999, 0.999)),
+        functools.partial(optim.Adam, lr=1e-3, betas=(0.9, 0.5)),
+        functools.partial(optim.Adam, lr=1e-3, betas=(0.99, 0.9)),
+        functools.partial(optim.SGD, lr=1e-3, momentum=0.999),
+        functools.partial(optim.SGD, lr=1e-3, momentum=1.0),
+    ],
+)
+def test_a_long_memory_is_judged_at_the_step_it_has_reached(factory, seed):
+    assert_optimizer_lawful(factory, seed=seed)
+
+
+def test_a_learning_rate_in_a_tensor_rounds_in_its_own_dtype():
+    for kind in (optim.AdamW, optim.Adam, optim.SGD):
+        report = assert_optimizer_lawful(lambda p, kind=kind: kind(p, lr=torch.tensor(1e-2), weight_decay=0.1))
+        assert max(check.visible for check in report.checks if check.tensors != "64 x 64") < 0.1
+    double = torch.tensor(1e-2, dtype=torch.float64)
+    report = assert_optimizer_lawful(lambda p: optim.AdamW(p, lr=double, weight_decay=0.1))
+    assert report.checks[0].floor < 1e-11
+
+
 def test_a_rule_that_is_in_no_table_is_said_to_be():
     report = check_optimizer(lambda p: ByHand(p))
     assert "declare its laws" in report.limits[0]
@@ -160,5 +222,11 @@ def test_bad_input_gives_an_error_that_names_the_cause():
 
     with pytest.raises(TypeError, match="closure"):
         check_optimizer(Closing)
+    with pytest.raises(ValueError, match="lr is 0"):
+        check_optimizer(lambda p: optim.SGD(p, lr=0.0))
+    with pytest.raises(TypeError, match="as one group"):
+        check_optimizer(lambda p: optim.SGD([{"params": [x]} for x in p], lr=0.1))
+    with pytest.raises(TypeError, match=r"as one group; .* given two groups, it fails"):
+        check_optimizer(lambda p: optim.SGD([x for x in p if x.ndim], lr=0.1))
     with pytest.raises(ValueError, match="not finite"):
         check_optimizer(lambda p: optim.SGD(p, lr=1e308), laws=OptimizerLaws())
