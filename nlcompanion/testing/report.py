@@ -37,6 +37,11 @@ class LawCheck:
     survives: tuple[str, ...] = ()
 
 
+def _defect_text(check: LawCheck) -> str:
+    """Below the floor it is rounding, whose digits are the processor's and say nothing of the law."""
+    return "below floor" if check.defect <= check.floor else f"{check.defect:.1e}"
+
+
 @dataclass(frozen=True)
 class Report:
     """The laws checked, in order, and what could not be checked and why."""
@@ -91,7 +96,7 @@ class Report:
     def __str__(self) -> str:
         head = ("law", "tensors", "head", "defect", "floor", "visible", "verdict")
         rows = [
-            (c.law, c.tensors, c.head, f"{c.defect:.1e}", f"{c.floor:.1e}", f"{c.visible:.1e}", c.verdict)
+            (c.law, c.tensors, c.head, _defect_text(c), f"{c.floor:.1e}", f"{c.visible:.1e}", c.verdict)
             for c in self.checks
         ]
         widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
