@@ -37,9 +37,11 @@ class LawCheck:
     survives: tuple[str, ...] = ()
 
 
-def _defect_text(check: LawCheck) -> str:
-    """Below the floor it is rounding, whose digits are the processor's and say nothing of the law."""
-    return "below floor" if check.defect <= check.floor else f"{check.defect:.1e}"
+def _defect_and_floor(check: LawCheck) -> tuple[str, str]:
+    """Below the floor all is rounding, which chooses the entry looked at, too: digits that say nothing of the law."""
+    if check.defect <= check.floor:
+        return "below floor", "-"
+    return f"{check.defect:.1e}", f"{check.floor:.1e}"
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,7 @@ class Report:
 
     def __str__(self) -> str:
         head = ("law", "tensors", "head", "defect", "floor", "visible", "verdict")
-        rows = [
-            (c.law, c.tensors, c.head, _defect_text(c), f"{c.floor:.1e}", f"{c.visible:.1e}", c.verdict)
-            for c in self.checks
-        ]
+        rows = [(c.law, c.tensors, c.head, *_defect_and_floor(c), f"{c.visible:.1e}", c.verdict) for c in self.checks]
         widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
         notes = [f"{count} of these laws survive {what}" for what, count in self.surviving.items()]
