@@ -13,6 +13,7 @@ BIN     := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY      := $(BIN)/python
 READY   := $(VENV)/nlcompanion-installed.json
 BENCHES := $(sort $(wildcard benchmarks/bench_*.py))
+PEERS   := $(sort $(wildcard benchmarks/peers/bench_*.py))
 
 # One thread everywhere: the same last bits, and no waiting for a busy neighbour.
 export OMP_NUM_THREADS = 1
@@ -28,7 +29,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test test-all test-elsewhere test-versions bugs lab notebooks results bench clean FORCE
+.PHONY: help book pdf test test-all test-elsewhere test-versions bugs lab notebooks results bench bench-peers clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -70,8 +71,12 @@ results: $(READY) ## measure book/results/ again (long runs, optional data)
 bench: $(READY) ## run every benchmark, one after another
 	@missed=0; for bench in $(BENCHES); do echo "== $$bench"; $(PY) "$$bench" || missed=1; done; exit $$missed
 
+bench-peers: $(READY) ## the same against packages on JAX, in an environment of their own
+	@$(PY) benchmarks/peers/environment.py
+	@missed=0; for bench in $(PEERS); do echo "== $$bench"; $(PY) "$$bench" || missed=1; done; exit $$missed
+
 clean: ## remove all that these commands made, .venv included
-	rm -rf $(VENV) _build .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .benchmarks
+	rm -rf $(VENV) .venv-peers _build .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
 

@@ -80,6 +80,7 @@ from .monitoring import LedgerError as LedgerError
 from .monitoring import RadiusTracker as RadiusTracker
 from .networks import Ensemble as Ensemble
 from .networks import FlatLoss as FlatLoss
+from .networks import KernelProduct as KernelProduct
 from .networks import OutputMotion as OutputMotion
 from .networks import Power as Power
 from .networks import RePU as RePU
@@ -89,6 +90,7 @@ from .networks import ensemble as ensemble
 from .networks import flat_loss as flat_loss
 from .networks import mlp as mlp
 from .networks import ntk as ntk
+from .networks import ntk_product as ntk_product
 from .networks import output_motion as output_motion
 from .networks import over_members as over_members
 from .networks import vgg11 as vgg11

@@ -1,6 +1,8 @@
 """Scikit-learn's digits: embedded, 8 x 8 pixels."""
 
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -35,14 +37,11 @@ def digits(split: Literal["train", "test", "all"] = "train") -> Dataset:
         [0, 0, 0, 12, 13, 5, 0, 0]
     """
     check_split(split, ("train", "test", "all"))
-    with needs("training"):
-        from sklearn.datasets import load_digits
-
-    raw = load_digits()
+    pixels, labels = _table()
     everything = Dataset(
         name="digits",
-        images=torch.from_numpy(raw.images.astype(np.uint8))[:, None],
-        labels=torch.from_numpy(raw.target.astype(np.int64)),
+        images=torch.from_numpy(pixels).view(-1, 1, 8, 8),
+        labels=torch.from_numpy(labels),
         classes=tuple("0123456789"),
         levels=16,
         source="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning "
@@ -58,3 +57,18 @@ def digits(split: Literal["train", "test", "all"] = "train") -> Dataset:
         train[members[: round(0.8 * len(members))]] = True
     part = everything[torch.from_numpy(train if split == "train" else ~train)]
     return replace(part, name=f"digits {split}")
+
+
+def _table() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels ``(1797, 64)`` and labels, from scikit-learn's file; to import scikit-learn for it takes a second."""
+    found = find_spec("sklearn")
+    if found is not None and found.origin:
+        file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.exists():
+            table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+            return np.ascontiguousarray(table[:, :-1]), table[:, -1].astype(np.int64)
+    with needs("training"):
+        from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    return raw.data.astype(np.uint8), raw.target.astype(np.int64)

@@ -37,10 +37,14 @@ class System:
         self.last_bad: float | None = None
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
+        return self.counted(self.slope, t, y)
+
+    def counted(self, function: Callable, t: float, y: np.ndarray) -> np.ndarray:
+        """A call of what costs a gradient, within the limit, and noted where it is not finite."""
         if self.nfev >= self.max_nfev:
             raise Stalled
         self.nfev += 1
-        out = self.slope(t, y)
+        out = function(t, y)
         if not np.isfinite(out).all():
             self.last_bad = t
         return out
@@ -88,14 +92,19 @@ class Particle(System):
         self.jacobian = self._jacobian
 
     def slope(self, t, y):
+        return np.concatenate([y[self.n :], self.push(t, y)])
+
+    def acceleration(self, t: float, y: np.ndarray) -> np.ndarray:
+        """For solvers that know that the slope of q is v."""
+        return self.counted(self.push, t, y)
+
+    def push(self, t: float, y: np.ndarray) -> np.ndarray:
         n, (c1, c2) = self.n, self.equation(t)
-        out = np.empty_like(y)
-        out[:n] = y[n:]
-        np.multiply(self.gradient(torch.from_numpy(y[:n])).numpy(), -c2, out=out[n:])
+        out = self.gradient(torch.from_numpy(y[:n])).numpy() * -c2
         if self.decay:
-            out[n:] -= c2 * self.decay * y[:n]
+            out -= c2 * self.decay * y[:n]
         if c1:
-            out[n:] -= c1 * y[n:]
+            out -= c1 * y[n:]
         return out
 
     def _jacobian(self, t, y):

@@ -39,6 +39,7 @@ from nlcompanion.dynamics.equations import (
 )
 from nlcompanion.dynamics.failures import why_failed
 from nlcompanion.dynamics.learning_rules import LearningRule
+from nlcompanion.dynamics.nystrom import NystromDOP853
 from nlcompanion.dynamics.stiffness import StiffnessWatch
 from nlcompanion.dynamics.stopping import Steady, StopCondition
 from nlcompanion.dynamics.trajectory import FlowError, Recorder, Trajectory
@@ -138,7 +139,7 @@ def integrate(
     if integrand is not None:
         system = WithIntegral(motion, function("integrand", integrand, "integrand(t, q, v)", 3), t0, y0)
         y0 = system.start
-        _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
+        solver_class = _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
     times = None if t_eval is None else times_within("t_eval", t_eval, t0, t1)
     condition = None if stop is None else StopCondition(stop, system)
     options = {"jac": system.jacobian} if method in _IMPLICIT and system.jacobian else {}
@@ -186,6 +187,8 @@ def _choose(method: str, rule, system: System | WithIntegral, size: int, t0: flo
                 "method='BDF' takes far fewer",
                 stacklevel=3,
             )
+    if method == "DOP853" and type(system) is Particle:
+        return NystromDOP853  # the same steps, with less to move through memory
     return getattr(scipy.integrate, method)
 
 

@@ -15,14 +15,21 @@ class LossGradient:
     """The gradient of ``f`` at a float64 point, with ``f``'s value checked to be a finite scalar.
 
     Non-finite values make the gradient NaN: adaptive solvers then shorten the step, and callers can tell.
+
+    A loss may offer a faster way than autograd, as an attribute ``value_and_gradient``: a function
+    ``q -> (value, gradient)`` of a float and a float64 tensor, or None where it has none.
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor]):
         self.f = function("f", f, "f(q) -> scalar tensor", 1)
+        self.offered = getattr(f, "value_and_gradient", None)
         self.calls = 0
 
     def __call__(self, q: Tensor) -> Tensor:
         self.calls += 1
+        if self.offered is not None:
+            value, slope = self.offered(q)
+            return slope if math.isfinite(value) else torch.full_like(slope, math.nan)
         q = q.detach().requires_grad_()
         value = self.f(q)
         self._check(value)

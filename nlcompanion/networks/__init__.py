@@ -5,11 +5,12 @@ from nlcompanion.networks.convnets import conv_bn, vgg11
 from nlcompanion.networks.ensembles import Ensemble, ensemble, over_members
 from nlcompanion.networks.flat_loss import FlatLoss, flat_loss
 from nlcompanion.networks.mlp import mlp
-from nlcompanion.networks.tangent_kernel import OutputMotion, ntk, output_motion
+from nlcompanion.networks.tangent_kernel import KernelProduct, OutputMotion, ntk, ntk_product, output_motion
 
 __all__ = [
     "Ensemble",
     "FlatLoss",
+    "KernelProduct",
     "OutputMotion",
     "Power",
     "RePU",
@@ -19,6 +20,7 @@ __all__ = [
     "flat_loss",
     "mlp",
     "ntk",
+    "ntk_product",
     "output_motion",
     "over_members",
     "vgg11",

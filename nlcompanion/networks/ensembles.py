@@ -93,7 +93,7 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = layer_input(x, "(N, ...)")
         x = x.flatten(1).T if x.ndim > 1 else x[None].T
-        first = next((layer for layer in self.children() if isinstance(layer, _Linears)), None)
+        first = next((layer for layer in self.children() if isinstance(layer, MemberLinears)), None)
         if first is not None and (x.shape[0] != first.weight.shape[-1] or x.dtype != first.weight.dtype):
             raise ValueError(
                 f"x gives {x.shape[0]} numbers of {x.dtype} for a sample, these members take "
@@ -187,7 +187,7 @@ def over_members(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
 
     Returns:
         ``loss(outputs, targets) -> scalar`` for outputs of shape ``(E, N, ...)``; its attribute ``each`` gives the
-        members' own, shape ``(E,)``.
+        members' own, shape ``(E,)``, and ``single`` is the loss that was given.
 
     Source: none.
 
@@ -222,11 +222,11 @@ def over_members(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
     def total(outputs: Tensor, targets: Tensor) -> Tensor:
         return each(outputs, targets).sum()
 
-    total.each = each  # type: ignore[attr-defined]
+    total.each, total.single = each, loss  # type: ignore[attr-defined]
     return total
 
 
-class _Linears(nn.Module):
+class MemberLinears(nn.Module):
     """``W_e x + b_e`` for all members by one batched product."""
 
     def __init__(self, layers: list[nn.Linear]):
@@ -243,7 +243,7 @@ class _Linears(nn.Module):
         return out if self.bias is None else out + self.bias[:, :, None]
 
 
-class _Activations(nn.Module):
+class MemberActivations(nn.Module):
     """An activation with trained parameters, each member with its own."""
 
     def __init__(self, layers: list[nn.Module]):
@@ -252,8 +252,13 @@ class _Activations(nn.Module):
         for name, p in stack_module_state(layers)[0].items():
             self.register_parameter(name, nn.Parameter(p.detach()))
 
+    @property
+    def template(self) -> nn.Module:
+        """One member's layer; its weights are not the ensemble's."""
+        return self._template[0]
+
     def forward(self, x: Tensor) -> Tensor:
-        each = lambda parameters, x: functional_call(self._template[0], parameters, (x.T,)).T  # noqa: E731
+        each = lambda parameters, x: functional_call(self.template, parameters, (x.T,)).T  # noqa: E731
         return vmap(each)(dict(self.named_parameters()), x)
 
 
@@ -262,13 +267,13 @@ def _layers_of_members(layers: list[nn.Module], name: str) -> nn.Module:
 
     kind = layers[0]
     if isinstance(kind, nn.Linear):
-        return _Linears(cast(list[nn.Linear], layers))
+        return MemberLinears(cast(list[nn.Linear], layers))
     if isinstance(kind, nn.Flatten):
         return nn.Identity()
     if isinstance(kind, (*_ELEMENTWISE, RePU, Power)):
         return copy.deepcopy(kind)
     if isinstance(kind, Swish | nn.PReLU):
-        return _Activations(layers)
+        return MemberActivations(layers)
     raise ValueError(
         f"layer {name} of the members is a {type(kind).__name__}, which an ensemble cannot batch: it takes nn.Linear "
         "and elementwise activations (ReLU, RePU, Swish, tanh, ...); train such networks one after the other"

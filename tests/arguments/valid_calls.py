@@ -523,6 +523,18 @@ call(
     max_memory=2**30,
     vectorize=False,
 )
+call(
+    "ntk_product",
+    nl.ntk_product,
+    {"x2": NONE, "q": NONE, "output": {"zero"}, "max_memory": {"a large integer", "a huge integer"}},
+    model=network(),
+    x1=samples()[0],
+    x2=samples()[0],
+    q=loss().q0,
+    output="full",
+    max_memory=2**30,
+)
+call("KernelProduct", lambda v: nl.ntk_product(network(), samples()[0])(v), v=torch.ones(5, 2, dtype=torch.float64))
 call("output_motion", nl.output_motion, f=loss(), q=loss().q0, v=loss().q0, a=loss().q0)
 
 # --- laws ---------------------------------------------------------------------------------------------------------

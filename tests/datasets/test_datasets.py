@@ -26,6 +26,7 @@ import torch
 from dataset_server import TRAIN, VAL, WNIDS, idx, md5, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
 from nlcompanion import DataError, Dataset, digits, kmnist, tiny_imagenet
 from nlcompanion.datasets import __all__ as public
@@ -232,6 +233,18 @@ def test_what_cannot_be_standardised():
 
 
 # ---- digits
+
+
+def test_digits_are_scikit_learns_and_do_not_load_it(monkeypatch):
+    code = "import sys, nlcompanion; nlcompanion.digits(); print('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    raw, quick = load_digits(), digits("all")
+    assert (quick.images[:, 0].numpy() == raw.images).all()
+    assert (quick.labels.numpy() == raw.target).all()
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # should the file ever move
+    slow = digits("all")
+    assert torch.equal(slow.images, quick.images)
+    assert torch.equal(slow.labels, quick.labels)
 
 
 def test_digits_are_split_once_for_all():

@@ -20,7 +20,7 @@ from nlcompanion.dynamics import (
     newtonian,
     sgd,
 )
-from nlcompanion.networks import flat_loss, mlp, ntk
+from nlcompanion.networks import flat_loss, mlp, ntk, ntk_product
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(6, 4, generator=G, dtype=torch.float64)
@@ -145,3 +145,69 @@ def test_what_linearised_dynamics_refuses():
         linearized_dynamics(H, u, u, [0.5], cross=H)
     with pytest.raises(ValueError, match=r"u0 has shape \(2,\) and y \(1,\)"):
         linearized_dynamics(H, u, torch.zeros(1), [0.5])
+
+
+# --- a kernel of which there is only a map -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_map_predicts_what_its_matrix_does(name):
+    rule, f = RULES[name], flat_loss(mlp((4, 30, 2), "tanh", seed=3), X, Y, HALF_SUM)
+    t0 = 0.5 if name == "Nesterov" else 0.0
+    times = torch.linspace(t0, 6, 13, dtype=torch.float64)
+    u0, elsewhere = f.outputs(f.q0), {"u0_cross": f.outputs(f.q0, Z)}
+    H, K = (ntk_product(f, *points) for points in ((X,), (Z, X)))
+    for cross, known in (({}, {}), ({"cross": K, **elsewhere}, {"cross": ntk(f, Z, X), **elsewhere})):
+        predicted = linearized_dynamics(H, u0, Y, times, rule, t0=t0, weight=0.7, **cross)
+        exact = linearized_dynamics(ntk(f, X), u0, Y, times, rule, t0=t0, weight=0.7, **known)
+        assert (predicted - exact).abs().max() < 1e-8
+    careless = linearized_dynamics(H, u0, Y, times, rule, t0=t0)  # the control: another weight
+    exact = linearized_dynamics(ntk(f, X), u0, Y, times, rule, t0=t0, weight=0.7)
+    assert (careless - exact).abs().max() > 1e-3
+
+
+def test_a_map_of_many_points_is_asked_few_times():
+    """A spectrum that falls off, as kernels' do, over 2,000 points: some thirty products stand for all modes."""
+    n, g, calls, asked = 2000, torch.Generator().manual_seed(0), [], []
+    curvature = 1.0 / torch.arange(1, n + 1, dtype=torch.float64) ** 2
+    start = torch.randn(n, generator=g, dtype=torch.float64)
+
+    def product(r):
+        calls.append(r)
+        return curvature * r
+
+    t = torch.tensor([0.0, 1.0, 10.0, 100.0], dtype=torch.float64)
+    for tolerance, within in ((1e-10, 1e-9), (1e-4, 1e-3)):
+        calls.clear()
+        u = linearized_dynamics(product, start, torch.zeros(n), t, newtonian(), tolerance=tolerance)
+        exact = torch.cos(curvature.sqrt() * t[:, None]) * start
+        assert (u - exact).norm(dim=1).max() < within * start.norm()
+        asked.append(len(calls))
+    assert asked[1] < asked[0] < 150  # a loose tolerance ends earlier
+
+
+def test_a_map_from_a_start_that_lies_in_few_modes():
+    curvature = torch.tensor([4.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    H = lambda r: curvature * r  # noqa: E731
+    zero, t = torch.zeros(4), [0.0, 1.0, 2.0]
+    assert (linearized_dynamics(H, zero, zero, t) == 0).all()
+    u = linearized_dynamics(H, [1.0, 0.0, 0.0, 0.0], zero, t)  # the first mode alone
+    assert torch.allclose(u[:, 0], torch.exp(-4 * torch.tensor(t).double()))
+    u = linearized_dynamics(H, [1.0, 0.0, 1.0, 1.0], zero, t, newtonian())
+    assert torch.allclose(u[:, 2], torch.ones(3).double())  # flat modes stay
+    assert torch.allclose(u[:, 0], torch.cos(2 * torch.tensor(t).double()))
+
+
+def test_maps_that_are_no_kernel():
+    u = torch.randn(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lopsided = torch.randn(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with pytest.raises(ValueError, match="not symmetric"):
+        linearized_dynamics(lambda r: lopsided @ r, u, 0 * u, [1.0])
+    with pytest.raises(ValueError, match="negative eigenvalue, -1"):
+        linearized_dynamics(lambda r: -r, u, 0 * u, [1.0])
+    with pytest.raises(ValueError, match=r"kernel\(r\) has shape \(3,\) for residuals of shape \(5,\)"):
+        linearized_dynamics(lambda r: r[:3], u, 0 * u, [1.0])
+    with pytest.raises(ValueError, match=r"kernel\(r\) holds a value that is not finite"):
+        linearized_dynamics(lambda r: r / 0, u, 0 * u, [1.0])
+    with pytest.raises(ValueError, match=r"cross\(r\) gives 5 numbers and u0_cross holds 2"):
+        linearized_dynamics(lambda r: r, u, 0 * u, [1.0], cross=lambda r: r, u0_cross=u[:2])

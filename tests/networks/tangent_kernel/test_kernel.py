@@ -1,4 +1,4 @@
-"""The tangent kernel, against its definition, and what moves the outputs, against derivatives along a curve."""
+"""The tangent kernel, against its definition."""
 
 import math
 import os
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nlcompanion.networks import RePU, ensemble, flat_loss, mlp, ntk, output_motion, tangent_kernel
+from nlcompanion.networks import ensemble, flat_loss, mlp, ntk
+from nlcompanion.networks.tangent_kernel import kernel
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(6, 4, generator=G, dtype=torch.float64)
@@ -70,7 +71,9 @@ def test_the_definition(net):
         assert torch.allclose(H, by_hand(net, X, X if other is None else other), rtol=1e-12, atol=1e-12)
         assert torch.allclose(ntk(net, X, other, output="trace"), H.diagonal(dim1=2, dim2=3).sum(-1), rtol=1e-12)
         assert torch.allclose(ntk(net, X, other, output=1), H[..., 1, 1], rtol=1e-12, atol=1e-14)
-        assert torch.allclose(ntk(net, X, other, vectorize=False), H, rtol=1e-12, atol=1e-13)
+        for vectorize in (True, False):
+            J = ntk(net, X, other, method="jacobian", vectorize=vectorize)
+            assert torch.allclose(J, H, rtol=1e-12, atol=1e-13)
 
 
 @given(st.integers(1, 7), st.sampled_from(["full", "trace", 0]), st.booleans())
@@ -98,14 +101,14 @@ def test_outputs_change_places_with_their_samples(chunk):
 
 def test_symmetry_is_made(monkeypatch):
     """Products A A^T come out with different last bits on either side of the diagonal on some processors."""
-    exact = tangent_kernel._product
+    exact = kernel.add_product
 
-    def careless(left, right, output):
-        block = exact(left, right, output)
-        upper = torch.ones(block.shape[:2]).triu(1).view(*block.shape[:2], *(1,) * (block.ndim - 2))
-        return block * (1 + 1e-16 * upper * 4)
+    def careless(target, left, right, strip):
+        exact(target, left, right, strip)
+        upper = torch.ones(target.shape[:2]).triu(1).view(*target.shape[:2], *(1,) * (target.ndim - 2))
+        target *= 1 + 1e-16 * upper * 4
 
-    monkeypatch.setattr(tangent_kernel, "_product", careless)
+    monkeypatch.setattr(kernel, "add_product", careless)
     for output in ("full", "trace", 0):
         for chunk in (None, 4):
             H = ntk(NETWORKS["mlp"], X, output=output, chunk=chunk)
@@ -136,14 +139,17 @@ def test_frozen_parameters_do_not_count():
 
 def test_a_kernel_that_would_not_fit():
     net = mlp((4, 100, 10))
-    with pytest.raises(
-        MemoryError, match=r"\(6, 6, 10, 10\) takes 28,800 bytes .* rows of 1 sample.* 672,000 more, .* = 100,000"
-    ):
-        ntk(net, X, max_memory=100_000)
+    rows = {"method": "jacobian"}
+    stated = r"\(6, 6, 10, 10\) takes 28,800 bytes, .* 1 sample\(s\) 672,000 and .* 12,500 more, .* = 100,000"
+    with pytest.raises(MemoryError, match=stated):
+        ntk(net, X, max_memory=100_000, **rows)
     with pytest.raises(MemoryError, match="take output='trace' or one output, a smaller chunk"):
-        ntk(net, X, max_memory=1_000_000, chunk=6)
-    assert ntk(net, X, max_memory=1_000_000).shape == (6, 6, 10, 10)
-    assert ntk(net, X, max_memory=100_000, output=0).shape == (6, 6)  # what the message advises
+        ntk(net, X, max_memory=1_000_000, chunk=6, **rows)
+    assert ntk(net, X, max_memory=1_000_000, **rows).shape == (6, 6, 10, 10)
+    assert ntk(net, X, max_memory=100_000, output=0, **rows).shape == (6, 6)  # what the message advises
+    assert ntk(net, X, max_memory=100_000).shape == (6, 6, 10, 10)  # its layers need less
+    with pytest.raises(MemoryError, match=r"takes 28,800 bytes, .* = 40,000; take output='trace'"):
+        ntk(net, X, max_memory=40_000)
     many = torch.empty(10**6, 4).expand(10**6, 4)
     with pytest.raises(MemoryError, match=r"takes 8,000,000,000,000 bytes"):
         ntk(net, many, output="trace")
@@ -151,15 +157,19 @@ def test_a_kernel_that_would_not_fit():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak that Linux keeps of a process")
 @pytest.mark.parametrize(
-    "model",
+    ("model", "settings"),
     [
-        'mlp((50, 300, 300, 1), "tanh"), torch.randn(150, 50, dtype=torch.float64)',
-        "nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), "
-        "nn.Flatten(), nn.Linear(8, 1)).double(), torch.randn(500, 1, 28, 28, dtype=torch.float64)",
+        ('mlp((50, 300, 300, 1), "tanh"), torch.randn(150, 50, dtype=torch.float64)', 'output=0, method="jacobian"'),
+        (
+            "nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), "
+            "nn.Flatten(), nn.Linear(8, 1)).double(), torch.randn(500, 1, 28, 28, dtype=torch.float64)",
+            "output=0",
+        ),
+        ('mlp((50, 300, 300, 10), "tanh"), torch.randn(3000, 50, dtype=torch.float64)', 'output="trace"'),
     ],
-    ids=["parameters", "activations"],
+    ids=["rows of the Jacobian", "patches of convolutions", "slopes of layers"],
 )
-def test_memory_stays_within_what_is_stated(model):
+def test_memory_stays_within_what_is_stated(model, settings):
     """In a process of its own, whose peak is read from the operating system (ru_maxrss would be the parent's)."""
     code = """
 import torch
@@ -170,12 +180,12 @@ net, x = MODEL
 def peak():
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-ntk(net, x[:2], output=0)
+ntk(net, x[:2], SETTINGS)
 before = peak()
 for allowed in (2**27, 2**31):
-    ntk(net, x, output=0, max_memory=allowed)
+    ntk(net, x, SETTINGS, max_memory=allowed)
     print(peak() - before)
-""".replace("MODEL", model)
+""".replace("MODEL", model).replace("SETTINGS", settings)
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc hands freed tensors back at once
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, env=environment)
     small, large = map(int, run.stdout.split())
@@ -247,32 +257,3 @@ def test_integers_for_an_embedding():
     x = torch.tensor([[0, 1], [1, 2], [9, 9], [0, 1]])
     assert torch.allclose(ntk(net, x), by_hand(net, x, x), rtol=1e-12)
     assert torch.equal(ntk(net, x)[0], ntk(net, x)[3])
-
-
-# --- what moves the outputs ---------------------------------------------------------------------------------------
-
-
-def test_rate_push_and_bend_are_derivatives_along_a_curve():
-    f = flat_loss(NETWORKS["swish"], X, Y, HALF_SUM)
-    v, a = torch.randn(2, len(f), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    u = lambda t: f.outputs(f.q0 + t * v + t**2 / 2 * a)  # noqa: E731
-    motion, h = output_motion(f, f.q0, v, a), 1e-3
-    assert torch.allclose(motion.rate, (u(h) - u(-h)) / (2 * h), rtol=1e-4, atol=1e-4)
-    second = (u(h) - 2 * u(0.0) + u(-h)) / h**2
-    assert torch.allclose(motion.push + motion.bend, second, rtol=1e-4, atol=1e-4)
-    assert (motion.push - second).abs().max() > 1e-1  # the control: without the bend
-    slope = torch.func.grad(f)(f.q0)
-    force = torch.einsum("ijcd,jd->ic", ntk(f, X), Y - f.outputs(f.q0))
-    assert torch.allclose(output_motion(f, f.q0, v, -slope).push, force, rtol=1e-10)
-
-
-@pytest.mark.parametrize("p", [0.5, 1.5, 2, 2.5])
-def test_the_bend_of_broken_powers_is_finite(p):
-    """Of a dead neuron every derivative is 0, also where that of the power alone is infinite."""
-    f = flat_loss(mlp((4, 7, 2), RePU(p), seed=1), X, Y, HALF_SUM)
-    v = torch.randn(len(f), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    assert (f.model[1](X) < 0).any()
-    u, h = (lambda t: f.outputs(f.q0 + t * v)), 1e-5
-    motion = output_motion(f, f.q0, v, 0 * v)
-    assert torch.allclose(motion.rate, (u(h) - u(-h)) / (2 * h), rtol=1e-4, atol=1e-6)
-    assert torch.allclose(motion.bend, (u(h) - 2 * u(0.0) + u(-h)) / h**2, rtol=1e-3, atol=1e-3)
