@@ -1,6 +1,7 @@
 """The house: which part may import which, and that no import hides a name, whatever is imported first."""
 
 import ast
+import importlib
 import os
 import pkgutil
 import re
@@ -214,3 +215,12 @@ def test_whatever_is_imported_first_every_public_name_is_what_it_should_be():
     code = f"MODULES = {modules!r}\n{FIRST}"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_no_function_hides_the_folder_that_it_comes_from():
+    """Each folder is an attribute of the one above it, not a function of the same name."""
+    folders = [module.name for module in pkgutil.walk_packages(nlcompanion.__path__, "nlcompanion.") if module.ispkg]
+    for name in folders:
+        folder = importlib.import_module(name)
+        above, _, own = name.rpartition(".")
+        assert getattr(importlib.import_module(above), own) is folder, name

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.audit.double_copy import DoubleCopy
-from nlcompanion.laws.audit.equations import Equations, collect
-from nlcompanion.laws.audit.families import Family, mix, move
-from nlcompanion.laws.audit.identities import identity_of
-from nlcompanion.laws.audit.slices import SHIFT, Layout
+from nlcompanion.laws.auditing.double_copy import DoubleCopy
+from nlcompanion.laws.auditing.equations import Equations, collect
+from nlcompanion.laws.auditing.families import Family, mix, move
+from nlcompanion.laws.auditing.identities import identity_of
+from nlcompanion.laws.auditing.slices import SHIFT, Layout
 
 _NUMBERS = range(700_001, 700_004)
 _HELD = 1e-9  # residual of a law in fresh equations

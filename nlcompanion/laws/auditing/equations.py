@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.audit.double_copy import Activation, DoubleCopy
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, SourcePlace
+from nlcompanion.laws.auditing.double_copy import Activation, DoubleCopy
+from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, SourcePlace
 
 
 @dataclass

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.audit.basis import null_space, readable_basis, simple
-from nlcompanion.laws.audit.double_copy import DoubleCopy
-from nlcompanion.laws.audit.families import Family
-from nlcompanion.laws.audit.slices import SCALE, Atom, Layout, atoms_of, rows_of
+from nlcompanion.laws.auditing.basis import null_space, readable_basis, simple
+from nlcompanion.laws.auditing.double_copy import DoubleCopy
+from nlcompanion.laws.auditing.families import Family
+from nlcompanion.laws.auditing.slices import SCALE, Atom, Layout, atoms_of, rows_of
 
 if TYPE_CHECKING:
-    from nlcompanion.laws.audit.search import Search
+    from nlcompanion.laws.auditing.search import Search
 
 _NUMBERS = range(800_001, 800_004)
 _TURNS = range(810_001, 810_041)

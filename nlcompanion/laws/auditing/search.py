@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from nlcompanion.laws.audit.basis import null_space, readable_basis, simple
-from nlcompanion.laws.audit.double_copy import DoubleCopy
-from nlcompanion.laws.audit.equations import Equations, collect
-from nlcompanion.laws.audit.families import Family, Span
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of
+from nlcompanion.laws.auditing.basis import null_space, readable_basis, simple
+from nlcompanion.laws.auditing.double_copy import DoubleCopy
+from nlcompanion.laws.auditing.equations import Equations, collect
+from nlcompanion.laws.auditing.families import Family, Span
+from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of
 
 ZERO = 1e-10  # a sum this small against its absolute terms is rounding
 CLEARLY_NOT = 1e-7  # and this large it is not
@@ -357,7 +357,7 @@ class Search:
 
     def _rotations(self) -> None:
         """Pairs of slices turned into each other, the same way in all the tensors that a law joins."""
-        from nlcompanion.laws.audit.mixing import find_blocks, find_rotations
+        from nlcompanion.laws.auditing.mixing import find_blocks, find_rotations
 
         may_mix = [k for k, family in enumerate(self.families) if self._may_mix(family)]
         mixed = find_blocks(self.room, self.layout, [self.families[k] for k in may_mix])

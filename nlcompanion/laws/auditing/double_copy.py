@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nlcompanion.laws.audit.sampling import resample, to_double
+from nlcompanion.laws.auditing.sampling import resample, to_double
 from nlcompanion.laws.sources import ELEMENTWISE, source_of
 
 _LOW = (torch.float32, torch.float16, torch.bfloat16)

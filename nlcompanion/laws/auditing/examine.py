@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from nlcompanion._arguments import seed_number
-from nlcompanion.laws.audit.confirm import confirm, defects
-from nlcompanion.laws.audit.double_copy import AuditError, DoubleCopy, double_copy, probe, undisturbed, unwrap
-from nlcompanion.laws.audit.equations import Equations, collect, find_sources
-from nlcompanion.laws.audit.families import Family
-from nlcompanion.laws.audit.identities import identity_of
-from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, counts_of, kind_of, laws_of
-from nlcompanion.laws.audit.parameter_rows import rows_of
-from nlcompanion.laws.audit.report import Audit, Line
-from nlcompanion.laws.audit.search import Search, draws_needed
-from nlcompanion.laws.audit.slices import SHIFT, Layout, layout_of
-from nlcompanion.laws.audit.statements import (
+from nlcompanion.laws.auditing.confirm import confirm, defects
+from nlcompanion.laws.auditing.double_copy import AuditError, DoubleCopy, double_copy, probe, undisturbed, unwrap
+from nlcompanion.laws.auditing.equations import Equations, collect, find_sources
+from nlcompanion.laws.auditing.families import Family
+from nlcompanion.laws.auditing.identities import identity_of
+from nlcompanion.laws.auditing.naming import SYMMETRIES, charge_text, counts_of, kind_of, laws_of
+from nlcompanion.laws.auditing.parameter_rows import rows_of
+from nlcompanion.laws.auditing.report import Audit, Line
+from nlcompanion.laws.auditing.search import Search, draws_needed
+from nlcompanion.laws.auditing.slices import SHIFT, Layout, layout_of
+from nlcompanion.laws.auditing.statements import (
     AFFINE,
     FIXED,
     LINEAR,
