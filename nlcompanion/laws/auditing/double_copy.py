@@ -6,111 +6,26 @@ float64, buffers are what they were before every call, and random numbers follow
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import inspect
-import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from nlcompanion.laws.auditing.double_precision import LOW, TINY, Activation, InDouble, seed_all
 from nlcompanion.laws.auditing.sampling import resample, to_double
-from nlcompanion.laws.sources import ELEMENTWISE, source_of
+from nlcompanion.networks.copies import copied, loose_tensors, unwrapped
+from nlcompanion.networks.nested_data import Precision, call, cast_criterion
+from nlcompanion.networks.recomputation import plain_checkpoints
 
-_LOW = (torch.float32, torch.float16, torch.bfloat16)
-_TINY = 1e-30
 _IS_EPS = re.compile(r"(^|_)eps(ilon)?$")
-_NORMS = {"layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"}
-_CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 
 
 class AuditError(ValueError):
     """The model, its data or its loss cannot be audited; the message names the cause."""
-
-
-@dataclass
-class Activation:
-    """One call of an elementwise function: what went in, and what came out."""
-
-    module: str
-    name: str
-    function: Callable[[Tensor], Tensor]
-    z: Tensor
-    out: Tensor
-
-    def source(self) -> Tensor:
-        """``delta (z s'(z) - s(z))``, elementwise; zero where nothing depends on the output."""
-        if self.out.grad is None:
-            return torch.zeros_like(self.z)
-        return source_of(self.function, self.z, self.out.grad)
-
-
-class _InDouble(TorchFunctionMode):
-    """Casts to lower precision lead to float64; normalisations called as functions lose their eps."""
-
-    def __init__(self, exact: bool, record: list[Activation] | None, path: list[str]):
-        super().__init__()
-        self.exact, self.record, self.path = exact, record, path
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        name = getattr(func, "__name__", "")
-        if func in _CASTS:
-            return torch.Tensor.double(args[0])
-        args = tuple(torch.float64 if isinstance(a, torch.dtype) and a in _LOW else a for a in args)
-        if kwargs.get("dtype") in _LOW:
-            kwargs["dtype"] = torch.float64
-        if self.exact and name in _NORMS:
-            args, kwargs = _without_eps(func, args, kwargs)
-        out = func(*args, **kwargs)
-        if self.record is not None and name in ELEMENTWISE and self.path:
-            self._note(self.record, name, func, args, kwargs, out)
-        return out
-
-    def _note(self, record: list[Activation], name: str, func, args, kwargs, out) -> None:
-        z = args[0] if args else kwargs.get("input")
-        if out is z:  # written in place: what went in is gone
-            return
-        if not (isinstance(z, Tensor) and isinstance(out, Tensor) and out.requires_grad and z.is_floating_point()):
-            return
-        rest = {k: v for k, v in kwargs.items() if k != "input"}
-        if any(isinstance(v, Tensor) for v in (*args[1:], *rest.values())):
-            return
-        out.retain_grad()
-        record.append(Activation(self.path[-1], name, lambda x: func(x, *args[1:], **rest), z, out))
-
-
-def _without_eps(func, args, kwargs):
-    try:
-        bound = inspect.signature(func).bind(*args, **kwargs)
-    except (TypeError, ValueError):
-        if kwargs.get("eps") is not None:
-            kwargs["eps"] = _TINY
-        elif getattr(func, "__name__", "") == "layer_norm" and len(args) >= 5:
-            args = (*args[:4], _TINY, *args[5:])
-        return args, kwargs
-    bound.apply_defaults()
-    if "eps" in bound.arguments:
-        bound.arguments["eps"] = _TINY
-    return bound.args, bound.kwargs
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in {"DataParallel", "DistributedDataParallel"}:
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 @dataclass
@@ -129,6 +44,7 @@ class DoubleCopy:
     positive: bool = False  # parameters are drawn around their start: further away the loss is not finite
     eps: list[tuple[nn.Module, str, float | None]] = field(default_factory=list)
     _buffers: dict[str, Tensor] = field(default_factory=dict)
+    originals: dict[int, str] = field(default_factory=dict)  # names of the model's own parameters, by their ids
     _path: list[str] = field(default_factory=list)
 
     # --- the loss -------------------------------------------------------------------------------------------------
@@ -138,8 +54,8 @@ class DoubleCopy:
         inputs, targets = (self.inputs, self.targets) if data is None else data
         self._restore_buffers()
         self._set_eps(exact)
-        _seed_all(seed)
-        with _InDouble(exact, record, self._path):
+        seed_all(seed)
+        with InDouble(exact, record, self._path), plain_checkpoints:
             value = self._value(inputs, targets)
         if not isinstance(value, Tensor) or value.numel() != 1 or value.ndim > 1:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -162,9 +78,9 @@ class DoubleCopy:
         """All floating numbers that the model puts out, but a loss of its own; None where that cannot be told."""
         self._restore_buffers()
         self._set_eps(True)
-        _seed_all(seed)
+        seed_all(seed)
         try:
-            with torch.no_grad(), _InDouble(True, None, self._path):
+            with torch.no_grad(), InDouble(True, None, self._path), plain_checkpoints:
                 found = call(self.model, data[0])
         except Exception:
             return None
@@ -246,7 +162,7 @@ class DoubleCopy:
 
     def _set_eps(self, exact: bool) -> None:
         for module, name, value in self.eps:
-            setattr(module, name, _TINY if exact else value)
+            setattr(module, name, TINY if exact else value)
 
 
 def _flat(found) -> Tensor | None:
@@ -258,15 +174,6 @@ def _flat(found) -> Tensor | None:
         return None
     parts = [part for part in map(_flat, found) if part is not None]
     return torch.cat(parts) if parts else None
-
-
-def call(model: nn.Module, inputs):
-    """``model(inputs)``; a mapping is passed by keyword, a tuple or list by position."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
 
 
 def double_copy(model: nn.Module, inputs, targets, loss, *, seed: int = 0) -> DoubleCopy:
@@ -281,23 +188,12 @@ def double_copy(model: nn.Module, inputs, targets, loss, *, seed: int = 0) -> Do
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be a function such as torch.nn.functional.cross_entropy, got {loss!r}")
     limits: list[str] = []
-    inner = unwrap(model)
+    inner = unwrapped(model)
     if inner is not model:
         limits.append(f"looked through {type(model).__name__}: parameters carry the names of the model inside")
     _note_hooks(inner, limits)
-    twin = _deepcopy(inner)
-    for p in twin.parameters():
-        p.grad = None
-    twin.double()
-    eps: list[tuple[nn.Module, str, float | None]] = []
-    for module in twin.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor) and value.dtype in _LOW:
-                setattr(module, name, value.double())
-            elif _IS_EPS.search(name) and isinstance(value, float) and 0 < value <= 1e-2:
-                eps.append((module, name, value))
-            elif name == "eps" and value is None and isinstance(module, nn.RMSNorm):
-                eps.append((module, name, torch.finfo(torch.float32).eps))
+    twin = _copy_of(inner).double()
+    eps = _eps_of(twin)
     _note_untrained(twin, limits)
     trained = {name: p for name, p in twin.named_parameters() if p.requires_grad and p.dtype == torch.float64}
     if not trained:
@@ -312,140 +208,39 @@ def double_copy(model: nn.Module, inputs, targets, loss, *, seed: int = 0) -> Do
             f"{', '.join(empty)}: NaN or infinity among the parameters; audit the model before it diverges"
         )
     buffers = {name: b.detach().clone() for name, b in twin.named_buffers(remove_duplicate=False)}
+    criterion = cast_criterion(loss, Precision(torch.float64))
     room = DoubleCopy(
-        twin, to_double(inputs), to_double(targets), loss, limits, trained, start, seed, eps=eps, _buffers=buffers
+        twin, to_double(inputs), to_double(targets), criterion, limits, trained, start, seed, eps=eps, _buffers=buffers
     )
+    room.originals = {id(p): name for name, p in inner.named_parameters()}
     _keep_path(twin, room._path)
     return room
 
 
-def probe(room: DoubleCopy) -> None:
-    """Find out what the loss can stand: its own data, other data, other parameters; whether it is a function at all."""
+def _copy_of(model: nn.Module) -> nn.Module:
+    """A copy without gradients and graphs; tensors that are plain attributes are made float64 too."""
     try:
-        value, gradient = room.gradient(seed=1)
-    except AuditError:
-        raise
-    except Exception as error:
-        raise AuditError(
-            f"the model or its loss fails on the given data, in float64: {type(error).__name__}: {error}; check that "
-            "loss(model(inputs), targets) runs, pass a dict or tuple for several inputs, or loss(model, batch) with "
-            "targets=None"
-        ) from error
-    if not bool(torch.isfinite(value)):
-        raise AuditError(f"the loss is {float(value)} on the given data; an audit needs a finite one")
-    if not all(bool(torch.isfinite(g).all()) for g in gradient.values()):
-        raise AuditError("the gradient on the given data holds NaN or infinity; an audit needs a finite one")
-    if not _same(room.loss(seed=1), value):
-        raise AuditError(
-            "two calls with the same parameters, data and random seed give different losses, so the loss is not a "
-            "function that could have a symmetry; something random ignores torch's, NumPy's and Python's seeds, or "
-            "the model keeps a state of its own between calls"
-        )
-    if not _finite_at(room):
-        room.positive = True
-        if not _finite_at(room):
-            room.samplable = False
-            room.limits.append(
-                "other data than the given ones fail in this model: laws were sought on these data alone"
-            )
-            if not _finite_at(room):
-                raise AuditError("the loss is not finite or fails near the model's own parameters")
-        else:
-            room.limits.append("random parameters were drawn near the model's own: further away the loss is not finite")
-    _check_derivative(room)
-    room.back()
+        twin = copied(model)
+    except (TypeError, ValueError) as error:
+        raise AuditError(f"the original is never touched, and there is no copy to examine: {error}") from error
+    for p in twin.parameters():
+        p.grad = None
+    for module, name, value in list(loose_tensors(twin)):
+        if value.dtype in LOW:
+            setattr(module, name, value.double())
+    return twin
 
 
-def _finite_at(room: DoubleCopy) -> bool:
-    for number in range(900_001, 900_004):
-        try:
-            value, gradient = room.gradient(room.draw(number), seed=number)
-        except AuditError:
-            raise
-        except Exception:
-            return False
-        if not (torch.isfinite(value) and all(bool(torch.isfinite(g).all()) for g in gradient.values())):
-            return False
-    return True
-
-
-def _check_derivative(room: DoubleCopy) -> None:
-    """Whether backward() gives the derivative of the loss: straight-through estimators and detach() do not."""
-    worst = 0.0
-    for number in range(910_001, 910_004):
-        data = room.draw(number)
-        _, gradient = room.gradient(data, seed=number)
-        generator = torch.Generator().manual_seed(number)
-        along = {
-            name: torch.empty(g.shape, dtype=g.dtype).normal_(generator=generator).to(g.device) * g.abs()
-            for name, g in gradient.items()
-        }
-        slope = sum(float((g * along[name]).sum()) for name, g in gradient.items())
-        size = sum(float((g * along[name]).abs().sum()) for name, g in gradient.items())
-        length = max(float(x.abs().max()) for x in along.values())
-        if not size or not length:
-            continue
-        at = {name: p.detach().clone() for name, p in room.parameters.items()}
-        errors = []
-        for h in (1e-4 / length, 1e-5 / length, 1e-6 / length, 1e-7 / length):
-            values = []
-            for sign in (1, -1):
-                with torch.no_grad():
-                    for name, p in room.parameters.items():
-                        p.copy_(at[name] + sign * h * along[name])
-                values.append(room.loss(data, seed=number).detach())
-            errors.append(abs(float(values[0] - values[1]) / (2 * h) - slope) / size)
-        worst = max(worst, min(errors))
-    if worst > 1e-2:
-        room.limits.append(
-            f"backward() does not give the derivative of the loss (off by {worst:.0%} of its terms): a detached part, "
-            "a straight-through estimator or a custom autograd function; only what holds of both is called a law"
-        )
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Random states, the default precision and the gradient's mode are afterwards what they were."""
-    python, numpy_state, default = random.getstate(), np.random.get_state(), torch.get_default_dtype()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    try:
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
-            torch.set_default_dtype(torch.float64)
-            yield
-    finally:
-        torch.set_default_dtype(default)
-        torch.use_deterministic_algorithms(deterministic)
-        random.setstate(python)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-def _seed_all(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return bool(abs(a - b) <= 1e-12 * abs(b) + 1e-300)
-
-
-def _deepcopy(model: nn.Module) -> nn.Module:
-    """A copy, also of models that hold tensors which are results (an old weight_norm after its first call)."""
-    memo = {}
+def _eps_of(model: nn.Module) -> list[tuple[nn.Module, str, float | None]]:
+    """Where the modules keep an eps: the module, the attribute's name and its value."""
+    found: list[tuple[nn.Module, str, float | None]] = []
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise AuditError(
-            f"the model cannot be copied ({type(error).__name__}: {error}), and the original is never touched; make "
-            "what it holds copyable, or audit a fresh one from the same class"
-        ) from error
+        for name, value in vars(module).items():
+            if _IS_EPS.search(name) and isinstance(value, float) and 0 < value <= 1e-2:
+                found.append((module, name, value))
+            elif name == "eps" and value is None and isinstance(module, nn.RMSNorm):
+                found.append((module, name, torch.finfo(torch.float32).eps))
+    return found
 
 
 def _note_hooks(model: nn.Module, limits: list[str]) -> None:

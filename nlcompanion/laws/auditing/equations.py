@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.auditing.double_copy import Activation, DoubleCopy
+from nlcompanion.laws.auditing.double_copy import DoubleCopy
+from nlcompanion.laws.auditing.double_precision import Activation
 from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, SourcePlace
 
 

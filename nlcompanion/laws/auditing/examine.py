@@ -12,12 +12,14 @@ from torch import nn
 
 from nlcompanion._arguments import seed_number
 from nlcompanion.laws.auditing.confirm import confirm, defects
-from nlcompanion.laws.auditing.double_copy import AuditError, DoubleCopy, double_copy, probe, undisturbed, unwrap
+from nlcompanion.laws.auditing.double_copy import AuditError, DoubleCopy, double_copy
+from nlcompanion.laws.auditing.double_precision import undisturbed
 from nlcompanion.laws.auditing.equations import Equations, collect, find_sources
 from nlcompanion.laws.auditing.families import Family
 from nlcompanion.laws.auditing.identities import identity_of
 from nlcompanion.laws.auditing.naming import SYMMETRIES, charge_text, counts_of, kind_of, laws_of
 from nlcompanion.laws.auditing.parameter_rows import rows_of
+from nlcompanion.laws.auditing.probing import probe
 from nlcompanion.laws.auditing.report import Audit, Line
 from nlcompanion.laws.auditing.search import Search, draws_needed
 from nlcompanion.laws.auditing.slices import SHIFT, Layout, layout_of
@@ -32,6 +34,7 @@ from nlcompanion.laws.auditing.statements import (
     rates_of,
     statement,
 )
+from nlcompanion.networks.copies import unwrapped
 
 _FORMS = {
     "dead": FIXED,
@@ -65,7 +68,8 @@ def audit(
     Args:
         model: any module; it is copied and comes back untouched. ``torch.compile``, ``DataParallel`` and
             ``DistributedDataParallel`` are looked through. Its train or eval mode is kept.
-        inputs: what the model takes: a tensor, a tuple or list (passed by position), or a mapping (by keyword).
+        inputs: what the model takes: a tensor, a tuple (passed by position), a mapping (by keyword), or anything
+            else as one argument.
         targets: what the loss takes beside the outputs; None if ``loss`` takes model and batch.
         loss: ``loss(outputs, targets) -> scalar``; with ``targets=None`` ``loss(model, inputs) -> scalar``; None for a
             model that returns its own loss (a scalar, or something with ``.loss``).
@@ -117,7 +121,7 @@ def audit(
         limits += _of_data(room, layout, search, seed)
     named = [(_oriented(family), kind_of(family, layout)) for family in families]
     named.sort(key=lambda pair: list(SYMMETRIES).index(pair[1]))
-    groups = _groups(unwrap(model), optimizer)
+    groups = _groups(unwrapped(model), optimizer)
     counts = counts_of(named, layout)
     lines = tuple(
         _line(family, kind, count, layout, optimizer, groups)
@@ -141,7 +145,7 @@ def audit(
         limits=tuple(dict.fromkeys(limits)),
         complete=search.is_complete,
         gap=search.smallest_gap,
-        model=type(unwrap(model)).__name__,
+        model=type(unwrapped(model)).__name__,
         optimizer="gradient flow" if optimizer is None else type(optimizer).__name__,
         size=sum(p.numel() for p in room.parameters.values()),
         seconds=time.perf_counter() - began,
