@@ -7,7 +7,7 @@ float64, buffers are what they were before every call, and random numbers follow
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from nlcompanion.networks.copies import copied, loose_tensors, unwrapped
 from nlcompanion.networks.nested_data import Precision, call, cast_criterion
 from nlcompanion.networks.recomputation import plain_checkpoints
 
+STRETCH = 4.0  # by how much parameters are larger where thresholds are looked for
 _IS_EPS = re.compile(r"(^|_)eps(ilon)?$")
 
 
@@ -42,6 +43,7 @@ class DoubleCopy:
     seed: int
     samplable: bool = True
     positive: bool = False  # parameters are drawn around their start: further away the loss is not finite
+    stretched: bool = False  # every second draw is of larger parameters: an activation has a threshold there
     eps: list[tuple[nn.Module, str, float | None]] = field(default_factory=list)
     _buffers: dict[str, Tensor] = field(default_factory=dict)
     originals: dict[int, str] = field(default_factory=dict)  # names of the model's own parameters, by their ids
@@ -97,16 +99,7 @@ class DoubleCopy:
                 "or from something else than the model's outputs"
             )
         tensors = list(self.parameters.values())
-        found: Sequence[Tensor | None]
-        if record:  # activations want their own gradient, which only backward() leaves behind
-            for p in tensors:
-                p.grad = None
-            value.backward()
-            found = [p.grad for p in tensors]
-            for p in tensors:
-                p.grad = None
-        else:
-            found = torch.autograd.grad(value, tensors, allow_unused=True)
+        found = torch.autograd.grad(value, tensors, allow_unused=True)
         named = zip(self.parameters, found, tensors, strict=True)
         return value.detach(), {
             name: torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g).detach()
@@ -115,10 +108,21 @@ class DoubleCopy:
 
     # --- where it is examined -------------------------------------------------------------------------------------
 
-    def draw(self, number: int):
-        """Move to random parameters and return random data: number ``number`` of this copy's sequence."""
+    def draw(self, number: int, stretch: float | None = None):
+        """Move to random parameters and return random data: number ``number`` of this copy's sequence.
+
+        Args:
+            number: which draw.
+            stretch: a factor of all parameters; left out, 1, or in every second draw ``STRETCH`` where activations are
+                linear for ordinary weights alone.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         self._draw_parameters(generator)
+        factor = (STRETCH if self.stretched and number % 2 else 1.0) if stretch is None else stretch
+        if factor != 1:
+            with torch.no_grad():
+                for p in self.parameters.values():
+                    p.mul_(factor)
         return self.sample(generator)
 
     def sample(self, generator: torch.Generator):

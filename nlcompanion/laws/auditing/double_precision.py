@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nlcompanion.laws.sources import ELEMENTWISE, source_of
+from nlcompanion.laws.sources import ElementwiseCall, noticed, source_of
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
 TINY = 1e-30  # what an eps is set to
@@ -21,21 +20,22 @@ _NORMS = {"layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"}
 _CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 
 
-@dataclass
 class Activation:
-    """One call of an elementwise function: what went in, and what came out."""
+    """One call of an elementwise function in a forward pass; ``delta`` is the gradient at its output, once there."""
 
-    module: str
-    name: str
-    function: Callable[[Tensor], Tensor]
-    z: Tensor
-    out: Tensor
+    def __init__(self, module: str, call: ElementwiseCall):
+        self.module, self.name, self.function, self.z = module, call.name, call.function, call.z
+        self.delta: Tensor | None = None
+        call.out.register_hook(self._keep)  # of this very output, also where later something is written over it
+
+    def _keep(self, delta: Tensor) -> None:
+        self.delta = delta.detach()
 
     def source(self) -> Tensor:
         """``delta (z s'(z) - s(z))``, elementwise; zero where nothing depends on the output."""
-        if self.out.grad is None:
+        if self.delta is None:
             return torch.zeros_like(self.z)
-        return source_of(self.function, self.z, self.out.grad)
+        return source_of(self.function, self.z, self.delta)
 
 
 class InDouble(TorchFunctionMode):
@@ -55,22 +55,12 @@ class InDouble(TorchFunctionMode):
             kwargs["dtype"] = torch.float64
         if self.exact and name in _NORMS:
             args, kwargs = _without_eps(func, args, kwargs)
-        out = func(*args, **kwargs)
-        if self.record is not None and name in ELEMENTWISE and self.path:
-            self._note(self.record, name, func, args, kwargs, out)
+        if self.record is None or not self.path:
+            return func(*args, **kwargs)
+        out, call = noticed(func, args, kwargs)
+        if call is not None:
+            self.record.append(Activation(self.path[-1], call))
         return out
-
-    def _note(self, record: list[Activation], name: str, func, args, kwargs, out) -> None:
-        z = args[0] if args else kwargs.get("input")
-        if out is z:  # written in place: what went in is gone
-            return
-        if not (isinstance(z, Tensor) and isinstance(out, Tensor) and out.requires_grad and z.is_floating_point()):
-            return
-        rest = {k: v for k, v in kwargs.items() if k != "input"}
-        if any(isinstance(v, Tensor) for v in (*args[1:], *rest.values())):
-            return
-        out.retain_grad()
-        record.append(Activation(self.path[-1], name, lambda x: func(x, *args[1:], **rest), z, out))
 
 
 def _without_eps(func, args, kwargs):

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from nlcompanion._arguments import seed_number
-from nlcompanion.laws.auditing.confirm import confirm, defects
-from nlcompanion.laws.auditing.double_copy import AuditError, DoubleCopy, double_copy
+from nlcompanion.laws.auditing.confirm import confirm
+from nlcompanion.laws.auditing.double_copy import AuditError, double_copy
 from nlcompanion.laws.auditing.double_precision import undisturbed
 from nlcompanion.laws.auditing.equations import Equations, collect, find_sources
 from nlcompanion.laws.auditing.families import Family
 from nlcompanion.laws.auditing.identities import identity_of
+from nlcompanion.laws.auditing.limits import limits_of, of_the_data
 from nlcompanion.laws.auditing.naming import SYMMETRIES, charge_text, counts_of, kind_of, laws_of
+from nlcompanion.laws.auditing.own_weights import on_own_weights
 from nlcompanion.laws.auditing.parameter_rows import rows_of
 from nlcompanion.laws.auditing.probing import probe
 from nlcompanion.laws.auditing.report import Audit, Line
@@ -115,10 +117,11 @@ def audit(
         _require_a_gradient(equations)
         search = Search(room, layout, equations)
         search.run()
-        families, refused = confirm(room, layout, search.families)
-        families, broken = defects(room, layout, families)
-        limits = [*room.limits, *search.limits, *_of_refused(refused, layout), *_of_broken(broken, layout)]
-        limits += _of_data(room, layout, search, seed)
+        confirmed = confirm(room, layout, search.families)
+        own = on_own_weights(room, layout, confirmed.families)
+        families = own.families
+        limits = [*room.limits, *search.limits, *limits_of(confirmed, own, layout)]
+        limits += of_the_data(room, layout, search)
     named = [(_oriented(family), kind_of(family, layout)) for family in families]
     named.sort(key=lambda pair: list(SYMMETRIES).index(pair[1]))
     groups = _groups(unwrapped(model), optimizer)
@@ -191,7 +194,7 @@ def _line(family: Family, kind: str, count: int, layout: Layout, optimizer, grou
         kind,
         SYMMETRIES[kind],
         count,
-        _generators(family, layout),
+        family.generators(layout),
         names,
         family.moves(layout),
         charge_text(family, layout),
@@ -201,49 +204,3 @@ def _line(family: Family, kind: str, count: int, layout: Layout, optimizer, grou
         family.moved,
         family.gap,
     )
-
-
-def _generators(family: Family, layout: Layout) -> int:
-    if family.dead:  # every weight moves by itself
-        return sum(atom.index.size * layout.axes[atom.axis].weights_per_slice for atom, _ in family.atoms)
-    if family.is_rotation:
-        return len(family.planes)
-    return family.n + sum(len(block) * (len(block) - 1) for block in family.blocks)
-
-
-def _of_refused(refused: list[Family], layout: Layout) -> list[str]:
-    return [
-        f"nearly a law, not confirmed at a finite distance (the loss moves by {family.moved:.0e}): "
-        f"{', '.join(family.names(layout))}"
-        for family in refused
-    ]
-
-
-def _of_broken(broken: list[Family], layout: Layout) -> list[str]:
-    return [
-        f"holds at random weights and not at the model's own, where the loss has a slope along it (defect "
-        f"{family.defect:.0e}): {SYMMETRIES[kind_of(family, layout)]}, {_generators(family, layout)} of "
-        f"{', '.join(family.names(layout))}; a gate may be open there that random weights leave closed"
-        for family in broken
-    ]
-
-
-def _of_data(room: DoubleCopy, layout: Layout, search: Search, seed: int) -> list[str]:
-    """What holds on the given data only: slices that these data never reach."""
-    limits = [f"{name}: {count} rows were never looked up" for name, count in search.unseen.items()]
-    if not room.samplable:
-        return limits
-    room.samplable = False
-    try:
-        here = collect(room, layout, range(5_001, 5_006))
-    finally:
-        room.samplable = True
-    dead = (here.sizes["shift"].max(0) == 0) & ~search.dead
-    for k, axis in enumerate(layout.axes):
-        count = int(dead[axis.start : axis.start + len(axis)].sum())
-        if count and len(axis.view) > 1 and not search.is_lookup(k):
-            limits.append(
-                f"on the given data only: {count} of {len(axis)} slices of {axis.name} (axis {axis.keep[0]}) get no "
-                "gradient, because inputs vanish there"
-            )
-    return limits

@@ -9,7 +9,7 @@ import numpy as np
 
 from nlcompanion.laws.auditing.basis import null_space, readable_basis, simple
 from nlcompanion.laws.auditing.double_copy import DoubleCopy
-from nlcompanion.laws.auditing.equations import Equations, collect
+from nlcompanion.laws.auditing.equations import Equations, collect, relative
 from nlcompanion.laws.auditing.families import Family, Span
 from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of
 
@@ -52,7 +52,7 @@ class Search:
         self.alone = {kind: np.zeros(layout.count, dtype=bool) for kind in (SCALE, SHIFT)}
         for kind in (SCALE, SHIFT):
             live = sizes[kind] > 1e-11 * np.median(sizes[kind][sizes[kind] > 0])
-            ratio = np.where(live, np.abs(values[kind]) / np.where(live, sizes[kind], 1.0), 0.0)
+            ratio = np.where(live, relative(values[kind], sizes[kind]), 0.0)
             seen = live.sum(0) >= min(3, self.equations.draws)
             worst = ratio.max(0)
             self.alone[kind] = (worst < ZERO) & seen & ~self.dead
@@ -217,8 +217,7 @@ class Search:
                 return True
         if atom.kind == SHEAR and self._is_dead(self.layout.shears[atom.axis].bias):
             return True
-        ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
-        return bool((ratio < ZERO).all())
+        return bool((self.equations.ratio(atom) < ZERO).all())
 
     def _is_dead(self, name: str) -> bool:
         axis = self.layout.axes[self.layout.axes_of(name)[0]]
@@ -329,11 +328,10 @@ class Search:
         )
 
     def _alone_as_a_whole(self, atom: Atom) -> bool:
-        size = self.equations.column(atom, "sizes")
         places = self.layout.axes[atom.axis].start + atom.index
         if (self.dead | self.alone[atom.kind])[places].all():
             return False
-        return bool((np.abs(self.equations.column(atom)) <= ZERO * size).all())
+        return bool((self.equations.ratio(atom) <= ZERO).all())
 
     def _groups(self, n: int, inner: int) -> list[Atom]:
         """Groups of slices that are symmetric together (GroupNorm)."""
@@ -347,9 +345,7 @@ class Search:
                 places = axis.start + index
                 if (self.dead | self.alone[kind])[places].all():
                     continue
-                size = self.equations.column(atom, "sizes")
-                ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
-                if (ratio < ZERO).all():
+                if (self.equations.ratio(atom) < ZERO).all():
                     found.append(atom)
         return found
 
@@ -400,7 +396,7 @@ class Search:
         columns = np.concatenate([self.span.columns(atom)[0] for atom in unknowns])
         matrix = np.concatenate([self.equations.column(atom) for atom in unknowns], axis=1)
         size = np.concatenate([self.equations.column(atom, "sizes") for atom in unknowns], axis=1)
-        zero = (np.abs(matrix) <= ZERO * size).all(0)
+        zero = (relative(matrix, size) <= ZERO).all(0)
         for k, atom in enumerate(unknowns):
             if atom.kind == SHEAR:
                 zero[k] |= self._is_dead(self.layout.shears[atom.axis].bias)
