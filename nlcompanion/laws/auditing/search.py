@@ -396,7 +396,7 @@ class Search:
         columns = np.concatenate([self.span.columns(atom)[0] for atom in unknowns])
         matrix = np.concatenate([self.equations.column(atom) for atom in unknowns], axis=1)
         size = np.concatenate([self.equations.column(atom, "sizes") for atom in unknowns], axis=1)
-        zero = (relative(matrix, size) <= ZERO).all(0)
+        zero = np.asarray((relative(matrix, size) <= ZERO).all(0))
         for k, atom in enumerate(unknowns):
             if atom.kind == SHEAR:
                 zero[k] |= self._is_dead(self.layout.shears[atom.axis].bias)
