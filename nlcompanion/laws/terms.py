@@ -344,13 +344,14 @@ def _overlap(terms: Sequence[Term], q: Tensor) -> bool:
 def _lengths_of_overlapping(terms: Sequence[Term], g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Neuron by neuron, from the entries themselves."""
     n = _neurons_of(terms[0])
-    of_each = list(torch.eye(n, dtype=q.dtype, device=q.device)) or [torch.ones((), dtype=q.dtype, device=q.device)]
-    shifts = [term for term in terms if isinstance(term, Shift)]
-    scales = [term for term in terms if not isinstance(term, Shift)]
+    eye = torch.eye(n, dtype=q.dtype, device=q.device)
+    of_each: Sequence[Tensor] = eye.unbind() if n else [torch.ones((), dtype=q.dtype, device=q.device)]
+    shifts: list[Term] = [term for term in terms if isinstance(term, Shift)]
+    scales: list[Term] = [term for term in terms if not isinstance(term, Shift)]
     slopes, generators = [], []
     for s in of_each:
         moves = torch.zeros_like(q, dtype=torch.bool)  # what a row and a column move in opposite ways stays
-        for same in filter(None, (scales, shifts)):
+        for same in (part for part in (scales, shifts) if part):
             moves |= reduce(torch.add, [term.generate(torch.ones_like(q), s) for term in same]) != 0
         slopes.append((g * moves).square().sum())
         generators.append(reduce(torch.add, [term.generate(q, s) for term in terms]).square().sum())

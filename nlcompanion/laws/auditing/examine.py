@@ -30,6 +30,7 @@ from nlcompanion.laws.auditing.statements import (
     FIXED,
     LINEAR,
     MOMENTUM,
+    PAIRED,
     QUADRATIC,
     SHEARED,
     SOURCED,
@@ -189,7 +190,7 @@ def _line(family: Family, kind: str, count: int, layout: Layout, optimizer, grou
         verdict, formula = "not conserved: the optimizer does not have all its parameters", "no law"
     else:
         rates = rates_of(optimizer, [groups[name] for name in names if name in groups])
-        verdict, formula = statement(_FORMS.get(kind, QUADRATIC), rates)
+        verdict, formula = statement(_form_of(family, kind, layout), rates)
     return Line(
         kind,
         SYMMETRIES[kind],
@@ -204,3 +205,12 @@ def _line(family: Family, kind: str, count: int, layout: Layout, optimizer, grou
         family.moved,
         family.gap,
     )
+
+
+def _form_of(family: Family, kind: str, layout: Layout) -> str:
+    form = _FORMS.get(kind, QUADRATIC)
+    if form != LINEAR:
+        return form
+    numbers = sum(atom.index.shape[1] * layout.axes[atom.axis].weights_per_slice for atom, _ in family.atoms)
+    same = {abs(c) for _, c in family.atoms}
+    return PAIRED if numbers == 2 and len(same) == 1 else LINEAR
