@@ -238,3 +238,12 @@ def test_nor_does_any_other_module():
     modules = [name for name in MODULES if not name.endswith("__main__")]
     assert len(modules) > 60
     names_after(modules)
+
+
+def test_no_function_hides_the_folder_that_it_comes_from():
+    """Each folder is an attribute of the one above it, not a function of the same name."""
+    folders = [module.name for module in pkgutil.walk_packages(nlcompanion.__path__, "nlcompanion.") if module.ispkg]
+    for name in folders:
+        folder = importlib.import_module(name)
+        above, _, own = name.rpartition(".")
+        assert getattr(importlib.import_module(above), own) is folder, name

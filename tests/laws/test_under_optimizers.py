@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nlcompanion import audit, descend, flat_loss, gradient_flow, homogeneous_law, linear_law, mlp, nesterov, sgd
-from nlcompanion.laws.audit.statements import rates_of
+from nlcompanion.laws.auditing.statements import rates_of
 from nlcompanion.laws.under_optimizers import decoupled_decay, statement_under
 
 X = torch.linspace(-1, 1, 20, dtype=torch.float64).view(5, 4).sin()

@@ -10,9 +10,9 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.audit.double_copy import DoubleCopy
-from nlcompanion.laws.audit.equations import Equations
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
+from nlcompanion.laws.auditing.double_copy import DoubleCopy
+from nlcompanion.laws.auditing.equations import Equations, relative
+from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
 from nlcompanion.laws.terms import affine_flow
 
 
@@ -37,6 +37,14 @@ class Family:
     @property
     def n(self) -> int:
         return len(self.atoms[0][0].index)
+
+    def generators(self, layout: Layout) -> int:
+        """How many directions the family leaves the loss alone in."""
+        if self.dead:  # every weight moves by itself
+            return sum(atom.index.size * layout.axes[atom.axis].weights_per_slice for atom, _ in self.atoms)
+        if self.is_rotation:
+            return len(self.planes)
+        return self.n + sum(len(block) * (len(block) - 1) for block in self.blocks)
 
     @property
     def has_source(self) -> bool:
@@ -87,14 +95,20 @@ class Family:
         return tuple(dict.fromkeys(signed))
 
     def only(self, which: np.ndarray) -> Family:
-        """The laws of some of the neurons."""
-        return replace(self, atoms=tuple((replace(a, index=a.index[which]), c) for a, c in self.atoms))
+        """The laws of some of the neurons, by their numbers; blocks keep those of theirs."""
+        atoms = tuple((replace(a, index=a.index[which]), c) for a, c in self.atoms)
+        blocks = (np.flatnonzero(np.isin(which, block)) for block in self.blocks)
+        return replace(self, atoms=atoms, blocks=tuple(block for block in blocks if len(block) > 1))
+
+    def slope(self, equations: Equations) -> tuple[np.ndarray, np.ndarray]:
+        """The loss's slope along each law, and the sum of its absolute terms, both of shape (draws, n)."""
+        value = sum(c * equations.column(atom) for atom, c in self.atoms)
+        size = sum(abs(c) * equations.column(atom, "sizes") for atom, c in self.atoms)
+        return np.abs(value), np.asarray(size)
 
     def residual(self, equations: Equations) -> np.ndarray:
         """Violation relative to the sum of the absolute terms, shape (draws, n); 0 where nothing happened."""
-        value = sum(c * equations.column(atom) for atom, c in self.atoms)
-        size = sum(abs(c) * equations.column(atom, "sizes") for atom, c in self.atoms)
-        return np.abs(value) / np.where(size > 0, size, 1.0)
+        return relative(*self.slope(equations))
 
 
 class Span:

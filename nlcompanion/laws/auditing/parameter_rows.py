@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nlcompanion.laws.audit.families import Family
-from nlcompanion.laws.audit.slices import SCALE, SHIFT, Layout
+from nlcompanion.laws.auditing.families import Family
+from nlcompanion.laws.auditing.slices import SCALE, SHIFT, Layout
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,24 @@ import torch
 from nlcompanion.laws.under_optimizers import is_decoupled
 
 QUADRATIC, LINEAR, AFFINE, FIXED = "quadratic", "linear", "affine", "fixed"
+PAIRED = "paired"  # linear, of two single numbers, whose gradients are equal up to the sign
 MOMENTUM, SOURCED, SHEARED = "momentum", "sourced", "sheared"
 
 _UNIVERSAL = {
     QUADRATIC: "form(g, θ) = 0 at every step; ΔC = 2 form(d, θ) + Q(d)",
     AFFINE: "form(g, θ) = 0 at every step; ΔC = 2 form(d, θ) + Q(d)",
+    PAIRED: "the gradient sums to 0 along it at every step; ΔC = that sum of the step",
     LINEAR: "the gradient sums to 0 along it at every step; ΔC = that sum of the step",
     FIXED: "no gradient",
     MOMENTUM: "⟨g, Aθ⟩ = 0 at every step, A antisymmetric: no charge",
     SHEARED: "⟨g, ξ⟩ = 0 at every step; no charge of its own",
     SOURCED: "form(g, θ) = source at every step; ΔC = 2 form(d, θ) + Q(d)",
 }
+
+_ELEMENTWISE = {  # steps of single numbers, that change sign as all gradients do
+    *("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Lion"),
+}
+_KNOWN = _ELEMENTWISE | {"Muon", "Adafactor", "ASGD"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,9 @@ def statement(form: str, rates: Rates | None) -> tuple[str, str]:
     if form == SOURCED:
         return "balance with a source", _UNIVERSAL[form]
     if rates.name == "SGD":
-        return _of_sgd(form, rates)
+        return _of_sgd(LINEAR if form == PAIRED else form, rates)
+    if form == PAIRED and rates.name in _ELEMENTWISE and (rates.decoupled or not rates.decay):
+        return _paired(rates)
     return _of_others(form, rates)
 
 
@@ -83,6 +92,7 @@ def _of_flow(form: str) -> tuple[str, str]:
     return {
         QUADRATIC: ("conserved", "C = const"),
         LINEAR: ("conserved", "C = const"),
+        PAIRED: ("conserved", "C = const"),
         AFFINE: ("conserved", "C = const"),
         FIXED: ("fixed", "θ = const"),
         MOMENTUM: ("a symmetry without a charge", "⟨Aθ, θ'⟩ = 0, A antisymmetric"),
@@ -105,7 +115,7 @@ def _of_sgd(form: str, r: Rates) -> tuple[str, str]:
         return _linear_of_sgd(r)
     if r.nesterov:
         return _verdict(form, r, "drifting, with momentum"), (
-            "ΔC = 2 form(d, θ) + Q(d), form(g, θ) = 0 (Nesterov; the ledger splits it)"
+            f"ΔC = 2 form(d, θ) + Q(d), form(g, θ) = 0 (Nesterov; the ledger splits it){_equilibrium_ahead(form, r)}"
         )
     if r.momentum:
         squares = f"Q(d(n)) + {r.momentum:g} Q(d(n-1))"
@@ -113,6 +123,7 @@ def _of_sgd(form: str, r: Rates) -> tuple[str, str]:
         decay = f" - {pull:.3g} {'form(θ(n), θ(n))' if form == AFFINE else 'C(n)'}" if pull else ""
         return _verdict(form, r, "drifting by the finite step alone"), (
             f"ΔC(n) - {r.momentum:g} ΔC(n-1) = {squares}{decay}"
+            + (f"; C* = {(1 + r.momentum) / pull:.3g} E[Q(d)]" if pull and form == QUADRATIC else "")
         )
     if not r.decay:
         return _verdict(form, r, "drifting by the finite step alone"), f"ΔC = {r.lr**2:.3g} Q(g)"
@@ -121,6 +132,14 @@ def _of_sgd(form: str, r: Rates) -> tuple[str, str]:
     shrink = 1 - r.lr * r.decay
     equilibrium = f"C* = {r.lr / (r.decay * (1 + shrink)):.3g} E[Q(g)]"
     return _verdict(form, r), f"C(n+1) = {shrink**2:.6g} C(n) + {r.lr**2:.3g} Q(g); {equilibrium}"
+
+
+def _equilibrium_ahead(form: str, r: Rates) -> str:
+    """Where decay and Nesterov's steps balance in the mean, ``b`` the momentum buffer behind the step ``d``."""
+    if not r.decay or form != QUADRATIC:
+        return ""
+    of_steps, of_buffer = (1 - r.momentum) / (2 * r.lr * r.decay), r.momentum**2 / r.decay
+    return f"; C* = {of_steps:.3g} E[Q(d)] - {of_buffer:.3g} E[form(b, d)]"
 
 
 def _verdict(form: str, r: Rates, without_decay: str = "") -> str:
@@ -142,11 +161,28 @@ def _linear_of_sgd(r: Rates) -> tuple[str, str]:
     return "decaying", f"a damped average: ΔC(n) = {kept:.6g} ΔC(n-1) - {pull:.3g} C(n)"
 
 
+def _paired(r: Rates) -> tuple[str, str]:
+    """Of two numbers whose gradients are equal up to the sign, under a step of each number by itself."""
+    if not r.decay:
+        return "conserved exactly", "ΔC(n) = 0: both numbers get the same step, up to the sign"
+    return "decaying", f"C(n+1) = {1 - r.lr * r.decay:.6g} C(n): both numbers get the same step, up to the sign"
+
+
 def _of_others(form: str, r: Rates) -> tuple[str, str]:
-    known = {"Adam", "AdamW", "RMSprop", "Lion", "Muon", "NAdam", "RAdam", "Adagrad", "Adamax", "Adafactor"}
-    who = r.name if r.name in known else f"{r.name} (unknown here)"
-    where = ", which is 0 where the slices' gradients are equal and opposite" if form == LINEAR else ""
-    return f"not conserved by {who}", f"{_UNIVERSAL[form]}{where}{_decay_alone(form, r)}"
+    who = r.name if r.name in _KNOWN else f"{r.name} (unknown here)"
+    return f"not conserved by {who}", f"{_UNIVERSAL[form]}{_decay_alone(form, r)}{_equilibrium(form, r)}"
+
+
+def _equilibrium(form: str, r: Rates) -> str:
+    """Where decoupled decay and steps balance in the mean: what the last steps leave, each shrunk since."""
+    if not r.decay or not r.decoupled or form != QUADRATIC:
+        return ""
+    kept = 1 - r.lr * r.decay
+    of_updates = r.lr**2 / (1 - kept**2)
+    general = f"; C* = {of_updates:.3g} E[Q(u)] S, u = step / lr, S = 1 + 2 Σ {kept:.6g}^l ρ(l) of its memory"
+    if r.name != "AdamW":
+        return general
+    return f"{general}; in noise {of_updates:.3g} N, N weights by their coefficients"
 
 
 def _decay_alone(form: str, r: Rates) -> str:

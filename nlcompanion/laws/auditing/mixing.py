@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.audit.basis import null_space, readable_basis, simple
-from nlcompanion.laws.audit.double_copy import DoubleCopy
-from nlcompanion.laws.audit.families import Family
-from nlcompanion.laws.audit.slices import SCALE, Atom, Layout, atoms_of, rows_of
+from nlcompanion.laws.auditing.basis import null_space, readable_basis, simple
+from nlcompanion.laws.auditing.double_copy import DoubleCopy
+from nlcompanion.laws.auditing.families import Family
+from nlcompanion.laws.auditing.slices import SCALE, Atom, Layout, atoms_of, rows_of
 
 if TYPE_CHECKING:
-    from nlcompanion.laws.audit.search import Search
+    from nlcompanion.laws.auditing.search import Search
 
 _NUMBERS = range(800_001, 800_004)
 _TURNS = range(810_001, 810_041)
@@ -26,21 +26,23 @@ _JOINED = 1e-9
 
 def find_blocks(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[Family]:
     """The families with the sets of neurons that any matrix may mix."""
-    joined = [torch.ones(family.n, family.n, dtype=torch.bool) for family in families]
+    joined = [np.ones((family.n, family.n), dtype=bool) for family in families]
     for number in _NUMBERS if families else ():
         _, gradient = room.gradient(room.draw(number), seed=number)
         for k, family in enumerate(families):
-            joined[k] &= (_ratio(room, layout, family, gradient) < _JOINED).cpu()
-    found = []
-    for family, pairs in zip(families, joined, strict=True):
-        pairs = pairs & pairs.T
-        pairs.fill_diagonal_(True)
-        found.append(replace(family, blocks=tuple(_components(pairs.numpy()))))
-    return found
+            slope, size = mixing_slopes(room, layout, family, gradient)
+            joined[k] &= (slope < _JOINED * size).cpu().numpy()
+    whole = [np.arange(family.n) for family in families]
+    return [
+        replace(family, blocks=blocks_within(pairs, (neurons,)))
+        for family, pairs, neurons in zip(families, joined, whole, strict=True)
+    ]
 
 
-def _ratio(room: DoubleCopy, layout: Layout, family: Family, gradient: dict[str, Tensor]) -> Tensor:
-    """The slope of the loss along every generator that mixes neuron ``j`` into ``i``, relative to its terms."""
+def mixing_slopes(
+    room: DoubleCopy, layout: Layout, family: Family, gradient: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The slope of the loss along every generator that mixes neuron ``j`` into ``i``, and what bounds its terms."""
     slope = size = torch.zeros((), dtype=torch.float64)
     for atom, c in family.atoms:
         axis = layout.axes[atom.axis]
@@ -50,7 +52,14 @@ def _ratio(room: DoubleCopy, layout: Layout, family: Family, gradient: dict[str,
         product, bound = g @ theta.T, g.norm(dim=1)[:, None] * theta.norm(dim=1)
         slope = slope + sign * (product if c > 0 else product.T)
         size = size + (bound if c > 0 else bound.T)
-    return slope.abs() / size.clamp_min(1e-300)
+    return slope.abs(), size.clamp_min(1e-300)
+
+
+def blocks_within(joined: np.ndarray, blocks: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """The sets of neurons within these blocks of which every two are joined, both ways."""
+    joined = joined & joined.T
+    np.fill_diagonal(joined, True)
+    return tuple(block[part] for block in blocks for part in _components(joined[np.ix_(block, block)]))
 
 
 def _components(joined: np.ndarray) -> list[np.ndarray]:

@@ -36,7 +36,9 @@ def null_space(matrix: np.ndarray) -> NullSpace:
     size[size == 0] = 1.0
     scaled = matrix / size
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
-    scaled = scaled[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0]
+    scaled, lengths = scaled[lengths[:, 0] > 0], lengths[lengths[:, 0] > 0]
+    if len(lengths):  # a row far below the others is rounding, and stays small
+        scaled = scaled / np.maximum(lengths, 1e-4 * np.median(lengths))
     if not len(scaled):
         return NullSpace(np.eye(columns), 1.0, 0.0)
     if len(scaled) > 2 * columns:

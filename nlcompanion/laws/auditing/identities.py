@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.audit.families import Family
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, Layout, rows_of
+from nlcompanion.laws.auditing.families import Family
+from nlcompanion.laws.auditing.slices import SCALE, SHEAR, Layout, rows_of
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """What cannot be audited is an error that says why, or a limit; never a wrong law."""
 
 import copy
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 from nlcompanion import AuditError, audit
 
@@ -86,6 +89,96 @@ def test_an_error_names_the_cause(what):
         audit(*given)
 
 
+class Closure(nn.Module):
+    """Reads one of its layers through a function, which a copy shares with the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+        last = self.last
+        self.read = lambda x: last(x)
+
+    def forward(self, x):
+        return self.read(torch.relu(self.first(x)))
+
+
+def locked():
+    model = relu()
+    model.lock = threading.Lock()
+    return model
+
+
+NO_COPY = {
+    "weights in a closure": (Closure, "forward reads last.bias, last.weight of the model itself and not of its copy"),
+    "what cannot be copied": (locked, "cannot be copied"),
+    "a lazy module": (lambda: nn.Sequential(nn.LazyLinear(3)), "run the model on a batch once"),
+    "no values": (lambda: relu().to("meta"), "on the meta device"),
+}
+
+
+@pytest.mark.parametrize("what", NO_COPY)
+def test_what_has_no_copy_to_examine_is_an_error(what):
+    make, says = NO_COPY[what]
+    with pytest.raises(AuditError, match=says):
+        audit(make(), X, Y, F.cross_entropy)
+
+
+def test_tensors_beside_the_parameters_are_a_limit():
+    scale = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    found = audit(Through(lambda outputs, x: outputs * scale), X, Y, F.cross_entropy)
+    assert lines(found) == lines(audit(Through(lambda outputs, x: outputs), X, Y, F.cross_entropy))
+    assert any("no parameters of the model" in limit for limit in found.limits)
+
+
+def test_complex_parameters_are_a_limit():
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.phase = relu(), nn.Parameter(torch.randn(3, dtype=torch.complex64))
+
+        def forward(self, x):
+            return (self.net(x) * self.phase).real
+
+    found = audit(Rotated(), X, Y, F.cross_entropy)
+    assert any("not real numbers: phase" in limit for limit in found.limits)
+    assert ("rescaling", 5) in {(line.kind, line.size) for line in found.lines}
+
+
+def test_a_criterion_with_weights_of_its_own():
+    assert lines(audit(relu(), X, Y, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5])))) == EXPECTED
+
+
+def test_packed_sequences():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.r, self.h = nn.RNN(4, 6, nonlinearity="relu", batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.h(self.r(x)[1][-1])
+
+    torch.manual_seed(0)
+    packed = pack_padded_sequence(torch.randn(7, 5, 4), torch.tensor([5, 4, 4, 3, 2, 2, 1]), batch_first=True)
+    found = audit(Reader(), packed, Y, F.cross_entropy)
+    kinds = {(line.kind, line.size) for line in found.lines}
+    assert kinds == {("rescaling", 6), ("duplicate", 6), ("logit shift", 6), ("logit shift", 1)}
+    assert not found.limits
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_activations(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3))
+
+        def forward(self, x):
+            return checkpoint(self.net, x, use_reentrant=reentrant)
+
+    kinds = {(line.kind, line.size) for line in audit(Checkpointed(), X, Y, F.cross_entropy).lines}
+    assert kinds == {("source", 5), ("logit shift", 5), ("logit shift", 1)}
+
+
 def test_parameters_that_are_not_finite():
     model = relu()
     with torch.no_grad():
@@ -109,11 +202,16 @@ def test_an_activation_whose_output_nothing_uses_changes_no_law():
     assert without_place(lines(audit(unused, X, Y, F.cross_entropy))) == without_place(EXPECTED)
 
 
-def test_wrapped_and_compiled_models_are_looked_through():
-    for wrapped in (nn.DataParallel(relu()), torch.compile(relu())):
-        found = audit(wrapped, X, Y, F.cross_entropy)
-        assert lines(found) == EXPECTED
-        assert any("looked through" in limit for limit in found.limits)
+def test_wrapped_and_compiled_models_are_looked_through(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        in_processes = nn.parallel.DistributedDataParallel(relu())
+        for wrapped in (nn.DataParallel(relu()), torch.compile(relu()), in_processes, torch.compile(in_processes)):
+            found = audit(wrapped, X, Y, F.cross_entropy)
+            assert lines(found) == EXPECTED
+            assert any("looked through" in limit for limit in found.limits)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 SIGNATURES = {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
 from torch import Tensor
 
+from nlcompanion.networks.nested_data import Place, Precision, cast, mapped
+
+_KEPT = ("mask", "type", "position")  # in the name of what is not drawn anew
+
 
 def to_double(data):
-    """The same data with every floating tensor in float64, nested in mappings, tuples and lists as before."""
-    return _map(data, lambda x, _key, _place: x.detach().clone().double() if x.is_floating_point() else x.clone())
+    """The same data with every floating tensor in float64, nested as before; no tensor is the caller's own."""
+    return mapped(cast(data, Precision(torch.float64)), lambda x, _: x.detach().clone().requires_grad_(x.requires_grad))
 
 
 def resample(data, generator: torch.Generator, is_target: bool):
@@ -19,14 +21,18 @@ def resample(data, generator: torch.Generator, is_target: bool):
     Masks (boolean, named so, or a further input of two values) stay, and so do negative labels, which mark what a loss
     leaves out; numbers between 0 and 1 stay there if they are targets.
     """
-    return _map(data, lambda x, key, place: _draw(x, key, place, generator, is_target))
+
+    def drawn(x: Tensor, place: Place) -> Tensor:
+        return _draw(x.detach(), place, generator, is_target).requires_grad_(x.requires_grad)
+
+    return mapped(data, drawn)
 
 
-def _draw(x: Tensor, key: str, place: int, generator: torch.Generator, is_target: bool) -> Tensor:
-    if x.dtype == torch.bool or x.numel() == 0 or "mask" in key or "type" in key or "position" in key:
+def _draw(x: Tensor, place: Place, generator: torch.Generator, is_target: bool) -> Tensor:
+    if x.dtype == torch.bool or x.numel() == 0 or any(word in place.key for word in _KEPT):
         return x
     two_values = x.numel() > 2 and len(torch.unique(x[torch.isfinite(x)] if x.is_floating_point() else x)) <= 2
-    if not is_target and place > 0 and two_values:
+    if not is_target and place.number > 0 and two_values:
         return x
     if x.is_complex():
         return x
@@ -50,20 +56,3 @@ def _floats(x: Tensor, generator: torch.Generator, is_target: bool) -> Tensor:
     noise = torch.empty(x.shape, dtype=x.dtype).normal_(generator=generator).to(x.device)
     spread = x.std(correction=0) if x.numel() > 1 else torch.zeros(())
     return x.mean() + (spread if spread > 0 else torch.ones_like(spread)) * noise
-
-
-def _map(data, function, key: str = "", place: int = 0):
-    if isinstance(data, Tensor):
-        return function(data, key, place)
-    if isinstance(data, Mapping):
-        mapped = {k: _map(v, function, str(k), n) for n, (k, v) in enumerate(data.items())}
-        rebuild: Callable[..., Mapping] = type(data)
-        try:
-            return rebuild(mapped)
-        except TypeError:
-            return mapped
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(_map(v, function, k, n) for n, (k, v) in enumerate(zip(data._fields, data, strict=True))))
-    if isinstance(data, tuple | list):
-        return type(data)(_map(v, function, key, n) for n, v in enumerate(data))
-    return data

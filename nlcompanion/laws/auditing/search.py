@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from nlcompanion.laws.audit.basis import null_space, readable_basis, simple
-from nlcompanion.laws.audit.double_copy import DoubleCopy
-from nlcompanion.laws.audit.equations import Equations, collect
-from nlcompanion.laws.audit.families import Family, Span
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of
+from nlcompanion.laws.auditing.basis import null_space, readable_basis, simple
+from nlcompanion.laws.auditing.double_copy import DoubleCopy
+from nlcompanion.laws.auditing.equations import Equations, collect, relative
+from nlcompanion.laws.auditing.families import Family, Span
+from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, atoms_of
 
 ZERO = 1e-10  # a sum this small against its absolute terms is rounding
 CLEARLY_NOT = 1e-7  # and this large it is not
@@ -52,7 +52,7 @@ class Search:
         self.alone = {kind: np.zeros(layout.count, dtype=bool) for kind in (SCALE, SHIFT)}
         for kind in (SCALE, SHIFT):
             live = sizes[kind] > 1e-11 * np.median(sizes[kind][sizes[kind] > 0])
-            ratio = np.where(live, np.abs(values[kind]) / np.where(live, sizes[kind], 1.0), 0.0)
+            ratio = np.where(live, relative(values[kind], sizes[kind]), 0.0)
             seen = live.sum(0) >= min(3, self.equations.draws)
             worst = ratio.max(0)
             self.alone[kind] = (worst < ZERO) & seen & ~self.dead
@@ -217,8 +217,7 @@ class Search:
                 return True
         if atom.kind == SHEAR and self._is_dead(self.layout.shears[atom.axis].bias):
             return True
-        ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
-        return bool((ratio < ZERO).all())
+        return bool((self.equations.ratio(atom) < ZERO).all())
 
     def _is_dead(self, name: str) -> bool:
         axis = self.layout.axes[self.layout.axes_of(name)[0]]
@@ -306,16 +305,19 @@ class Search:
                     break
 
     def _says_something(self, law: list[tuple[Atom, float]]) -> bool:
-        """A source belongs to a neuron with a weight that writes to it and one that reads from it."""
+        """A source belongs to a neuron with what writes to it, a weight or a gain, and a weight that reads from it."""
         if any(atom.kind == SOURCE for atom, _ in law):
-            weights = [atom for atom, _ in law if atom.kind == SCALE and self._is_weight(atom)]
+            scaled = [atom for atom, _ in law if atom.kind == SCALE]
+            weights = [atom for atom in scaled if self._is_weight(atom)]
+            if not any(atom.role == "out" for atom in weights):  # a gain alone writes to the neuron
+                weights = scaled
             weights_of = {(atom.axis, int(i)) for atom in weights for i in atom.index[0]}
             has_a_law = any(
                 weights_of <= set(_slices(f, i)) for f in self.families if not f.has_source for i in range(f.n)
             )
             name_of = lambda atom: self.layout.axes[atom.axis].name  # noqa: E731
-            writers = {name_of(atom) for atom in weights if atom.role == "out"}
-            readers = {name_of(atom) for atom in weights if atom.role == "in"}
+            writers = {name_of(atom) for atom in scaled if atom.role == "out"}
+            readers = {name_of(atom) for atom in scaled if atom.role == "in"}
             return bool(writers - readers and readers - writers) and not has_a_law
         return any(atom.kind in (SCALE, SHIFT) for atom, _ in law)
 
@@ -329,11 +331,10 @@ class Search:
         )
 
     def _alone_as_a_whole(self, atom: Atom) -> bool:
-        size = self.equations.column(atom, "sizes")
         places = self.layout.axes[atom.axis].start + atom.index
         if (self.dead | self.alone[atom.kind])[places].all():
             return False
-        return bool((np.abs(self.equations.column(atom)) <= ZERO * size).all())
+        return bool((self.equations.ratio(atom) <= ZERO).all())
 
     def _groups(self, n: int, inner: int) -> list[Atom]:
         """Groups of slices that are symmetric together (GroupNorm)."""
@@ -347,9 +348,7 @@ class Search:
                 places = axis.start + index
                 if (self.dead | self.alone[kind])[places].all():
                     continue
-                size = self.equations.column(atom, "sizes")
-                ratio = np.abs(self.equations.column(atom)) / np.where(size > 0, size, 1.0)
-                if (ratio < ZERO).all():
+                if (self.equations.ratio(atom) < ZERO).all():
                     found.append(atom)
         return found
 
@@ -357,7 +356,7 @@ class Search:
 
     def _rotations(self) -> None:
         """Pairs of slices turned into each other, the same way in all the tensors that a law joins."""
-        from nlcompanion.laws.audit.mixing import find_blocks, find_rotations
+        from nlcompanion.laws.auditing.mixing import find_blocks, find_rotations
 
         may_mix = [k for k, family in enumerate(self.families) if self._may_mix(family)]
         mixed = find_blocks(self.room, self.layout, [self.families[k] for k in may_mix])
@@ -400,7 +399,7 @@ class Search:
         columns = np.concatenate([self.span.columns(atom)[0] for atom in unknowns])
         matrix = np.concatenate([self.equations.column(atom) for atom in unknowns], axis=1)
         size = np.concatenate([self.equations.column(atom, "sizes") for atom in unknowns], axis=1)
-        zero = (np.abs(matrix) <= ZERO * size).all(0)
+        zero = np.asarray((relative(matrix, size) <= ZERO).all(0))
         for k, atom in enumerate(unknowns):
             if atom.kind == SHEAR:
                 zero[k] |= self._is_dead(self.layout.shears[atom.axis].bias)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nlcompanion import audit
-from nlcompanion.laws.audit import mixing
+from nlcompanion.laws.auditing import mixing
 
 WIDTH = 16
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.audit.double_copy import Activation, DoubleCopy
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, SourcePlace
+from nlcompanion.laws.auditing.double_copy import STRETCH, DoubleCopy
+from nlcompanion.laws.auditing.double_precision import Activation
+from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout, SourcePlace
 
 
 @dataclass
@@ -34,6 +35,10 @@ class Equations:
         start = _start(self.layout, atom.kind, atom.axis)
         return getattr(self, which)[atom.kind][:, start + atom.index].sum(-1)
 
+    def ratio(self, atom: Atom) -> np.ndarray:
+        """``|value| / size`` of an atom, as :func:`relative` has it: shape (draws, n)."""
+        return relative(self.column(atom), self.column(atom, "sizes"))
+
     @property
     def per_weight(self) -> np.ndarray:
         """The mean size of the gradient's numbers on each slice, shape (draws, slices)."""
@@ -50,6 +55,20 @@ class Equations:
         return Equations(self.layout, join(self.values, more.values), join(self.sizes, more.sizes))
 
 
+def relative(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """``|values| / sizes`` for draws in rows; 0 where nothing happened.
+
+    In a draw where a slice gets next to no gradient (a softmax that is certain) its sum is rounding of what cancelled
+    before; there the size counts as a ten thousandth of what it is in the median draw.
+    """
+    positive = np.where(sizes > 0, sizes, np.nan)
+    usual = np.zeros(sizes.shape[1:])
+    some = (sizes > 0).any(0)
+    usual[some] = np.nanmedian(positive[:, some], axis=0)
+    bound = np.maximum(sizes, 1e-4 * usual)
+    return np.abs(values) / np.where(bound > 0, bound, 1.0)
+
+
 def _start(layout: Layout, kind: str, axis: int) -> int:
     if kind in (SCALE, SHIFT):
         return layout.axes[axis].start
@@ -57,41 +76,76 @@ def _start(layout: Layout, kind: str, axis: int) -> int:
 
 
 def find_sources(room: DoubleCopy, layout: Layout, number: int) -> None:
-    """Which activations are called, and along which axes their sources may be summed."""
-    record: list[Activation] = []
-    room.gradient(room.draw(number), seed=number, record=record)
+    """Which activations are called, and along which axes their sources may be summed.
+
+    An activation may be linear for ordinary weights and not for larger ones (ReLU6, hardtanh): then every second draw
+    is to have larger ones.
+    """
+    ordinary, record = _with_a_source(room, number, 1.0)
+    stretched, _ = _with_a_source(room, number, STRETCH)
+    room.stretched = bool(stretched - ordinary)
     start, lengths = 0, {len(axis) for axis in layout.axes}
+    for call in sorted(ordinary | stretched):
+        activation = record[call]
+        before = [(one.module, one.name) for one in record[:call]]
+        count = before.count((activation.module, activation.name))
+        for axis in range(1, activation.z.ndim):
+            length = activation.z.shape[axis]
+            if length > 1 and length in lengths:
+                layout.sources.append(SourcePlace(call, axis, activation.module, activation.name, count, start, length))
+                start += length
+
+
+def _with_a_source(room: DoubleCopy, number: int, stretch: float) -> tuple[set[int], list[Activation]]:
+    """Which noticed activations have a source that is not 0 in this draw, and all of them."""
+    record: list[Activation] = []
+    try:
+        room.gradient(room.draw(number, stretch), seed=number, record=record)
+    except Exception:
+        if stretch == 1:
+            raise
+        return set(), record  # what fails for larger weights is not drawn so
+    found = set()
     for call, activation in enumerate(record):
-        delta = activation.out.grad
-        if delta is None:  # nothing depends on this output
-            continue
-        source = activation.source()
-        if not source.abs().max() > 1e-12 * (delta * activation.out).abs().max():
-            continue
-        for axis in range(1, source.ndim):
-            if source.shape[axis] > 1 and source.shape[axis] in lengths:
-                before = [(one.module, one.name) for one in record[:call]]
-                count = before.count((activation.module, activation.name))
-                place = SourcePlace(call, axis, activation.module, activation.name, count, start, source.shape[axis])
-                layout.sources.append(place)
-                start += source.shape[axis]
+        if activation.delta is not None:
+            of_output = activation.delta * activation.function(activation.z)
+            if bool(activation.source().abs().max() > 1e-12 * of_output.abs().max()):
+                found.add(call)
+    return found, record
 
 
-def collect(room: DoubleCopy, layout: Layout, numbers: range, *, own: bool = False, exact: bool = True) -> Equations:
-    """The equations of the draws ``numbers``; ``own`` takes the model's own parameters and data instead."""
+def collect(room: DoubleCopy, layout: Layout, numbers: range) -> Equations:
+    """The equations of the draws ``numbers``."""
     rows: dict[str, list[Tensor]] = {kind: [] for kind in (SCALE, SHIFT, SHEAR, SOURCE)}
     sizes: dict[str, list[Tensor]] = {kind: [] for kind in rows}
     for number in numbers:
-        if own:
-            room.back()
-        data = None if own else room.draw(number)
+        data = room.draw(number)
         record: list[Activation] | None = [] if layout.sources else None
-        _, gradient = room.gradient(data, seed=number, record=record, exact=exact)
+        _, gradient = room.gradient(data, seed=number, record=record)
         for kind, (value, size) in _numbers(room, layout, gradient, record).items():
             rows[kind].append(value)
             sizes[kind].append(size)
     stack = lambda many: {kind: torch.stack(each).cpu().numpy() for kind, each in many.items()}  # noqa: E731
     return Equations(layout, stack(rows), stack(sizes))
+
+
+@dataclass
+class Here:
+    """What one gradient says: the loss, its gradient by name, and the equations at the copy's present parameters."""
+
+    loss: float
+    gradient: dict[str, Tensor]
+    equations: Equations
+
+
+def here(room: DoubleCopy, layout: Layout, data, seed: int, *, exact: bool = True) -> Here:
+    """The loss, its gradient and their equations where the copy is now, on these data (None: its own)."""
+    record: list[Activation] | None = [] if layout.sources else None
+    loss, gradient = room.gradient(data, seed=seed, record=record, exact=exact)
+    found = _numbers(room, layout, gradient, record)
+    values = {kind: value[None].cpu().numpy() for kind, (value, _) in found.items()}
+    sizes = {kind: size[None].cpu().numpy() for kind, (_, size) in found.items()}
+    return Here(float(loss), gradient, Equations(layout, values, sizes))
 
 
 @torch.no_grad()

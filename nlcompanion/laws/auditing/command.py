@@ -10,8 +10,8 @@ import torch
 
 from nlcompanion._target import load
 from nlcompanion._terminal import Mistake
-from nlcompanion.laws.audit.double_copy import AuditError
-from nlcompanion.laws.audit.examine import audit
+from nlcompanion.laws.auditing.double_copy import AuditError
+from nlcompanion.laws.auditing.examine import audit
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 from tabulate import tabulate
 
-from nlcompanion.laws.audit.identities import Identity
-from nlcompanion.laws.audit.parameter_rows import ParameterRow
+from nlcompanion.laws.auditing.identities import Identity
+from nlcompanion.laws.auditing.parameter_rows import ParameterRow
 from nlcompanion.laws.law import Law
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from nlcompanion.laws.audit.families import Family
-from nlcompanion.laws.audit.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
+from nlcompanion.laws.auditing.families import Family
+from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.sources import Source
 from nlcompanion.laws.terms import Shift, Slices, expression

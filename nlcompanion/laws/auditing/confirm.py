@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -10,27 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlcompanion.laws.audit.double_copy import DoubleCopy
-from nlcompanion.laws.audit.equations import Equations, collect
-from nlcompanion.laws.audit.families import Family, mix, move
-from nlcompanion.laws.audit.identities import identity_of
-from nlcompanion.laws.audit.slices import SHIFT, Layout
+from nlcompanion.laws.auditing.double_copy import STRETCH, DoubleCopy
+from nlcompanion.laws.auditing.equations import Here, collect, here
+from nlcompanion.laws.auditing.families import Family, mix, move
+from nlcompanion.laws.auditing.own_weights import slopes
+from nlcompanion.laws.auditing.slices import SHIFT, Layout
 
 _NUMBERS = range(700_001, 700_004)
+_FURTHER = {740_001: STRETCH, 740_002: STRETCH, 740_003: 20.0}  # draws of larger parameters: a factor each
 _HELD = 1e-9  # residual of a law in fresh equations
-_ROUNDING = 1e-13  # a slope this small against the loss is rounding, whatever the gradient's size: at a minimum
+_BROKEN = 1e-7  # and where parameters are large, with more rounding
+_SLIGHT = 1e-10  # a slope this small against the loss is what a softmax that is certain leaves of rounding
 _MOVED = 1e-10  # relative change of the loss at a finite distance; true laws leave 1e-15
 
 
-def confirm(room: DoubleCopy, layout: Layout, families: list[Family]) -> tuple[list[Family], list[Family]]:
-    """``(confirmed, refused)``."""
+@dataclass(frozen=True)
+class Confirmed:
+    """Families that hold; those that held in the search and not here; those that larger parameters break."""
+
+    families: list[Family]
+    refused: list[Family]
+    bounded: list[Family]
+
+
+def confirm(room: DoubleCopy, layout: Layout, families: list[Family]) -> Confirmed:
+    """Hold families against other places, larger parameters and a finite distance."""
     fresh = collect(room, layout, _NUMBERS)
     kept: list[Family] = []
     refused: list[Family] = []
     held: list[Family] = []
-    for family in families:
+    bounded = _broken_further(room, layout, families)
+    for k, family in enumerate(families):
         if not family.dead and not family.is_rotation and float(family.residual(fresh).max()) > _HELD:
             refused.append(family)
+        elif k in bounded:
+            continue
         elif family.has_source:
             kept.append(family)
         else:
@@ -41,7 +56,32 @@ def confirm(room: DoubleCopy, layout: Layout, families: list[Family]) -> tuple[l
         moved, seen = max(one.change for one in gone), gone[-1].seen
         family = replace(family, moved=moved, seen_in_outputs=seen)
         (kept if moved <= _MOVED else refused).append(family)
-    return _with_blocks(room, layout, kept), refused
+    beyond = [families[k] for k in sorted(bounded) if families[k] not in refused]
+    return Confirmed(_with_blocks(room, layout, kept), refused, beyond)
+
+
+def _broken_further(room: DoubleCopy, layout: Layout, families: list[Family]) -> set[int]:
+    """Which families larger parameters break: an activation that is linear up to a threshold, a gate that opens."""
+    ordinary = float(abs(room.loss(room.draw(740_000, 1.0), seed=740_000).detach()))
+    broken: set[int] = set()
+    for number, factor in _FURTHER.items():
+        try:
+            there = here(room, layout, room.draw(number, factor), number)
+        except Exception:
+            continue  # what fails for larger weights says nothing of laws
+        tiny = abs(there.loss) < 1e-6 * ordinary  # all is fitted and the gradient is rounding
+        if tiny or not math.isfinite(there.loss) or not _is_finite(there):
+            continue
+        for k, family in enumerate(families):
+            slope, size = slopes(room, layout, family, there)
+            floor = 0.0 if family.dead else _SLIGHT * abs(there.loss)
+            if (slope > np.maximum(_BROKEN * size, floor)).any():
+                broken.add(k)
+    return broken
+
+
+def _is_finite(there: Here) -> bool:
+    return all(np.isfinite(sums).all() for sums in there.equations.sizes.values())
 
 
 @dataclass(frozen=True)
@@ -143,84 +183,3 @@ def _random_blocks(family: Family, number: int) -> Tensor:
     for block in family.blocks:
         matrix[np.ix_(block, block)] = rng.normal(size=(len(block), len(block))) * 0.4 / len(block) ** 0.5
     return torch.as_tensor(matrix)
-
-
-# --- at the model's own parameters ------------------------------------------------------------------------------------
-
-
-class _Own:
-    """The model's own parameters and data, and what the gradient there says of each family."""
-
-    def __init__(self, room: DoubleCopy, layout: Layout, *, exact: bool):
-        self.room, self.layout, self.exact = room, layout, exact
-        self.equations: Equations = collect(room, layout, range(1, 2), own=True, exact=exact)
-        room.back()
-
-    @cached_property
-    def _gradient(self) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.room.gradient(seed=1, exact=self.exact)
-
-    def defect(self, family: Family) -> float:
-        """The violation of a family, relative to the terms that should cancel."""
-        if family.dead or family.is_rotation:
-            slope, size = self._slope(family)
-            return float((slope / np.where(size > 0, size, 1.0)).max())
-        return float(family.residual(self.equations).max())
-
-    def holds(self, family: Family) -> np.ndarray:
-        """Which slices of a dead family, or planes of a rotation, leave the loss alone here, to rounding."""
-        slope, size = self._slope(family)
-        loss = abs(float(self._gradient[0]))
-        return (slope <= _HELD * size) | (slope <= _ROUNDING * loss)
-
-    def _slope(self, family: Family) -> tuple[np.ndarray, np.ndarray]:
-        """The loss's slope along each generator, and the size it is held against."""
-        return self._of_dead(family) if family.dead else self._of_rotation(family)
-
-    def _of_dead(self, family: Family) -> tuple[np.ndarray, np.ndarray]:
-        """The gradient's mean size on each slice, against the largest on any slice of the model, as the search does."""
-        per_weight = self.equations.per_weight[0]
-        atom, _ = family.atoms[0]
-        slope = per_weight[self.layout.axes[atom.axis].start + atom.index].max(1)
-        return slope, np.full(len(slope), per_weight.max())
-
-    def _of_rotation(self, family: Family) -> tuple[np.ndarray, np.ndarray]:
-        values = {name: p.detach() for name, p in self.room.parameters.items()}
-        slope, size = identity_of(family, "rotation", self.layout, "").slope(values, self._gradient[1])
-        return slope.abs().cpu().numpy(), size.cpu().numpy()
-
-
-def defects(room: DoubleCopy, layout: Layout, families: list[Family]) -> tuple[list[Family], list[Family]]:
-    """``(families, broken)``: families with their defect at the model's own parameters and data, the true eps in place.
-
-    Broken are dead slices and planes of rotations that hold at random places and not here, even without eps: where
-    weights open a gate that random ones leave closed.
-    """
-    own = _Own(room, layout, exact=False)
-    measured = [replace(family, defect=own.defect(family)) for family in families]
-    if not any(map(_is_doubtful, measured)):
-        return measured, []
-    without_eps = _Own(room, layout, exact=True)
-    kept: list[Family] = []
-    broken: list[Family] = []
-    for family in measured:
-        holds = without_eps.holds(family) if _is_doubtful(family) else np.array([True])
-        if holds.all():
-            kept.append(family)
-            continue
-        broken.append(replace(_part(family, ~holds), defect=family.defect))
-        if holds.any():
-            rest = _part(family, holds)
-            kept.append(replace(rest, defect=own.defect(rest)))
-    return kept, broken
-
-
-def _is_doubtful(family: Family) -> bool:
-    return (family.dead or family.is_rotation) and family.defect > _HELD
-
-
-def _part(family: Family, which: np.ndarray) -> Family:
-    """Some slices of a dead family, or some planes of a rotation."""
-    if family.is_rotation:
-        return replace(family, pairs=family.planes[which])
-    return family.only(which)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from nlcompanion import Audit, Ledger, audit, check_gradients
+from nlcompanion.laws.auditing.parameter_rows import ParameterRow
+from nlcompanion.laws.auditing.report import Line
 
 
 def block(activation="gelu", width=8):
@@ -100,6 +102,11 @@ def test_json_holds_it_all(found):
     assert told["count"] == found.count == sum(line["count"] for line in told["laws"])
     assert len(told["parameters"]) == len(found.parameters)
     assert told["optimizer"] == "SGD"
+    listed = lambda row: {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}  # noqa: E731
+    lines = [listed({**line, "gap": float("inf") if line["gap"] is None else line["gap"]}) for line in told["laws"]]
+    assert tuple(Line(**line) for line in lines) == found.lines
+    assert tuple(ParameterRow(**listed(row)) for row in told["parameters"]) == found.parameters
+    assert tuple(told["limits"]) == found.limits
 
 
 def test_like_layers_are_told_once():

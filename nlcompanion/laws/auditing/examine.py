@@ -11,27 +11,33 @@ import torch
 from torch import nn
 
 from nlcompanion._arguments import seed_number
-from nlcompanion.laws.audit.confirm import confirm, defects
-from nlcompanion.laws.audit.double_copy import AuditError, DoubleCopy, double_copy, probe, undisturbed, unwrap
-from nlcompanion.laws.audit.equations import Equations, collect, find_sources
-from nlcompanion.laws.audit.families import Family
-from nlcompanion.laws.audit.identities import identity_of
-from nlcompanion.laws.audit.naming import SYMMETRIES, charge_text, counts_of, kind_of, laws_of
-from nlcompanion.laws.audit.parameter_rows import rows_of
-from nlcompanion.laws.audit.report import Audit, Line
-from nlcompanion.laws.audit.search import Search, draws_needed
-from nlcompanion.laws.audit.slices import SHIFT, Layout, layout_of
-from nlcompanion.laws.audit.statements import (
+from nlcompanion.laws.auditing.confirm import confirm
+from nlcompanion.laws.auditing.double_copy import AuditError, double_copy
+from nlcompanion.laws.auditing.double_precision import undisturbed
+from nlcompanion.laws.auditing.equations import Equations, collect, find_sources
+from nlcompanion.laws.auditing.families import Family
+from nlcompanion.laws.auditing.identities import identity_of
+from nlcompanion.laws.auditing.limits import limits_of, of_the_data
+from nlcompanion.laws.auditing.naming import SYMMETRIES, charge_text, counts_of, kind_of, laws_of
+from nlcompanion.laws.auditing.own_weights import on_own_weights
+from nlcompanion.laws.auditing.parameter_rows import rows_of
+from nlcompanion.laws.auditing.probing import probe
+from nlcompanion.laws.auditing.report import Audit, Line
+from nlcompanion.laws.auditing.search import Search, draws_needed
+from nlcompanion.laws.auditing.slices import SHIFT, Layout, layout_of
+from nlcompanion.laws.auditing.statements import (
     AFFINE,
     FIXED,
     LINEAR,
     MOMENTUM,
+    PAIRED,
     QUADRATIC,
     SHEARED,
     SOURCED,
     rates_of,
     statement,
 )
+from nlcompanion.networks.copies import unwrapped
 
 _FORMS = {
     "dead": FIXED,
@@ -65,7 +71,8 @@ def audit(
     Args:
         model: any module; it is copied and comes back untouched. ``torch.compile``, ``DataParallel`` and
             ``DistributedDataParallel`` are looked through. Its train or eval mode is kept.
-        inputs: what the model takes: a tensor, a tuple or list (passed by position), or a mapping (by keyword).
+        inputs: what the model takes: a tensor, a tuple (passed by position), a mapping (by keyword), or anything
+            else as one argument.
         targets: what the loss takes beside the outputs; None if ``loss`` takes model and batch.
         loss: ``loss(outputs, targets) -> scalar``; with ``targets=None`` ``loss(model, inputs) -> scalar``; None for a
             model that returns its own loss (a scalar, or something with ``.loss``).
@@ -111,13 +118,14 @@ def audit(
         _require_a_gradient(equations)
         search = Search(room, layout, equations)
         search.run()
-        families, refused = confirm(room, layout, search.families)
-        families, broken = defects(room, layout, families)
-        limits = [*room.limits, *search.limits, *_of_refused(refused, layout), *_of_broken(broken, layout)]
-        limits += _of_data(room, layout, search, seed)
+        confirmed = confirm(room, layout, search.families)
+        own = on_own_weights(room, layout, confirmed.families)
+        families = own.families
+        limits = [*room.limits, *search.limits, *limits_of(confirmed, own, layout)]
+        limits += of_the_data(room, layout, search)
     named = [(_oriented(family), kind_of(family, layout)) for family in families]
     named.sort(key=lambda pair: list(SYMMETRIES).index(pair[1]))
-    groups = _groups(unwrap(model), optimizer)
+    groups = _groups(unwrapped(model), optimizer)
     counts = counts_of(named, layout)
     lines = tuple(
         _line(family, kind, count, layout, optimizer, groups)
@@ -141,7 +149,7 @@ def audit(
         limits=tuple(dict.fromkeys(limits)),
         complete=search.is_complete,
         gap=search.smallest_gap,
-        model=type(unwrap(model)).__name__,
+        model=type(unwrapped(model)).__name__,
         optimizer="gradient flow" if optimizer is None else type(optimizer).__name__,
         size=sum(p.numel() for p in room.parameters.values()),
         seconds=time.perf_counter() - began,
@@ -182,12 +190,12 @@ def _line(family: Family, kind: str, count: int, layout: Layout, optimizer, grou
         verdict, formula = "not conserved: the optimizer does not have all its parameters", "no law"
     else:
         rates = rates_of(optimizer, [groups[name] for name in names if name in groups])
-        verdict, formula = statement(_FORMS.get(kind, QUADRATIC), rates)
+        verdict, formula = statement(_form_of(family, kind, layout), rates)
     return Line(
         kind,
         SYMMETRIES[kind],
         count,
-        _generators(family, layout),
+        family.generators(layout),
         names,
         family.moves(layout),
         charge_text(family, layout),
@@ -199,47 +207,10 @@ def _line(family: Family, kind: str, count: int, layout: Layout, optimizer, grou
     )
 
 
-def _generators(family: Family, layout: Layout) -> int:
-    if family.dead:  # every weight moves by itself
-        return sum(atom.index.size * layout.axes[atom.axis].weights_per_slice for atom, _ in family.atoms)
-    if family.is_rotation:
-        return len(family.planes)
-    return family.n + sum(len(block) * (len(block) - 1) for block in family.blocks)
-
-
-def _of_refused(refused: list[Family], layout: Layout) -> list[str]:
-    return [
-        f"nearly a law, not confirmed at a finite distance (the loss moves by {family.moved:.0e}): "
-        f"{', '.join(family.names(layout))}"
-        for family in refused
-    ]
-
-
-def _of_broken(broken: list[Family], layout: Layout) -> list[str]:
-    return [
-        f"holds at random weights and not at the model's own, where the loss has a slope along it (defect "
-        f"{family.defect:.0e}): {SYMMETRIES[kind_of(family, layout)]}, {_generators(family, layout)} of "
-        f"{', '.join(family.names(layout))}; a gate may be open there that random weights leave closed"
-        for family in broken
-    ]
-
-
-def _of_data(room: DoubleCopy, layout: Layout, search: Search, seed: int) -> list[str]:
-    """What holds on the given data only: slices that these data never reach."""
-    limits = [f"{name}: {count} rows were never looked up" for name, count in search.unseen.items()]
-    if not room.samplable:
-        return limits
-    room.samplable = False
-    try:
-        here = collect(room, layout, range(5_001, 5_006))
-    finally:
-        room.samplable = True
-    dead = (here.sizes["shift"].max(0) == 0) & ~search.dead
-    for k, axis in enumerate(layout.axes):
-        count = int(dead[axis.start : axis.start + len(axis)].sum())
-        if count and len(axis.view) > 1 and not search.is_lookup(k):
-            limits.append(
-                f"on the given data only: {count} of {len(axis)} slices of {axis.name} (axis {axis.keep[0]}) get no "
-                "gradient, because inputs vanish there"
-            )
-    return limits
+def _form_of(family: Family, kind: str, layout: Layout) -> str:
+    form = _FORMS.get(kind, QUADRATIC)
+    if form != LINEAR:
+        return form
+    numbers = sum(atom.index.shape[1] * layout.axes[atom.axis].weights_per_slice for atom, _ in family.atoms)
+    same = {abs(c) for _, c in family.atoms}
+    return PAIRED if numbers == 2 and len(same) == 1 else LINEAR
