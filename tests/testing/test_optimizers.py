@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from kernels_with_faults import ByHand, Shampoo
+from kernels_with_faults import ByHand, FaultyAdafactor, FaultyAveraging, Shampoo, Soap
 from torch import optim
 
 from nlcompanion import LawError, OptimizerLaws, assert_optimizer_lawful, check_optimizer
@@ -134,6 +134,93 @@ def test_rules_of_ones_own_are_declared():
     assert_optimizer_lawful(lambda p: Shampoo(p, weight_decay=0.1), laws=SHAMPOO, steps=3)
     report = check_optimizer(lambda p: Shampoo(p, fault="diagonal"), laws=SHAMPOO, steps=3)
     assert [check.law for check in report.broken] == ["orthogonal commute with the step"]
+
+
+@pytest.mark.parametrize(("kind", "fault"), [(Shampoo, "diagonal"), (Soap, "one side")])
+def test_rules_that_torch_lacks_are_rows_of_the_table(kind, fault):
+    """PyTorch 2.13 has no Shampoo, SOAP or Lion: a hand-written one is held against the row of its name."""
+    name = {Shampoo: "Shampoo", Soap: "SOAP"}[kind]
+    assert not hasattr(optim, name)
+    report = assert_optimizer_lawful(lambda p: kind(p, weight_decay=0.1), laws=name, steps=3)
+    assert {"orthogonal commute with the step", "gradients times c change nothing"} <= {c.law for c in report.checks}
+    report = check_optimizer(lambda p: kind(p, fault=fault), laws=name, steps=3)
+    assert [check.law for check in report.broken] == ["orthogonal commute with the step"]
+
+
+def test_a_rule_is_held_against_the_family_that_it_is_meant_to_be():
+    assert_optimizer_lawful(lambda p: ByHand(p, rule="lion", weight_decay=0.1), laws="Lion")
+    report = check_optimizer(lambda p: ByHand(p, rule="lion", fault="45 times too small"), laws="Lion")
+    assert {check.law for check in report.broken} == {
+        "the first step has the family's size",
+        "white gradients give the family's update RMS",
+    }
+    assert_optimizer_lawful(lambda p: ByHand(p, betas=(0.9, 0.999), weight_decay=0.1), laws="AdamW")
+    report = check_optimizer(lambda p: ByHand(p, betas=(0.9, 0.999), weight_decay=0.1), laws="Adam")
+    assert [check.law for check in report.broken] == ["decay is a gradient decay*weight (L2)"]
+    with pytest.raises(ValueError, match="choose from SGD, Adam"):
+        check_optimizer(ByHand, laws="Adamm")
+    with pytest.raises(ValueError, match="the row NAdam reads 'momentum_decay'"):
+        check_optimizer(ByHand, laws="NAdam")
+
+
+def test_the_decay_of_steps_in_proportion_to_the_weights():
+    """A shift changes such steps, so that each step is compared with itself without decay."""
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    assert_optimizer_lawful(lambda p: FaultyAdafactor(p, **settings), laws="Adafactor")
+    for fault in ("L2 for decay", "decay without lr"):
+        broken = check_optimizer(lambda p, f=fault: FaultyAdafactor(p, fault=f, **settings), laws="Adafactor").broken
+        assert "a step shrinks the weights by lr*decay, beside what it does without" in {check.law for check in broken}
+    shifted = OptimizerLaws("decoupled", 0, elementwise=False)
+    assert check_optimizer(lambda p: optim.Adafactor(p, **settings), laws=shifted).verdict == "broken"
+
+
+def test_what_averaging_keeps_of_the_weights():
+    settings = {"lr": 0.1, "lambd": 0.2, "weight_decay": 0.1}
+    assert_optimizer_lawful(lambda p: FaultyAveraging(p, **settings), laws="ASGD")
+    found = {}
+    for fault in ("lambd twice", "decoupled"):
+        report = check_optimizer(lambda p, f=fault: FaultyAveraging(p, fault=f, **settings), laws="ASGD")
+        found[fault] = {check.law for check in report.broken}
+    assert "a shift shrinks by what each step keeps" in found["lambd twice"]
+    assert "decay is a gradient decay*weight (L2)" in found["decoupled"]
+
+
+WHITE = {
+    "Adam": {"betas": (0.9, 0.999)},
+    "AMSGrad": {"betas": (0.9, 0.99)},
+    "NAdam": {"betas": (0.95, 0.99)},
+    "RAdam": {"betas": (0.9, 0.99)},
+    "RMSprop": {"momentum": 0.9},
+    "centered": {"alpha": 0.97},
+    "Adamax": {"betas": (0.9, 0.9)},
+    "Adagrad": {"lr_decay": 0.01},
+    "Adadelta": {"rho": 0.95},
+    "ASGD": {"lambd": 0.05, "lr": 0.1},
+    "Adafactor": {"lr": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", [*WHITE, *(["Muon", "Muon, RMS"] if MUON else [])])
+def test_white_gradients_give_the_size_that_the_table_computes(name):
+    """To two per cent; the control is the rule at another setting, whose size is another."""
+    kind, settings, _ = FAMILIES[name]
+    settings = {"lr": 0.01, **settings, **WHITE.get(name, {})}
+    other = {**settings, "lr": 1.2 * settings["lr"]}
+    start = [torch.zeros(5, 4, dtype=torch.float64)]
+    group = kind([torch.nn.Parameter(p.clone()) for p in start], **settings).param_groups[0]
+    laws = known_laws(kind([torch.nn.Parameter(start[0].clone())], **settings))
+    held = OptimizerLaws("unknown", white_rms=lambda _, n: laws.white_rms(group, n), elementwise=False)
+    law = "white gradients give the family's update RMS"
+    for tried, verdict in ((settings, "lawful"), (other, "broken")):
+        report = check_optimizer(functools.partial(kind, **tried), start, laws=held, steps=1)
+        (check,) = [check for check in report.checks if check.law == law]
+        assert check.verdict == verdict
+        assert verdict == "broken" or check.defect < 0.02
+
+
+def test_rprop_promises_no_size():
+    """Its sizes are a product of 1.2 and 0.5 at random: the mean fourth power grows without bound."""
+    assert known_laws(optim.Rprop([torch.nn.Parameter(torch.zeros(2))])).white_rms is None
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-6, 1e-5, 1e-2])
