@@ -39,7 +39,7 @@ def _laws(record: Record) -> list[Balance]:
             group = record.values[role].shape[1] // heads
             own = slice(head * group, (head + 1) * group)
             parts[role], parts["d" + role] = (
-                t[:, own].double().flatten(1, 2)[None] for t in (record.raw_value(role), record.raw_gradient(role))
+                record.cast(t[:, own]).flatten(1, 2)[None] for t in (record.raw_value(role), record.raw_gradient(role))
             )
         found.append(_of_head(record, **parts))
     return [Balance.cat(balances, axis=0, head="key-value head") for balances in zip(*found, strict=True)]
@@ -58,7 +58,9 @@ def _of_head(record: Record, q, k, v, y, dq, dk, dv, dy) -> list[Balance]:
     row = rounding * (1 + logits)
     mean = v.mean(-2, keepdim=True)
     spread = square(v - mean).mean(-2, keepdim=True).sum(-1, keepdim=True)
-    share = (square(y - mean).sum(-1, keepdim=True) / spread.clamp_min(1e-300)).clamp(1 / k.shape[-2], 1)
+    share = (square(y - mean).sum(-1, keepdim=True) / spread.clamp_min(torch.finfo(spread.dtype).tiny)).clamp(
+        1 / k.shape[-2], 1
+    )
     slopes = ((dy @ (v.mT @ v / v.shape[-2])) * dy).sum(-1, keepdim=True).clamp_min(0)
     center = square((dy * y).sum(-1, keepdim=True)) + square(dy * y).sum(-1, keepdim=True)
     ds = square(scale * row) * (share * (slopes + center) + square(dy * y).sum(-1, keepdim=True))

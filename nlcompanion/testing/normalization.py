@@ -6,110 +6,201 @@ With :math:`z = y - \beta`, over each set of numbers that is normalised together
 
 (RMSNorm has :math:`\mu = 0`, the mean square for :math:`\sigma^2`, and no second law). Its gain and shift obey
 :math:`\gamma_j\,d\gamma_j = \sum z_j\,dy_j` and :math:`d\beta_j = \sum dy_j`.
+
+A set of one number is its own mean: there :math:`dx = 0` and :math:`z = 0`, and the first and the third say nothing.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from nlcompanion.testing.record import Record, register_kind, register_module
-from nlcompanion.testing.rounding import Balance, blocks, square
+from nlcompanion.testing.rounding import Balance, absolute, blocks, square
+
+ONE_NUMBER = (
+    "each set that is normalised holds one number, which is its own mean: only the sums of dx and dy are checked"
+)
 
 
-def _layouts(record: Record):
-    """Functions to ``(sets, numbers normalised together)`` and to ``(rows, channels of the gain)``."""
+@dataclass(frozen=True)
+class Layout:
+    """How x is cut: ``sets`` to ``(sets, numbers normalised together)``, ``rows`` to ``(rows, channels)``.
+
+    ``along_sets`` and ``along_rows`` bring a gain or shift to a shape that broadcasts against those tables, and
+    ``spread`` what each set has, of shape ``(sets, 1)``, against the rows.
+    """
+
+    sets: Callable[[Tensor], Tensor]
+    rows: Callable[[Tensor], Tensor]
+    along_sets: Callable[[Tensor], Tensor]
+    spread: Callable[[Tensor], Tensor]
+    channels: int
+
+
+def _layout(record: Record) -> Layout:
     over, x = record.options.get("over", "last"), record.values["x"]
     if over == "last":
-        count = record.options.get("dimensions", 1)
-        width = math.prod(x.shape[x.ndim - count :])
-        return (lambda t: t.reshape(-1, width)), (lambda t: t.reshape(-1, width)), width
-    channels = x.shape[1]
+        width = math.prod(x.shape[x.ndim - record.options.get("dimensions", 1) :])
+        table = lambda t: t.reshape(-1, width)  # noqa: E731
+        return Layout(table, table, table, lambda t: t, width)
+    channels, inner = x.shape[1], [1] * (x.ndim - 2)
     by_channel = lambda t: t.movedim(1, -1).reshape(-1, channels)  # noqa: E731
     if over == "batch":
-        return (lambda t: by_channel(t).T), by_channel, channels
+        sets = lambda t: t.movedim(1, 0).reshape(channels, -1)  # noqa: E731
+        return Layout(sets, by_channel, lambda t: t.reshape(-1, 1), lambda t: t.T, channels)
     groups = record.options["groups"]
     if channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups")
-    return (lambda t: t.reshape(t.shape[0] * groups, -1)), by_channel, channels
+    of_groups = lambda t: t.reshape(t.shape[0] * groups, -1)  # noqa: E731
+    whole = lambda t: of_groups(t.reshape(1, -1, *inner).expand(x.shape))  # noqa: E731
+    spread = lambda t: by_channel(  # noqa: E731
+        t.reshape(-1, groups, 1).expand(-1, -1, channels // groups).reshape(-1, channels, *inner).expand(x.shape)
+    )
+    return Layout(of_groups, by_channel, whole, spread, channels)
 
 
-def _along(parameter: Tensor, record: Record) -> Tensor:
-    """A gain or shift, broadcast to the shape of x."""
-    shape = record.values["x"].shape
-    if record.options.get("over", "last") == "last":
-        return parameter.expand(shape)
-    return parameter.reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)
+@dataclass(frozen=True)
+class SetSums:
+    """Sums over each set, of shape ``(sets, 1)``; ``inner`` stands for ``<dy, y - β>`` and g for ``γ dy``."""
+
+    mean: Tensor
+    variance: Tensor
+    moved: Tensor  # <dx, x - μ>
+    moved_squares: Tensor
+    moved_size: Tensor
+    inner: Tensor
+    inner_squares: Tensor
+    inner_size: Tensor
+    dx: Tensor
+    dx_squares: Tensor
+    dx_size: Tensor
+    g: Tensor
+    g_squares: Tensor
+    shift_squares: Tensor  # of β dy
+
+    @staticmethod
+    def cat(parts: list[SetSums]) -> SetSums:
+        return SetSums(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(SetSums)))
+
+
+def _set_sums(centered: bool, x, dx, dy, terms, squares, gain, shift) -> SetSums:
+    """``terms`` are ``(y - β) dy``, number by number, and ``squares`` those of dy."""
+    mean = x.mean(1, keepdim=True) if centered else torch.zeros_like(x[:, :1])
+    offset = x - mean if centered else x
+    moved = dx * offset
+    of_dy = squares.sum(1, keepdim=True)
+    return SetSums(
+        mean,
+        square(torch.linalg.vector_norm(offset, dim=1, keepdim=True)) / x.shape[1],
+        *_three(moved),
+        *_three(terms),
+        *_three(dx),
+        _along(dy, gain, dy.sum(1, keepdim=True)),
+        of_dy if gain is None else _along(squares, square(gain), of_dy),
+        torch.zeros_like(of_dy) if shift is None else _along(squares, square(shift), of_dy),
+    )
+
+
+def _three(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum over each row, that of squares, and the size."""
+    root = torch.linalg.vector_norm(t, dim=1, keepdim=True)
+    size = t.abs().sum(1, keepdim=True) if t.dtype == torch.float64 else root * t.shape[1] ** 0.5
+    return t.sum(1, keepdim=True), square(root), size
+
+
+def _along(t: Tensor, factor: Tensor | None, total: Tensor) -> Tensor:
+    """``sum of factor t`` of each row, without a table of the products where one row or column of factors will do."""
+    if factor is None:
+        return total
+    if factor.shape[1] == 1:
+        return factor * total
+    return t @ factor.T if len(factor) == 1 else (factor * t).sum(1, keepdim=True)
+
+
+class ChannelSums:
+    """Sums over all rows, of shape ``(channels,)``, added up block by block in float64."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, Tensor] = {}
+
+    def add(self, dy: Tensor, terms: Tensor, squares: Tensor, far: Tensor) -> None:
+        """``far`` are squares of mean/σ, of shape ``(rows or 1, channels or 1)``."""
+        columns = {
+            "dy": dy.sum(0),
+            "|dy|": absolute(dy),
+            "dy²": squares.sum(0),
+            "z dy": terms.sum(0),
+            "|z dy|": absolute(terms),
+            "(z dy)²": square(terms).sum(0),
+        }
+        if len(far) > 1:
+            columns["(μ/σ dy)²"] = (far.T @ squares)[0] if far.shape[1] == 1 else (far * squares).sum(0)
+        else:
+            columns["(μ/σ dy)²"] = far[0] * columns["dy²"]
+        for name, column in columns.items():
+            self.of[name] = self.of.get(name, 0.0) + column.double()
 
 
 def _laws(record: Record, centered: bool) -> list[Balance]:
     x, y = record.raw_value("x"), record.raw_value("y")
     if x.shape != y.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; a norm keeps the shape")
-    sets, rows, channels = _layouts(record)
+    layout = _layout(record)
     for role in ("weight", "bias"):
-        if role in record.values and record.values[role].numel() != channels:
+        if role in record.values and record.values[role].numel() != layout.channels:
             shape = tuple(record.values[role].shape)
-            raise ValueError(f"{role} has shape {shape} for {channels} normalised channels; they must match")
-    dx, dy = record.raw_gradient("x"), record.raw_gradient("y")
-    gain = _along(record.raw_value("weight"), record) if "weight" in record.values else None
-    shift = _along(record.raw_value("bias"), record) if "bias" in record.values else None
-    x_sets = sets(x)
-    tables = [x_sets, *(None if t is None else sets(t) for t in (dx, y, dy, gain, shift))]
-    found = []
-    for block in blocks(*x_sets.shape):
-        numbers = [None if table is None else table[block].double() for table in tables]
-        found.append(_of_sets(record, centered, *numbers))
-    laws = [Balance.cat(balances, axis=1) for balances in zip(*found, strict=True)]
-    return laws + _of_parameters(record, rows, y, dy, shift, _adding(record, centered, x_sets))
-
-
-def _adding(record: Record, centered: bool, x: Tensor) -> float:
-    """Relative error of the sums over all rows that a gain's and a shift's gradients are."""
-    precision, last = record.precision, record.options.get("over", "last") == "last"
+            raise ValueError(f"{role} has shape {shape} for {layout.channels} normalised channels; they must match")
+    sums, channels = _sums(record, centered, layout)
+    alone = centered and layout.sets(x).shape[1] == 1
+    if alone:
+        record.limits[ONE_NUMBER] = None
+    laws = [] if alone else [_law_of_lengths(record, centered, sums, layout.sets(x).shape[1])]
+    if centered:
+        laws.append(_law_of_sums(record, sums, layout.sets(x).shape[1]))
     # PyTorch's LayerNorm on a CPU adds up a bfloat16 gain's gradient in bfloat16
-    unit = precision.stored if centered and last else precision.sums
-    count = record.values["x"].numel() // x.shape[1] if last else record.values["x"].numel() // _layouts(record)[2]
-    error = precision.stored + unit * count**0.5
-    if not centered:
-        return error
-    ratio = 0.0  # dγ may be had as (sum of x dy - μ sum of dy)/σ, which cancels
-    for block in blocks(*x.shape):
-        part = x[block].double()
-        mean = square(part.mean(1))
-        spread = (square(part).mean(1) - mean).clamp_min(_eps(record))
-        ratio = max(ratio, float((mean / spread).max()))
-    return error * (1 + ratio**0.5)
-
-
-def _of_parameters(record: Record, rows, y: Tensor, dy: Tensor, shift: Tensor | None, error: float) -> list[Balance]:
-    if not (record.has("weight") or record.has("bias")):
-        return []
-    outputs, slopes, offsets = rows(y), rows(dy), None if shift is None else rows(shift)
-    zero = torch.zeros(outputs.shape[1], dtype=torch.float64, device=y.device)
-    product = product_size = product_noise = total = absolute = squares = zero
-    for block in blocks(*outputs.shape):
-        part, slope = outputs[block].double(), slopes[block].double()
-        offset = None if offsets is None else offsets[block].double()
-        z = part if offset is None else part - offset
-        terms = z * slope
-        product, product_size = product + terms.sum(0), product_size + terms.abs().sum(0)
-        rounded = z if offset is None else part.abs() + z.abs()
-        product_noise = product_noise + square(rounded * slope).sum(0)
-        total, absolute, squares = total + slope.sum(0), absolute + slope.abs().sum(0), squares + square(slope).sum(0)
-    laws, stored = [], record.precision.stored
-    if record.has("weight"):
-        own = record.value("weight").reshape(-1) * record.gradient("weight").reshape(-1)
-        noise = (square(stored * own) + 4 * error**2 * product_noise).sqrt()
-        size, side = own.abs() + product_size, torch.maximum(own.abs(), product.abs())
-        laws.append(Balance.whole("γ dγ = sum of (y-β) dy", "weight", own - product, size, noise, side))
+    last = record.options.get("over", "last") == "last"
+    unit = record.precision.stored if centered and last else record.precision.sums
+    error = record.precision.stored + unit * (x.numel() / layout.channels) ** 0.5
+    if record.has("weight") and not alone:
+        laws.append(_law_of_gain(record, channels.of, error))
     if record.has("bias"):
-        own = record.gradient("bias").reshape(-1)
-        noise = (square(stored * own) + error**2 * squares).sqrt()
-        laws.append(Balance.whole("dβ = sum of dy", "bias", own - total, own.abs() + absolute, noise, squares.sqrt()))
+        laws.append(_law_of_shift(record, channels.of, error))
     return laws
+
+
+def _sums(record: Record, centered: bool, layout: Layout) -> tuple[SetSums, ChannelSums]:
+    """One walk through the numbers where the sets are the rows, as in LayerNorm, and two elsewhere."""
+    roles = record.raw_value("x"), record.raw_gradient("x"), record.raw_value("y"), record.raw_gradient("y")
+    gain, shift = (record.value(role) if role in record.values else None for role in ("weight", "bias"))
+    along = [None if t is None else layout.along_sets(t) for t in (gain, shift)]
+    parameters, together = record.has("weight") or record.has("bias"), layout.sets is layout.rows
+    tables, parts, channels = [layout.sets(t) for t in roles], [], ChannelSums()
+    for block in blocks(*tables[0].shape):
+        x, dx, y, dy = (record.cast(table[block]) for table in tables)
+        own_gain, own_shift = (t if t is None or len(t) == 1 else t[block] for t in along)
+        terms, squares = (y if own_shift is None else y - own_shift) * dy, square(dy)
+        parts.append(_set_sums(centered, x, dx, dy, terms, squares, own_gain, own_shift))
+        if together and parameters:
+            channels.add(dy, terms, squares, _far(record, parts[-1]))
+    sums = SetSums.cat(parts)
+    if parameters and not together:
+        far = layout.spread(_far(record, sums))
+        outputs, slopes = (layout.rows(t) for t in roles[2:])
+        for block in blocks(*outputs.shape):
+            y, dy = record.cast(outputs[block]), record.cast(slopes[block])
+            terms = (y if shift is None else y - shift.reshape(1, -1)) * dy
+            channels.add(dy, terms, square(dy), far if len(far) == 1 else far[block])
+    return sums, channels
+
+
+def _far(record: Record, sums: SetSums) -> Tensor:
+    """How far the mean is from zero, in units of the spread, squared."""
+    return square(sums.mean) / (sums.variance + _eps(record))
 
 
 def _eps(record: Record) -> float:
@@ -120,32 +211,51 @@ def _eps(record: Record) -> float:
     return torch.finfo(torch.float64 if record.values["x"].dtype == torch.float64 else torch.float32).eps
 
 
-def _of_sets(record: Record, centered: bool, x, dx, y, dy, gain, shift) -> list[Balance]:
-    z = y if shift is None else y - shift
-    g = dy if gain is None else dy * gain
-    eps = _eps(record)
-    mean = x.mean(1, keepdim=True) if centered else torch.zeros_like(x[:, :1])
-    offset = x - mean
-    variance = square(offset).mean(1, keepdim=True)
-    rate = (variance + eps).rsqrt()
-    width = x.shape[1]
-    unit = (record.precision.stored + record.precision.sums * width**0.5) * (1 + (mean * rate).abs()) ** 2
-    terms, share = z * dy, eps / (variance + eps)
-    left, right = (dx * offset).sum(1, keepdim=True), share * terms.sum(1, keepdim=True)
-    inner = square(offset * rate * g).sum(1, keepdim=True)  # = terms, before the output is rounded
-    total = (offset * rate * g).sum(1, keepdim=True)
-    own = square(dx * offset).sum(1, keepdim=True) + share**2 * square(y * dy).sum(1, keepdim=True)
-    noise = unit * (own + inner + 4 * square(total)).sqrt()
-    size = (dx * offset).abs().sum(1, keepdim=True) + share * terms.abs().sum(1, keepdim=True)
+def _unit(record: Record, width: int) -> float:
+    return record.precision.stored + record.precision.sums * width**0.5
+
+
+def _law_of_lengths(record: Record, centered: bool, s: SetSums, width: int) -> Balance:
+    """The noise has a relative part, of all that is stored, and the rounding of a mean, which is as large as the mean:
+    where all numbers of a set are equal it is all that is left."""
+    share, far = _eps(record) / (s.variance + _eps(record)), _far(record, s)
+    stored_y = s.inner_squares
+    if "bias" in record.values:  # the output is rounded at its own size, (z + β)² <= 2 z² + 2 β²
+        stored_y = 2 * s.inner_squares + 2 * s.shift_squares
+    own = s.moved_squares + square(share) * stored_y
+    relative = (1 + far.sqrt()) ** 4 * (own + s.inner_squares + 4 * square(s.inner))
+    of_mean = square(s.mean) * s.dx_squares + square(share) * far * (s.g_squares + square(s.g))
     law = "<dx, x-μ> = ε <dy, y-β>/(σ²+ε)" if centered else "<dx, x> = ε <dy, y>/(mean x²+ε)"
-    laws = [Balance.whole(law, "x", left - right, size, noise, inner.sqrt())]
-    if centered:
-        pushed = square(rate * g).sum(1, keepdim=True)
-        along = square((rate * g).sum(1, keepdim=True))
-        noise = unit * (square(dx).sum(1, keepdim=True) + pushed + 4 * along + 4 * inner / width).sqrt()
-        total, size = dx.sum(1, keepdim=True), dx.abs().sum(1, keepdim=True)
-        laws.append(Balance.whole("sum of dx = 0", "x", total, size, noise, pushed.sqrt()))
-    return laws
+    size = s.moved_size + share * s.inner_size
+    noise = _unit(record, width) * (relative + of_mean).sqrt()
+    return Balance.whole(law, "x", s.moved - share * s.inner, size, noise, s.inner_squares.sqrt())
+
+
+def _law_of_sums(record: Record, s: SetSums, width: int) -> Balance:
+    rate, far = (s.variance + _eps(record)).rsqrt(), _far(record, s)
+    pushed = square(rate) * s.g_squares
+    squares = s.dx_squares + pushed + 4 * square(rate * s.g) + 4 * s.inner_squares / width
+    noise = _unit(record, width) * (1 + far.sqrt()) ** 2 * squares.sqrt()
+    return Balance.whole("sum of dx = 0", "x", s.dx, s.dx_size, noise, pushed.sqrt())
+
+
+def _law_of_gain(record: Record, sums: dict[str, Tensor], error: float) -> Balance:
+    """What is added up is off by its own rounding, by that of ``y = z + β``, and by that of the mean taken away."""
+    gain = record.value("weight").reshape(-1).double()
+    own, product = gain * record.gradient("weight").reshape(-1).double(), sums["z dy"]
+    terms = 4 * sums["(z dy)²"] + square(gain) * sums["(μ/σ dy)²"]
+    if "bias" in record.values:
+        shift = record.value("bias").reshape(-1).double()
+        terms = terms + torch.where(shift != 0, 4 * sums["(z dy)²"] + 2 * square(shift) * sums["dy²"], 0.0)
+    noise = (square(record.precision.stored * own) + 4 * error**2 * terms).sqrt()
+    size, side = own.abs() + sums["|z dy|"], torch.maximum(own.abs(), product.abs())
+    return Balance.whole("γ dγ = sum of (y-β) dy", "weight", own - product, size, noise, side)
+
+
+def _law_of_shift(record: Record, sums: dict[str, Tensor], error: float) -> Balance:
+    own, total = record.gradient("bias").reshape(-1).double(), sums["dy"]
+    noise = (square(record.precision.stored * own) + error**2 * sums["dy²"]).sqrt()
+    return Balance.whole("dβ = sum of dy", "bias", own - total, own.abs() + sums["|dy|"], noise, sums["dy²"].sqrt())
 
 
 def _batch_norm(module: nn.Module):

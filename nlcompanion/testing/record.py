@@ -15,20 +15,36 @@ from nlcompanion.testing.rounding import Balance, Precision
 
 @dataclass
 class Record:
-    """Tensors by role (``x``, ``weight``, ``y``, ...), the loss's gradients by the same roles, and options."""
+    """Tensors by role (``x``, ``weight``, ``y``, ...), the loss's gradients by the same roles, and options.
+
+    ``work`` is the dtype of the check's own arithmetic, and ``limits`` are what a law could not be held against, and
+    why; a dictionary for its keys.
+    """
 
     values: dict[str, Tensor]
     gradients: dict[str, Tensor | None]
     options: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype | None = None
+    work: torch.dtype = torch.float64
+    limits: dict[str, None] = field(default_factory=dict)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """In the dtype of the check's own arithmetic."""
+        return tensor.to(self.work)
+
+    @property
+    def single(self) -> bool:
+        """No tensor is finer than float32, which then loses little of what they say."""
+        tensors = [*self.values.values(), *(g for g in self.gradients.values() if g is not None)]
+        return all(torch.finfo(t.dtype).eps >= torch.finfo(torch.float32).eps for t in tensors)
 
     def value(self, role: str) -> Tensor:
-        """In float64, detached."""
-        return self.raw_value(role).double()
+        """In the dtype of the check, detached."""
+        return self.cast(self.raw_value(role))
 
     def gradient(self, role: str) -> Tensor:
-        """In float64, detached."""
-        return self.raw_gradient(role).double()
+        """In the dtype of the check, detached."""
+        return self.cast(self.raw_gradient(role))
 
     def raw_value(self, role: str) -> Tensor:
         """As it was given, detached."""

@@ -76,17 +76,28 @@ class Balance:
             head,
         )
 
+    @property
+    def settled(self) -> bool:
+        """Found in float32, and so far below its floor that float64 would say the same.
+
+        What overflows or vanishes there is not.
+        """
+        floor = SIGMAS * self.noise
+        below = (self.difference.abs() <= floor / 2) & (floor > 1e-25) & floor.isfinite()
+        return bool((below | (self.size == 0)).all())
+
     def judge(self, resolution: float, prefix: str = "") -> list[LawCheck]:
         """One verdict for each head."""
         own = torch.finfo(torch.float64).eps
-        floors = SIGMAS * self.noise + 8 * own * self.size
+        differences, sizes, sides = (t.double() for t in (self.difference, self.size, self.side))
+        floors = SIGMAS * self.noise.double() + 8 * own * sizes
         checks = []
-        for k in range(len(self.difference)):
-            difference, floor, size = self.difference[k].abs(), floors[k], self.size[k]
+        for k in range(len(differences)):
+            difference, floor, size = differences[k].abs(), floors[k], sizes[k]
             excess = torch.where(difference > 0, difference / floor.clamp_min(1e-300), 0.0).flatten()
             worst = int(excess.argmax())
             scale = max(float(size.flatten()[worst]), 1e-300)
-            side = float(square(self.side[k]).mean().sqrt())
+            side = float(square(sides[k]).mean().sqrt())
             visible = float(square(floor).mean().sqrt()) / max(side, 1e-300)
             broken = float(excess[worst]) > 1
             verdict = BROKEN if broken else CANNOT_TELL if visible > resolution else LAWFUL
@@ -109,6 +120,8 @@ class Product:
     @staticmethod
     def of(a: Tensor, b: Tensor, a_error: Tensor | None = None, b_error: Tensor | None = None) -> Product:
         """Shapes ``(..., n, p)`` and ``(..., n, r)``; ``a_error`` holds squared errors, None is exact."""
+        if a.dtype == torch.float32:
+            return Product._single(a, b, a_error, b_error)
         value = a.mT @ b
         a_scale, b_scale = (t.abs().amax().clamp_min(1e-300) for t in (a, b))
         a_single, b_single = (a / a_scale).float(), (b / b_scale).float()
@@ -118,6 +131,18 @@ class Product:
             variance += ((a_error / a_scale**2).float().mT @ square(b_single)).double() * (a_scale * b_scale) ** 2
         if b_error is not None:
             variance += (square(a_single).mT @ (b_error / b_scale**2).float()).double() * (a_scale * b_scale) ** 2
+        return Product(value, size, variance)
+
+    @staticmethod
+    def _single(a: Tensor, b: Tensor, a_error: Tensor | None, b_error: Tensor | None) -> Product:
+        """In float32, added up in float64 from here on; the size is bounded by the norms of the columns."""
+        a_norm, b_norm = (torch.linalg.vector_norm(t, dim=-2) for t in (a, b))
+        value, size = (a.mT @ b).double(), (a_norm[..., None] * b_norm[..., None, :]).double()
+        variance = torch.zeros_like(value)
+        if a_error is not None:
+            variance += a_error.mT @ square(b)
+        if b_error is not None:
+            variance += square(a).mT @ b_error
         return Product(value, size, variance)
 
     def __add__(self, other: Product) -> Product:
@@ -134,6 +159,11 @@ def balance(law: str, tensors: str, left: Product, right: Product, *, copies: fl
 def square(t: Tensor) -> Tensor:
     """A product, which is several times faster than a power."""
     return t * t
+
+
+def absolute(t: Tensor) -> Tensor:
+    """Sums of absolute values over the rows, a law's size; in float32, where no law is judged broken, a bound of it."""
+    return t.abs().sum(0) if t.dtype == torch.float64 else square(t).sum(0).sqrt() * len(t) ** 0.5
 
 
 def blocks(rows: int, width: int) -> list[slice]:
