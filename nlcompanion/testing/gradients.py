@@ -156,10 +156,10 @@ def _check_settings(precision: torch.dtype | None, resolution: float, raise_erro
 
 
 def _judge(kind: str, record: Record, resolution: float, prefix: str = "") -> list[LawCheck]:
-    """In float64; a look in float32 comes first at coarser tensors, and settles what is far below its floor."""
+    """In float64; a look in float32 comes first at large coarser tensors, and settles what is far below its floor."""
     record.check()
     laws = kind_of(kind).laws
-    if record.single:
+    if record.worth_a_look:
         balances = laws(replace(record, work=torch.float32))
         if all(balance.settled for balance in balances):
             return [check for balance in balances for check in balance.judge(resolution, prefix)]

@@ -2,13 +2,13 @@ r"""Linear maps and convolutions: :math:`x^T dx = dW^T W`, and :math:`db = \sum 
 
 The output :math:`y = xW^T + b` does not see :math:`(xA, WA^{-T})`. Between channels the same holds for a convolution,
 whose window plays no part. Beyond 32 channels the second index is folded: each channel is added, with a random sign, to
-one of 32 buckets, so that every channel still counts and the check costs less than the pass.
+one of 8 to 32 buckets, 16 channels each where that is enough, so that every channel still counts and the check costs
+little beside the pass.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,37 +16,30 @@ from torch import Tensor, nn
 from nlcompanion.testing.record import Record, register_kind, register_module
 from nlcompanion.testing.rounding import Balance, Product, absolute, balance, blocks, copies, square
 
-BUCKETS = 32
+UNFOLDED = 32
+PER_BUCKET, FEWEST, MOST = 16, 8, 32
 
 
-@dataclass(frozen=True)
-class Fold:
-    """Columns in a random order, with random signs, added up by buckets."""
-
-    order: Tensor
-    signs: Tensor
-
-    @staticmethod
-    def of(width: int, device) -> Fold | None:
-        if width <= BUCKETS:
-            return None
-        generator = torch.Generator().manual_seed(width)
-        order = torch.randperm(width, generator=generator).to(device)
-        return Fold(order, (torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1).double().to(device))
-
-    def matrix(self, dtype: torch.dtype) -> Tensor:
-        width = len(self.order)
-        matrix = torch.zeros(width, BUCKETS, dtype=dtype, device=self.order.device)
-        matrix[self.order, torch.arange(width, device=self.order.device) % BUCKETS] = self.signs.to(dtype)
-        return matrix
+@functools.cache
+def _fold(width: int, dtype: torch.dtype) -> Tensor | None:
+    """A matrix that adds up columns by buckets, in a random order and with random signs; None for few columns."""
+    if width <= UNFOLDED:
+        return None
+    buckets = min(max(FEWEST, -(-width // PER_BUCKET)), MOST)
+    generator = torch.Generator().manual_seed(width)
+    order = torch.randperm(width, generator=generator)
+    matrix = torch.zeros(width, buckets, dtype=dtype)
+    signs = torch.randint(0, 2, (width,), generator=generator) * 2 - 1
+    matrix[order, torch.arange(width) % buckets] = signs.to(dtype)
+    return matrix
 
 
 def _channel_law(record: Record, x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor) -> Balance:
     """``x``, ``dx`` of shape ``(n, channels)``, ``w``, ``dw`` ``(rows, channels)``, ``dy`` ``(positions, outputs)``."""
     stored, sums = record.precision.stored, record.precision.sums
     window = w.shape[0] != dy.shape[1]  # a convolution's reaches several rows
-    fold = Fold.of(x.shape[1], x.device)
-    matrix = None if fold is None else fold.matrix(record.work)
+    matrix = _fold(x.shape[1], record.work)
+    matrix = None if matrix is None else matrix.to(x.device)
     bucket = (lambda t: t) if matrix is None else (lambda t: t @ matrix)
     bucket_squares = (lambda t: t) if matrix is None else (lambda t: (t.float() @ matrix.float().abs()).to(t.dtype))
     squares = [square(record.cast(dy[block])) for block in blocks(*dy.shape)]
@@ -73,8 +66,9 @@ def _bias_law(record: Record, dy: Tensor, db: Tensor) -> Balance:
     total = size = squares = torch.zeros_like(db)
     for block in blocks(*dy.shape):
         part = record.cast(dy[block])
-        total, size = total + part.sum(0).double(), size + absolute(part).double()
-        squares = squares + square(part).sum(0).double()
+        of_part = square(part).sum(0)
+        total, size = total + part.sum(0).double(), size + absolute(part, of_part, 0).double()
+        squares = squares + of_part.double()
     error = square(record.precision.stored * db) + record.precision.sums**2 * len(dy) * squares
     noise = (copies(dy) * error).sqrt()
     return Balance.whole("db = sum of dy", "bias", db - total, db.abs() + size, noise, squares.sqrt())

@@ -92,58 +92,54 @@ def _set_sums(centered: bool, x, dx, dy, terms, squares, gain, shift) -> SetSums
     """``terms`` are ``(y - β) dy``, number by number, and ``squares`` those of dy."""
     mean = x.mean(1, keepdim=True) if centered else torch.zeros_like(x[:, :1])
     offset = x - mean if centered else x
-    moved = dx * offset
-    of_dy = squares.sum(1, keepdim=True)
     return SetSums(
         mean,
         square(torch.linalg.vector_norm(offset, dim=1, keepdim=True)) / x.shape[1],
-        *_three(moved),
+        *_three(dx * offset),
         *_three(terms),
         *_three(dx),
-        _along(dy, gain, dy.sum(1, keepdim=True)),
-        of_dy if gain is None else _along(squares, square(gain), of_dy),
-        torch.zeros_like(of_dy) if shift is None else _along(squares, square(shift), of_dy),
+        _along(dy, gain),
+        _along(squares, None if gain is None else square(gain)),
+        torch.zeros_like(mean) if shift is None else _along(squares, square(shift)),
     )
 
 
 def _three(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum over each row, that of squares, and the size."""
-    root = torch.linalg.vector_norm(t, dim=1, keepdim=True)
-    size = t.abs().sum(1, keepdim=True) if t.dtype == torch.float64 else root * t.shape[1] ** 0.5
-    return t.sum(1, keepdim=True), square(root), size
+    """The sum over each row, that of squares, and the law's size."""
+    squares = square(torch.linalg.vector_norm(t, dim=1, keepdim=True))
+    return t.sum(1, keepdim=True), squares, absolute(t, squares, 1)
 
 
-def _along(t: Tensor, factor: Tensor | None, total: Tensor) -> Tensor:
+def _along(t: Tensor, factor: Tensor | None) -> Tensor:
     """``sum of factor t`` of each row, without a table of the products where one row or column of factors will do."""
     if factor is None:
-        return total
+        return t.sum(1, keepdim=True)
     if factor.shape[1] == 1:
-        return factor * total
+        return factor * t.sum(1, keepdim=True)
     return t @ factor.T if len(factor) == 1 else (factor * t).sum(1, keepdim=True)
 
 
 class ChannelSums:
-    """Sums over all rows, of shape ``(channels,)``, added up block by block in float64."""
+    """Sums over all rows, of shape ``(channels,)``: of each block in its own dtype, of the blocks in float64."""
 
     def __init__(self) -> None:
-        self.of: dict[str, Tensor] = {}
+        self.blocks: list[list[Tensor]] = []
 
     def add(self, dy: Tensor, terms: Tensor, squares: Tensor, far: Tensor) -> None:
         """``far`` are squares of mean/σ, of shape ``(rows or 1, channels or 1)``."""
-        columns = {
-            "dy": dy.sum(0),
-            "|dy|": absolute(dy),
-            "dy²": squares.sum(0),
-            "z dy": terms.sum(0),
-            "|z dy|": absolute(terms),
-            "(z dy)²": square(terms).sum(0),
-        }
-        if len(far) > 1:
-            columns["(μ/σ dy)²"] = (far.T @ squares)[0] if far.shape[1] == 1 else (far * squares).sum(0)
+        of_dy, of_terms = squares.sum(0), square(terms).sum(0)
+        if len(far) == 1:
+            moved = far[0] * of_dy
         else:
-            columns["(μ/σ dy)²"] = far[0] * columns["dy²"]
-        for name, column in columns.items():
-            self.of[name] = self.of.get(name, 0.0) + column.double()
+            moved = (far.T @ squares)[0] if far.shape[1] == 1 else (far * squares).sum(0)
+        sizes = absolute(dy, of_dy, 0), absolute(terms, of_terms, 0)
+        self.blocks.append([dy.sum(0), sizes[0], of_dy, terms.sum(0), sizes[1], of_terms, moved])
+
+    @property
+    def of(self) -> dict[str, Tensor]:
+        names = ("dy", "|dy|", "dy²", "z dy", "|z dy|", "(z dy)²", "(μ/σ dy)²")
+        totals = [torch.stack(columns).double().sum(0) for columns in zip(*self.blocks, strict=True)]
+        return dict(zip(names, totals, strict=True))
 
 
 def _laws(record: Record, centered: bool) -> list[Balance]:
@@ -166,10 +162,11 @@ def _laws(record: Record, centered: bool) -> list[Balance]:
     last = record.options.get("over", "last") == "last"
     unit = record.precision.stored if centered and last else record.precision.sums
     error = record.precision.stored + unit * (x.numel() / layout.channels) ** 0.5
+    of = channels.of
     if record.has("weight") and not alone:
-        laws.append(_law_of_gain(record, channels.of, error))
+        laws.append(_law_of_gain(record, of, error))
     if record.has("bias"):
-        laws.append(_law_of_shift(record, channels.of, error))
+        laws.append(_law_of_shift(record, of, error))
     return laws
 
 
@@ -180,7 +177,7 @@ def _sums(record: Record, centered: bool, layout: Layout) -> tuple[SetSums, Chan
     along = [None if t is None else layout.along_sets(t) for t in (gain, shift)]
     parameters, together = record.has("weight") or record.has("bias"), layout.sets is layout.rows
     tables, parts, channels = [layout.sets(t) for t in roles], [], ChannelSums()
-    for block in blocks(*tables[0].shape):
+    for block in blocks(*tables[0].shape, record.work):
         x, dx, y, dy = (record.cast(table[block]) for table in tables)
         own_gain, own_shift = (t if t is None or len(t) == 1 else t[block] for t in along)
         terms, squares = (y if own_shift is None else y - own_shift) * dy, square(dy)
@@ -191,7 +188,7 @@ def _sums(record: Record, centered: bool, layout: Layout) -> tuple[SetSums, Chan
     if parameters and not together:
         far = layout.spread(_far(record, sums))
         outputs, slopes = (layout.rows(t) for t in roles[2:])
-        for block in blocks(*outputs.shape):
+        for block in blocks(*outputs.shape, record.work):
             y, dy = record.cast(outputs[block]), record.cast(slopes[block])
             terms = (y if shift is None else y - shift.reshape(1, -1)) * dy
             channels.add(dy, terms, square(dy), far if len(far) == 1 else far[block])

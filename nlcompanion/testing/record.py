@@ -12,6 +12,8 @@ from torch import Tensor
 from nlcompanion._arguments import described
 from nlcompanion.testing.rounding import Balance, Precision
 
+LARGE = 1 << 15  # numbers; the time of a check on fewer goes into calls
+
 
 @dataclass
 class Record:
@@ -33,10 +35,11 @@ class Record:
         return tensor.to(self.work)
 
     @property
-    def single(self) -> bool:
-        """No tensor is finer than float32, which then loses little of what they say."""
+    def worth_a_look(self) -> bool:
+        """No tensor is finer than float32, which then loses little, and the largest are large enough to save time."""
         tensors = [*self.values.values(), *(g for g in self.gradients.values() if g is not None)]
-        return all(torch.finfo(t.dtype).eps >= torch.finfo(torch.float32).eps for t in tensors)
+        coarse = all(torch.finfo(t.dtype).eps >= torch.finfo(torch.float32).eps for t in tensors)
+        return coarse and max(t.numel() for t in tensors) >= LARGE
 
     def value(self, role: str) -> Tensor:
         """In the dtype of the check, detached."""
