@@ -157,7 +157,7 @@ def _check_settings(precision: torch.dtype | None, resolution: float, raise_erro
 
 def _judge(kind: str, record: Record, resolution: float, prefix: str = "") -> list[LawCheck]:
     """In float64; a look in float32 comes first at large coarser tensors, and settles what is far below its floor."""
-    record.check()
+    record.check(kind_of(kind).masked)
     laws = kind_of(kind).laws
     if record.worth_a_look:
         balances = laws(replace(record, work=torch.float32))

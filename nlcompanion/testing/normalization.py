@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ class ChannelSums:
         sizes = absolute(dy, of_dy, 0), absolute(terms, of_terms, 0)
         self.blocks.append([dy.sum(0), sizes[0], of_dy, terms.sum(0), sizes[1], of_terms, moved])
 
-    @property
+    @cached_property
     def of(self) -> dict[str, Tensor]:
         names = ("dy", "|dy|", "dy²", "z dy", "|z dy|", "(z dy)²", "(μ/σ dy)²")
         totals = [torch.stack(columns).double().sum(0) for columns in zip(*self.blocks, strict=True)]
@@ -162,11 +163,10 @@ def _laws(record: Record, centered: bool) -> list[Balance]:
     last = record.options.get("over", "last") == "last"
     unit = record.precision.stored if centered and last else record.precision.sums
     error = record.precision.stored + unit * (x.numel() / layout.channels) ** 0.5
-    of = channels.of
     if record.has("weight") and not alone:
-        laws.append(_law_of_gain(record, of, error))
+        laws.append(_law_of_gain(record, channels.of, error))
     if record.has("bias"):
-        laws.append(_law_of_shift(record, of, error))
+        laws.append(_law_of_shift(record, channels.of, error))
     return laws
 
 

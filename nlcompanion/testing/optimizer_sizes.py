@@ -66,12 +66,12 @@ def _shifted(law: str, trial: Trial, base: Path, left: Sequence[float], toleranc
     for n, (row, other) in enumerate(zip(base, moved, strict=True)):
         expected = OFFSET * left[n]
         for a, b in zip(row, other, strict=True):
-            worst = max(worst, float((b - a - expected).abs().max()) / max(expected, 1e-300))
+            worst = max(worst, float((b - a - expected).abs().max()) / OFFSET)
     # the two runs round at the size of their weights, larger than the shift
     size = max(float(p.abs().max()) for row in base + moved for p in row)
     floor = ROUNDINGS * trial.unit * (1 + size / OFFSET) * trial.steps
     lost = 1 - left[-1]
-    floor += tolerance * lost / max(left[-1], 1e-300)
+    floor += tolerance * abs(lost)
     hidden = floor / lost if lost > 0 else floor
     verdict = BROKEN if worst > floor else CANNOT_TELL if hidden > 0.5 else LAWFUL
     return LawCheck(law, "all", "", worst, floor, hidden, verdict)

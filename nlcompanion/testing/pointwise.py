@@ -51,7 +51,8 @@ def _gated(record: Record) -> list[Balance]:
 def _shift(record: Record) -> list[Balance]:
     axis = record.options.get("dim", -1)
     logits, gradient = (t.movedim(axis, -1) for t in (record.value("x"), record.gradient("x")))
-    spread = 1 + logits.amax(-1) - logits.amin(-1)  # a log-probability is rounded at its own size
+    lowest = torch.where(logits == -torch.inf, logits.amax(-1, keepdim=True), logits).amin(-1)  # of what is not masked
+    spread = 1 + logits.amax(-1) - lowest  # a log-probability is rounded at its own size
     unit = record.precision.stored + record.precision.sums * logits.shape[-1] ** 0.5
     root = gradient.square().sum(-1).sqrt()
     if "y" in record.values:  # what cancelled on the way: y dy - y sum of y dy, or dy - exp(y) sum of dy
@@ -85,8 +86,8 @@ def _rotary(record: Record) -> list[Balance]:
 
 register_kind("homogeneous", ("x",), _homogeneous)
 register_kind("gated", ("gate", "up"), _gated)
-register_kind("softmax", ("x",), _shift)
-register_kind("cross_entropy", ("x",), _shift)
+register_kind("softmax", ("x",), _shift, masked=("x", "y"))
+register_kind("cross_entropy", ("x",), _shift, masked=("x",))
 register_kind("rotary", ("x",), _rotary)
 for _module in (nn.ReLU, nn.LeakyReLU, nn.PReLU):
     register_module(_module, lambda module: ("homogeneous", {"degree": 1.0}))

@@ -73,8 +73,11 @@ class Record:
         given = [gradient for gradient in self.gradients.values() if gradient is not None]
         return Precision.of(*self.values.values(), *given, dtype=self.dtype)
 
-    def check(self) -> None:
-        """Errors for what no verdict can be given on: integers, shapes that do not fit, values that are not finite."""
+    def check(self, masked: tuple[str, ...] = ()) -> None:
+        """Errors for what no verdict can be given on: integers, shapes that do not fit, values that are not finite.
+
+        The values of ``masked`` roles may be minus infinity.
+        """
         for role, value in self.values.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -90,6 +93,8 @@ class Record:
                     "they must be the same"
                 )
             for name, tensor in ((role, value), (f"the gradient of {role}", gradient)):
+                if tensor is value and role in masked:
+                    tensor = tensor.masked_fill(tensor == -torch.inf, 0.0)
                 if tensor is not None and not _finite(tensor):
                     raise ValueError(
                         f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite; no law says "
@@ -104,20 +109,23 @@ def _finite(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of layer: its roles in the order in which a function takes them, and its laws."""
+    """A kind of layer: its roles in the order in which a function takes them, its laws, and what may be masked."""
 
     name: str
     roles: tuple[str, ...]
     laws: Callable[[Record], list[Balance]]
+    masked: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {}
 MODULES: dict[type, Callable[[Any], tuple[str, Mapping[str, Any]] | None]] = {}
 
 
-def register_kind(name: str, roles: tuple[str, ...], laws: Callable[[Record], list[Balance]]) -> None:
-    """Make a kind known: ``laws(record)`` returns the balances of one call."""
-    KINDS[name] = Kind(name, roles, laws)
+def register_kind(
+    name: str, roles: tuple[str, ...], laws: Callable[[Record], list[Balance]], masked: tuple[str, ...] = ()
+) -> None:
+    """Make a kind known: ``laws(record)`` returns the balances of a call; ``masked`` roles may hold minus infinity."""
+    KINDS[name] = Kind(name, roles, laws, masked)
 
 
 def register_module(module: type, read: Callable[[Any], tuple[str, Mapping[str, Any]] | None]) -> None:

@@ -123,14 +123,16 @@ class Product:
         if a.dtype == torch.float32:
             return Product._single(a, b, a_error, b_error)
         value = a.mT @ b
-        a_scale, b_scale = (t.abs().amax().clamp_min(1e-300) for t in (a, b))
+        # a column has a scale of its own, below which float32 would lose its squares
+        a_scale, b_scale = (t.abs().amax(-2, keepdim=True).clamp_min(1e-150) for t in (a, b))
+        scale = a_scale.mT * b_scale
         a_single, b_single = (a / a_scale).float(), (b / b_scale).float()
-        size = (a_single.abs().mT @ b_single.abs()).double() * (a_scale * b_scale)
+        size = (a_single.abs().mT @ b_single.abs()).double() * scale
         variance = torch.zeros_like(value)
         if a_error is not None:
-            variance += ((a_error / a_scale**2).float().mT @ square(b_single)).double() * (a_scale * b_scale) ** 2
+            variance += ((a_error / square(a_scale)).float().mT @ square(b_single)).double() * square(scale)
         if b_error is not None:
-            variance += (square(a_single).mT @ (b_error / b_scale**2).float()).double() * (a_scale * b_scale) ** 2
+            variance += (square(a_single).mT @ (b_error / square(b_scale)).float()).double() * square(scale)
         return Product(value, size, variance)
 
     @staticmethod
