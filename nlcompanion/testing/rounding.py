@@ -124,7 +124,7 @@ class Product:
             return Product._single(a, b, a_error, b_error)
         value = a.mT @ b
         # a column has a scale of its own, below which float32 would lose its squares
-        a_scale, b_scale = (t.abs().amax(-2, keepdim=True).clamp_min(1e-150) for t in (a, b))
+        a_scale, b_scale = _column_scale(a, a_error), _column_scale(b, b_error)
         scale = a_scale.mT * b_scale
         a_single, b_single = (a / a_scale).float(), (b / b_scale).float()
         size = (a_single.abs().mT @ b_single.abs()).double() * scale
@@ -150,6 +150,14 @@ class Product:
 
     def __add__(self, other: Product) -> Product:
         return Product(self.value + other.value, self.size + other.size, self.variance + other.variance)
+
+
+def _column_scale(t: Tensor, squared_error: Tensor | None) -> Tensor:
+    """The largest number of each column, or its largest error where that is larger, as in a column of zeros."""
+    largest = t.abs().amax(-2, keepdim=True)
+    if squared_error is not None:
+        largest = torch.maximum(largest, squared_error.amax(-2, keepdim=True).sqrt())
+    return largest.clamp_min(1e-150)
 
 
 def balance(law: str, tensors: str, left: Product, right: Product, *, copies: float = 1.0, head: str = "") -> Balance:

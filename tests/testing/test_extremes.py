@@ -118,13 +118,7 @@ MASKS = {
     "padding": padded,
     "a large bias": lambda n, m: 20 * torch.randn(n, m, generator=torch.Generator().manual_seed(1)),
 }
-SHAPES = {
-    "square": (40, 40, 8),
-    "one query": (1, 50, 8),
-    "one key": (50, 1, 8),
-    "one of each": (1, 1, 8),
-    "d = 1": (30, 20, 1),
-}
+SHAPES = ((40, 40, 8), (1, 50, 8), (50, 1, 8), (1, 1, 8), (30, 20, 1))  # queries, keys, width of a head
 
 
 def masked_attention(mask):
