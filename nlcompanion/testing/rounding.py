@@ -182,7 +182,7 @@ def absolute(t: Tensor, squares: Tensor, axis: int) -> Tensor:
     return t.abs().sum(axis, keepdim=axis == 1)
 
 
-def blocks(rows: int, width: int, dtype: torch.dtype = torch.float64) -> list[slice]:
+def blocks(rows: int, width: int, *, dtype: torch.dtype = torch.float64) -> list[slice]:
     """Rows in blocks that stay in a processor's cache in the given dtype, which makes the sums several times faster."""
     step = max(1, (1 << 19) // dtype.itemsize // max(width, 1))
     return [slice(first, first + step) for first in range(0, rows, step)]
@@ -195,7 +195,7 @@ def copies(*rows: Tensor) -> float:
         dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
         generator = torch.Generator().manual_seed(k)
         weights = torch.rand(table.shape[1], dtype=dtype, generator=generator).to(table.device)
-        keys.append(torch.cat([table[block].to(dtype) @ weights for block in blocks(*table.shape, dtype)]).double())
+        keys.append(torch.cat([table[block].to(dtype) @ weights for block in blocks(*table.shape, dtype=dtype)]).double())
     key = torch.stack(keys).sum(0)
     counts = torch.unique(key[key != 0], return_counts=True)[1].double()
     return float((square(counts).sum() / counts.sum().clamp_min(1)).clamp_min(1))

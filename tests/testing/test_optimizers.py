@@ -284,6 +284,94 @@ def test_a_learning_rate_in_a_tensor_rounds_in_its_own_dtype():
     assert report.checks[0].floor < 1e-11
 
 
+@pytest.mark.parametrize("decay", [0.5, 1.0, 1.5, 2.0])
+def test_a_decay_that_turns_the_weights_around_is_lawful(decay):
+    """1 - lr*decay is negative beyond 1; the fault of that size is found."""
+    assert_optimizer_lawful(lambda p: optim.AdamW(p, lr=1.0, weight_decay=decay))
+    half = lambda p: ByHand(p, lr=1.0, weight_decay=decay, fault="L2 for decay")  # noqa: E731
+    assert check_optimizer(half, laws="Lion").verdict == "broken"
+
+
+ODD = {
+    "NAdam": [{"momentum_decay": 0.0}, {"maximize": True, "decoupled_weight_decay": True, "weight_decay": 0.1}],
+    "RAdam": [{"betas": (0.9, 0.5)}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
+    "Adam": [{"betas": (0.0, 0.0)}, {"maximize": True, "weight_decay": 0.1}],
+    "AMSGrad": [{"maximize": True, "weight_decay": 0.1}],
+    "RMSprop": [{"alpha": 0.5}, {"momentum": 0.9, "centered": True, "weight_decay": 0.1}],
+    "Adagrad": [{"lr_decay": 0.1, "initial_accumulator_value": 0.1, "weight_decay": 0.1}],
+    "Adadelta": [{"rho": 0.5}, {"lr": 1.0, "weight_decay": 0.1}],
+    "Rprop": [{"etas": (0.3, 1.5)}, {"maximize": True}],
+    "ASGD": [{"t0": 2, "lambd": 0.1, "weight_decay": 0.1}, {"alpha": 0.0, "lambd": 0.1}, {"maximize": True}],
+    "Adafactor": [{"d": 2.0, "eps": (1e-3, 1e-2)}, {"lr": 2.0}, {"maximize": True, "weight_decay": 0.1}],
+    "SGD": [{"lr": 1e6}, {"lr": 1e-12}, {"maximize": True, "weight_decay": 0.1}],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_settings_at_the_edge_raise_no_alarm(name):
+    kind, common, _ = FAMILIES[name]
+    for settings in ODD[name]:
+        assert_optimizer_lawful(functools.partial(kind, **{"lr": 0.01, **common, **settings}))
+
+
+def twice(step, params):
+    step()
+    step()
+
+
+def noisy(step, params):
+    step()
+    for p in params:
+        p.add_(1e-6 * torch.randn_like(p))
+
+
+def rounded(step, params):
+    step()
+    for p in params:
+        p.copy_(p.half())
+
+
+def tail_forgotten(step, params):
+    last = [p.flatten()[-1].clone() for p in params]
+    step()
+    for p, kept in zip(params, last, strict=True):
+        p.view(-1)[-1] = kept
+
+
+def vectors_not_decayed(step, params):
+    before = [(p, p.clone()) for p in params if p.ndim < 2]
+    step()
+    for p, old in before:
+        p.add_(old, alpha=0.01 * 0.1)
+
+
+def clipped_in_secret(step, params):
+    torch.nn.utils.clip_grad_norm_(params, 1.0)
+    step()
+
+
+def gradients_zeroed(step, params):
+    """No fault: what a step does to the gradients afterwards is its own affair."""
+    step()
+    for p in params:
+        p.grad = None
+
+
+@pytest.mark.parametrize("fault", [twice, noisy, rounded, tail_forgotten, vectors_not_decayed, clipped_in_secret])
+def test_a_step_that_does_something_beside_is_found(fault):
+    class Wrapped(optim.AdamW):
+        how = staticmethod(fault)
+
+        @torch.no_grad()
+        def step(self):
+            self.how(super().step, [p for group in self.param_groups for p in group["params"]])
+
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    assert check_optimizer(lambda p: Wrapped(p, **settings), laws="AdamW").verdict == "broken"
+    Wrapped.how = staticmethod(gradients_zeroed)
+    assert check_optimizer(lambda p: Wrapped(p, **settings), laws="AdamW").verdict == "lawful"
+
+
 def test_a_rule_that_is_in_no_table_is_said_to_be():
     report = check_optimizer(lambda p: ByHand(p))
     assert "declare its laws" in report.limits[0]
@@ -317,3 +405,5 @@ def test_bad_input_gives_an_error_that_names_the_cause():
         check_optimizer(lambda p: optim.SGD([x for x in p if x.ndim], lr=0.1))
     with pytest.raises(ValueError, match="not finite"):
         check_optimizer(lambda p: optim.SGD(p, lr=1e308), laws=OptimizerLaws())
+    with pytest.raises(ValueError, match=r"raise an eps that torch\.float16 rounds to 0"):
+        check_optimizer(lambda p: optim.AdamW(p, lr=0.01), [torch.ones(5, 4).half()])
