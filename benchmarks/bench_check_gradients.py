@@ -88,6 +88,9 @@ def block_ratio(width: int, rows: int) -> float:
 
 def main() -> int:
     single_thread()
+    # a process that has trained has freed large tensors, after which glibc keeps memory of this size for the next ones;
+    # in a fresh one every temporary tensor is memory that the system must map, which measures the system
+    torch.empty(6 << 20)
     report = Report("Laws of a backward pass, on tensors that are there: check / backward pass")
     for make, sizes, held in ((attention, ATTENTION, True), (linear, LINEAR, True), (norm, NORM, False)):
         for size, rest in sizes.items():

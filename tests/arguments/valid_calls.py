@@ -790,7 +790,7 @@ call(
     "OptimizerLaws",
     nl.OptimizerLaws,
     {"degree": NONE | FROM_ZERO | FUNCTIONS, "elementwise": {"True"}, "ndim": NONE | COUNTS, "tolerance": FROM_ZERO}
-    | {"stops": {"True"}, "equivariance": {"empty list", "dict"}},
+    | {"stops": {"True"}, "sized": {"True"}, "equivariance": {"empty list", "dict"}},
     decay="none",
     degree=0,
     equivariance=("signs",),
@@ -798,6 +798,7 @@ call(
     ndim=None,
     tolerance=0.0,
     stops=True,
+    sized=False,
 )
 
 # --- data sets ----------------------------------------------------------------------------------------------------
