@@ -11,11 +11,13 @@ from . import symmetries as symmetries
 from . import testing as testing
 from . import training as training
 from .adaptivity import Equilibrium as Equilibrium
+from .adaptivity import Forecast as Forecast
 from .adaptivity import Persistence as Persistence
 from .adaptivity import Polar as Polar
 from .adaptivity import RMSPropTwin as RMSPropTwin
 from .adaptivity import angular_update as angular_update
 from .adaptivity import equilibrium as equilibrium
+from .adaptivity import forecast as forecast
 from .adaptivity import gradient_persistence as gradient_persistence
 from .adaptivity import momentum_average as momentum_average
 from .adaptivity import polar as polar

@@ -1,6 +1,7 @@
 """Normalisation as an adaptive optimiser: radius, angle, equilibrium."""
 
 from nlcompanion.adaptivity.equilibrium import Equilibrium, RMSPropTwin, angular_update, equilibrium, rmsprop_twin
+from nlcompanion.adaptivity.forecast import Forecast, forecast
 from nlcompanion.adaptivity.persistence import Persistence, gradient_persistence, momentum_average
 from nlcompanion.adaptivity.radius import (
     Polar,
@@ -13,11 +14,13 @@ from nlcompanion.adaptivity.radius import (
 
 __all__ = [
     "Equilibrium",
+    "Forecast",
     "Persistence",
     "Polar",
     "RMSPropTwin",
     "angular_update",
     "equilibrium",
+    "forecast",
     "gradient_persistence",
     "momentum_average",
     "polar",
