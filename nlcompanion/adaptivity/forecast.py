@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
-from nlcompanion._arguments import choice, flag, fraction, integer, number_from
+from nlcompanion._arguments import choice, flag, fraction, integer, number_from, numbers
 from nlcompanion.adaptivity.norm_law import NORMALIZED, SGD, law_of
 from nlcompanion.adaptivity.norm_record import record_of
 from nlcompanion.adaptivity.projection import Forecast, project
@@ -29,7 +27,6 @@ def forecast(
     persistence=None,
     update_norms=None,
     memory=None,
-    alignments=None,
     horizons: Sequence[int] = (100, 300, 1000),
     coverage: float = 0.9,
 ) -> Forecast:
@@ -63,7 +60,6 @@ def forecast(
         persistence: :math:`P` of the gradients (SGD), a number or anything that broadcasts with ``norms``.
         update_norms: :math:`|u|`, with :math:`W' = (1-\eta\lambda)W - \eta u`, in the shape of ``norms``.
         memory: :math:`S = 1 + 2\sum_l(1-\eta\lambda)^l\rho_l` of the updates, as ``persistence``.
-        alignments: the cosine :math:`\langle W, u\rangle/|W||u|`, in the shape of ``norms``.
         horizons: steps ahead, increasing.
         coverage: the probability that the interval is to have, in (0, 1).
 
@@ -94,15 +90,16 @@ def forecast(
     if not 0 < share < 1:
         raise ValueError(f"coverage = {share:g} is no probability between 0 and 1; give 0.9 for intervals of 90%")
     law = law_of(rule, decay, beta, flag("decoupled", decoupled))
-    record = record_of(rule, beta, steps, norms, lr, lrs, grad_norms, persistence, update_norms, memory, alignments)
+    record = record_of(rule, beta, steps, norms, lr, lrs, grad_norms, persistence, update_norms, memory)
     coupled = rule == NORMALIZED and decay > 0 and not decoupled
     return project(law, record, schedule, _horizons(horizons), share, coupled)
 
 
 def _horizons(horizons: Sequence[int]) -> list[int]:
-    if isinstance(horizons, str | bytes | dict | set) or not hasattr(horizons, "__len__") or not len(horizons):
+    given = numbers("horizons", horizons)
+    if given.ndim != 1:
         raise TypeError(f"horizons are numbers of steps ahead in a list, such as (100, 300, 1000), got {horizons!r}")
-    ahead = [integer("horizons", item.item() if isinstance(item, Tensor) else item, 1, 10**6) for item in horizons]
+    ahead = [integer("horizons", int(item) if item == item.round() else float(item), 1, 10**6) for item in given]
     if sorted(set(ahead)) != ahead:
         raise ValueError(f"horizons must increase, got {ahead}")
     return ahead

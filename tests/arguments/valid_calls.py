@@ -629,6 +629,31 @@ call(
     rho=0.9,
 )
 
+GROWING = [1 + 0.01 * n for n in range(60)]
+PER_RECORD = {"zero", "a half", "three", "a large integer", "one number in a tensor"}
+call(
+    "forecast",
+    nl.forecast,
+    {**SGD, "schedule": NONE, "decoupled": {"True"}, "coverage": {"a half", "one number in a tensor"}}
+    | {"lrs": NONE, "grad_norms": NONE | PER_RECORD, "persistence": NONE | PER_RECORD}
+    | {"update_norms": NONE | PER_RECORD, "memory": NONE | PER_RECORD, "horizons": PAIRS},
+    steps=range(60),
+    norms=GROWING,
+    rule="sgd",
+    lr=0.1,
+    weight_decay=0.01,
+    momentum=0.5,
+    decoupled=False,
+    lrs=None,
+    schedule=None,
+    grad_norms=1.0,
+    persistence=1.0,
+    update_norms=1.0,
+    memory=1.0,
+    horizons=[100],
+    coverage=0.9,
+)
+
 # --- monitoring ---------------------------------------------------------------------------------------------------
 
 
@@ -961,6 +986,7 @@ RESULTS = {
     "ConservedQuantities",
     "ConservedQuantity",
     "Equilibrium",
+    "Forecast",
     "LawCheck",
     "LearningRule",
     "NLDTerms",
