@@ -3,6 +3,7 @@ r"""Where weights settle under any optimiser with decay, from the size and the m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -146,11 +147,17 @@ def updates_of(
     """Size and memory of an optimiser's updates in one of its groups, under white gradients."""
     found = closed_form(optimizer, group, grad_rms)
     if found is None:
-        settings = {name: value for name, value in group.items() if name != "params"}
-        return white_updates(lambda p: type(optimizer)([{"params": p, **settings}]), shape, grad_rms=grad_rms or 1.0)
+        return white_updates(lambda p: _like(optimizer, group, p), shape, grad_rms=grad_rms or 1.0)
     if isinstance(optimizer, torch.optim.SGD) and grad_rms is None:
         return UpdateMemory(math.nan, found.autocorrelation, found.source)
     return found
+
+
+def _like(optimizer: torch.optim.Optimizer, group: dict, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """A new optimiser of the same class, with the settings of a group."""
+    settings = {name: value for name, value in group.items() if name != "params"}
+    kind: Callable[..., torch.optim.Optimizer] = type(optimizer)
+    return kind([{"params": parameters, **settings}])
 
 
 def decay_alone(optimizer: torch.optim.Optimizer, group: dict) -> float:

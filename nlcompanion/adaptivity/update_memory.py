@@ -2,7 +2,6 @@ r"""How large an optimiser's updates are, and for how long they remember one ano
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,8 +76,8 @@ def update_memory(updates, *, lags: int | None = None) -> UpdateMemory:
 
     Example:
         >>> import torch
-        >>> noise = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        >>> found = update_memory(noise, lags=20)
+        >>> noise = torch.randn(4000, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> found = update_memory(noise, lags=5)
         >>> round(found.rms, 1), round(found.memory(), 1)
         (1.0, 1.0)
     """
@@ -141,7 +140,7 @@ def white_updates(
         >>> round(found.rms / (0.1 / 1.9) ** 0.5, 1), round(found.memory() / 19, 1)    # Adam: U^2 = 1/S, S = 19
         (1.0, 1.0)
     """
-    function("factory", factory, "factory(parameters) -> optimizer", 1)
+    optimizer_factory("factory", factory)
     size = _shape(shape)
     scale = positive_number("grad_rms", grad_rms)
     steps = integer("steps", steps, 50, 10**6)
@@ -184,7 +183,7 @@ def _smaller(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _updates(factory: Callable, shape: tuple[int, ...], scale: float, steps: int, generator) -> Tensor:
     """Of one parameter under normal gradients, shape ``(steps, n)``."""
     weight = nn.Parameter(torch.zeros(shape))
-    optimizer = without_decay(factory([weight]))
+    optimizer = without_decay(made_by(factory, [weight]))
     rate = number_from("the optimizer's lr", optimizer.param_groups[0]["lr"], 1e-30, "at 0 it takes no steps")
     found = []
     for _ in range(steps):
@@ -199,13 +198,32 @@ def _updates(factory: Callable, shape: tuple[int, ...], scale: float, steps: int
     return updates
 
 
-def without_decay(optimizer: object) -> torch.optim.Optimizer:
-    """An optimiser of one group, its decay set to 0."""
+def optimizer_factory(name: str, factory: object) -> None:
+    """Refuse what is neither a class of optimisers nor a function of the parameters."""
+    if not (isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer)):
+        function(name, factory, f"{name}(parameters) -> optimizer, or a class of torch.optim", 1)
+
+
+def made_by(factory: Callable, parameters: list) -> torch.optim.Optimizer:
+    """The optimiser of some parameters.
+
+    Raises:
+        TypeError: the factory makes something else.
+    """
+    try:
+        optimizer = factory(parameters)
+    except TypeError as error:
+        raise TypeError(f"the factory makes no optimizer of parameters: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"the factory returned {described(optimizer)}, not a torch.optim.Optimizer")
+    return optimizer
+
+
+def without_decay(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """An optimiser of one group, its decay set to 0."""
     if len(optimizer.param_groups) != 1:
         raise TypeError(f"the factory made {len(optimizer.param_groups)} groups; hand on the parameters as one group")
     group = optimizer.param_groups[0]
     if "weight_decay" in group:
-        group["weight_decay"] = copy.copy(group["weight_decay"]) * 0
+        group["weight_decay"] = 0.0
     return optimizer
