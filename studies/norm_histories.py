@@ -28,9 +28,9 @@ class History:
         alignments: cosine of weight and update.
         memory: :math:`S` of single steps; mean weighted with :math:`|u|^2` is the S of a window.
         angles: turn of the weight in the step, in radians.
-        rates: shape ``(T,)``.
+        rates: of the first weight, shape ``(T,)``.
         losses: shape ``(T,)``.
-        settings: of the optimiser: ``rule``, ``weight_decay``, ``momentum``, ``decoupled``.
+        settings: of the first weight: ``rule``, ``weight_decay``, ``momentum``, ``decoupled``.
     """
 
     names: tuple[str, ...]
@@ -49,8 +49,9 @@ class History:
 class _Follower:
     """One weight's measurements."""
 
-    def __init__(self, weight: Tensor, momentum: float, keep: float):
-        self.weight, self.momentum, self.keep = weight, momentum, keep
+    def __init__(self, weight: Tensor, group: dict):
+        self.weight, self.group = weight, group
+        self.momentum, self.keep = group.get("momentum", 0.0), 1 - group["lr"] * group["weight_decay"]
         self.average = torch.zeros_like(weight, dtype=torch.float64)
         self.past = torch.zeros_like(weight, dtype=torch.float64)  # sum of keep^l u_(n-l)
         self.updates: deque[Tensor] = deque(maxlen=LAGS)
@@ -59,7 +60,9 @@ class _Follower:
         self.old = self.weight.detach().double().clone()
         self.gradient = self.weight.grad.double()
 
-    def after(self, rate: float, decay: float) -> list[float]:
+    def after(self, *, decoupled: bool) -> list[float]:
+        rate = self.group["lr"]
+        decay = self.group["weight_decay"] if decoupled else 0.0
         old, new, r = self.old, self.weight.detach().double(), self.old.norm()
         unit = self.gradient * r
         self.average.mul_(self.momentum).add_(unit, alpha=1 - self.momentum)
@@ -75,6 +78,10 @@ class _Follower:
         share = self.average.square().sum() / unit.square().sum().clamp(min=1e-300)
         values = [r, self.gradient.norm(), share, squared.sqrt(), cosine, memory, turn]
         return [float(value) for value in values]
+
+
+def _group_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> dict:
+    return next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
 
 
 def follow(
@@ -95,37 +102,32 @@ def follow(
         beside: an optimizer of the other parameters, on the same schedule.
     """
     parameters = dict(model.named_parameters())
-    group = optimizer.param_groups[0]
     sgd = isinstance(optimizer, torch.optim.SGD)
-    momentum = group.get("momentum", 0.0)
-    decoupled = not sgd
-    decay = group["weight_decay"]
-    first_rates = {id(o): o.param_groups[0]["lr"] for o in (optimizer, beside) if o is not None}
-    followers = [_Follower(parameters[name], momentum, 1 - group["lr"] * decay) for name in weights]
+    optimizers = [each for each in (optimizer, beside) if each is not None]
+    groups = [(group, group["lr"]) for each in optimizers for group in each.param_groups]
+    own = [_group_of(parameters[name], optimizer) for name in weights]
+    followers = [_Follower(parameters[name], group) for name, group in zip(weights, own, strict=True)]
     rows, rates, losses = [], [], []
     for step in range(steps):
-        for each in (optimizer, beside):
-            if each is not None:
-                each.param_groups[0]["lr"] = first_rates[id(each)] * (schedule(step) if schedule else 1.0)
+        for group, first in groups:
+            group["lr"] = first * (schedule(step) if schedule else 1.0)
         inputs, targets = next(batches)
         model.zero_grad()
         loss = cross_entropy(model(inputs), targets)
         loss.backward()
         for follower in followers:
             follower.before()
-        for each in (optimizer, beside):
-            if each is not None:
-                each.step()
-        rate = group["lr"]
-        rows.append([follower.after(rate, decay if decoupled else 0.0) for follower in followers])
-        rates.append(rate)
+        for each in optimizers:
+            each.step()
+        rows.append([follower.after(decoupled=not sgd) for follower in followers])
+        rates.append(own[0]["lr"])
         losses.append(float(loss.detach()))
     table = torch.tensor(rows, dtype=torch.float64)
     settings = {
         "rule": "sgd" if sgd else "normalized",
-        "weight_decay": decay,
-        "momentum": momentum,
-        "decoupled": decoupled,
+        "weight_decay": own[0]["weight_decay"],
+        "momentum": own[0].get("momentum", 0.0) if sgd else 0.0,
+        "decoupled": not sgd,
     }
     columns = [table[:, :, k] for k in range(7)]
     return History(tuple(weights), *columns, torch.tensor(rates, dtype=torch.float64), torch.tensor(losses), settings)
