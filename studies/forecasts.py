@@ -103,7 +103,7 @@ SETTINGS = (
 )
 
 
-def run(setting: Setting, seed: int, steps: int = STEPS) -> History:
+def run(setting: Setting, seed: int, steps: int = STEPS + 1) -> History:
     """One training of a setting, followed step by step."""
     if setting.convolutional:
         model, names = convnet(seed), FILTERS
@@ -164,6 +164,7 @@ def forecasts_on_small_trainings() -> dict:
     rows, examples, reasons = [], {}, {}
     for number, setting in enumerate(SETTINGS):
         for seed in SEEDS:
+            print(f"{setting.name}, seed {seed}", flush=True)
             history = run(setting, seed)
             for step in setting.origins:
                 rows += [[number, seed, weight, *row] for weight, row in forecasts_of(history, step)]

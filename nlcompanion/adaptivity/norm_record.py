@@ -106,6 +106,8 @@ def _measured(name: str, value, like: Tensor, least: float = 0.0) -> Tensor | No
         return None
     value = real_array(name, value)
     if not torch.isfinite(value).any():
+        if value.numel() > 1:
+            return None  # a column in which nothing was ever measured
         raise ValueError(f"{name} holds no finite number; leave it out where nothing was measured")
     value = torch.where(torch.isfinite(value), value, torch.nan)  # a step that overflowed
     if (value < least).any():
