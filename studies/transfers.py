@@ -5,10 +5,12 @@ The control carries rate and decay over as they are. Only norms and angles are c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -148,3 +150,33 @@ def course_of(history: History) -> dict:
     """Norm and angle of the second weight, in windows."""
     norm, angle = windowed(history.norms)[:, 1], windowed(history.angles)[:, 1]
     return thin({"step": torch.arange(len(norm)) * 50 + 25, "norm": norm, "angle": angle}, 60)
+
+
+def table_of_transfers(stored: dict) -> str:
+    """Mean distances of norms and angles from the source's, in per cent, matched and naive."""
+    headers = ["", "norm, matched", "naive", "angle, matched", "naive"]
+    rows = []
+    for name, found in stored["numbers"].items():
+        distances = [found[kind][figure] for figure in ("norm", "angle") for kind in ("matched", "naive")]
+        rows.append([name, *(f"{100 * math.expm1(distance):.0f} %" for distance in distances)])
+    return tabulate(rows, headers, tablefmt="simple", disable_numparse=True)
+
+
+def shares_of_the_naive_distance(stored: dict) -> list[float]:
+    """The matched run's distance from the source over the naive run's: of norms and angles, for each transfer."""
+    numbers = stored["numbers"].values()
+    return [found["matched"][figure] / found["naive"][figure] for found in numbers for figure in ("norm", "angle")]
+
+
+def figure_of_transfer(stored: dict, name: str):
+    """Norm and angle of one weight under the source, the matched and the naive target."""
+    from nlcompanion.book.plotting import COLORS, panels
+
+    figure, axes = panels(2, titles=("norm", "turn per step"))
+    colours = {"source": COLORS["measurement"], "matched": COLORS["prediction"], "naive": COLORS["control"]}
+    for kind, course in stored["curves"][name].items():
+        for axis, quantity in zip(axes, ("norm", "angle"), strict=True):
+            axis.plot(course["step"], course[quantity], color=colours[kind], label=kind)
+            axis.set(xlabel="step", ylim=(0, None))
+    axes[0].legend()
+    return figure

@@ -18,14 +18,14 @@ def tangential(q, generator):
     return (g - (g * q).sum(1, keepdim=True) / r**2 * q) / r
 
 
-def sgd_norms(steps, *, lr, momentum=0.9, decay=0.0, start=1.0, factor=lambda n: 1.0, seed=0):
+def sgd_norms(steps, *, lr, momentum=0.9, decay=0.0, start=1.0, factor=lambda n: 1.0, size=lambda n: 1.0, seed=0):
     """Norms before each step of heavy ball on independent gradients, and the gradients' own norms."""
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(WEIGHTS, SIZE, generator=generator, dtype=F64)
     q = start * q / q.norm(dim=1, keepdim=True)
     v, norms, gradients = torch.zeros_like(q), [], []
     for n in range(steps):
-        g = tangential(q, generator)
+        g = size(n) * tangential(q, generator)
         norms.append(q.norm(dim=1))
         gradients.append(g.norm(dim=1))
         v = momentum * v + g + decay * q
@@ -134,6 +134,17 @@ def test_a_rate_that_will_fall_is_taken_from_the_schedule():
     untold = nl.forecast(range(401), norms[:401], horizons=[990], **known)
     assert mean_error(told.norm[0], truth) < 0.02 < 0.1 < mean_error(untold.norm[0], truth)
     assert told.effective_rate[0, 0] == pytest.approx(0.005 / told.norm[0, 0].item() ** 2)
+
+
+def test_a_drive_from_before_a_jump_of_the_rate_is_forgotten():
+    """With the rate the noise of gradients falls; the window reaches back behind the jump, the drive must not."""
+    late = lambda n: 0.4 if n >= 350 else 1.0  # noqa: E731
+    norms, gradients = sgd_norms(1401, lr=0.05, factor=late, size=late)
+    lrs = [0.05 * late(n) for n in range(401)]
+    told = {"grad_norms": gradients[:401], "persistence": 0.1 / 1.9, "rule": "sgd", "momentum": 0.9, "horizons": [1000]}
+    right = nl.forecast(range(401), norms[:401], lr=0.02, lrs=lrs, **told)
+    unaware = nl.forecast(range(401), norms[:401], lr=0.02, lrs=[0.02] * 401, **told)
+    assert mean_error(right.norm[0], norms[1400]) < 0.5 * mean_error(unaware.norm[0], norms[1400])
 
 
 def test_the_interval_widens_ahead_and_with_its_coverage():

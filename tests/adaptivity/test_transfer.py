@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from test_update_equilibrium import settled_run
 from torch import nn
 
 import nlcompanion as nl
 from studies.small_trainings import Lion
+from studies.white_gradients import settled_run
 
 RATE, DECAY = 2e-2, 0.15
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import nlcompanion as nl
 from nlcompanion.adaptivity.closed_forms import closed_form, lion, of_filter, sgd_response
 from studies.small_trainings import Lion
+from studies.white_gradients import settled_run
 
 F64 = torch.float64
 LR, DECAY = 0.02, 0.25
@@ -18,21 +19,6 @@ LEFT = 1 - LR * DECAY
 
 def weight(*shape):
     return torch.nn.Parameter(torch.zeros(shape or (32, 32)))
-
-
-def settled_run(factory, *, steps=1500, first=600, shape=(32, 32), seed=1):
-    """RMS of a weight and its turn per step under white gradients, measured on the run itself."""
-    generator = torch.Generator().manual_seed(seed)
-    w = weight(*shape)
-    optimizer, squares, turns = factory([w]), 0.0, 0.0
-    for n in range(steps):
-        w.grad = torch.randn(shape, generator=generator)
-        before = w.detach().clone()
-        optimizer.step()
-        if n >= first:
-            squares += w.detach().square().mean().item()
-            turns += (w / w.norm() - before / before.norm()).detach().square().sum().item()
-    return math.sqrt(squares / (steps - first)), math.sqrt(turns / (steps - first))
 
 
 OPTIMIZERS = {
