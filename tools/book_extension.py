@@ -88,6 +88,17 @@ def put_in_brief(app, docname: str, source: list[str]) -> None:
     source[0] = json.dumps(notebook)
 
 
+# They do not say that pages may be read side by side, and keep nothing of a page: one counts the chapters once all have
+# been read, the other prepares LaTeX.
+_SILENT = ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex")
+
+
+def allow_processes(app, config) -> None:
+    for name in _SILENT:
+        if name in app.extensions:
+            app.extensions[name].parallel_read_safe = app.extensions[name].parallel_write_safe = True
+
+
 _CHAPTER_ROW = re.compile(r"^\| \[\]\((?P<file>[\w.]+)\)", re.MULTILINE)
 
 
@@ -135,6 +146,7 @@ def name_the_folds(app, pagename, templatename, context, doctree) -> None:
 def setup(app) -> dict[str, bool]:
     app.connect("config-inited", provide_mathjax)
     app.connect("config-inited", offer_buttons)
+    app.connect("config-inited", allow_processes)
     app.connect("source-read", put_in_brief)
     app.connect("source-read", put_reading_times)
     app.connect("env-updated", drop_widget_state)

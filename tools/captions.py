@@ -7,8 +7,8 @@ In a notebook the caption is a Markdown cell of its own, a figure without a pict
     One integrator, two motions.
     :::
 
-JupyterLab (with jupyterlab-myst) shows and numbers it where it stands. Before Sphinx reads the notebook, the caption of a
-picture is handed to the cell that draws it, and that of a control to a directive that puts both into one figure.
+JupyterLab (with jupyterlab-myst) shows and numbers it where it stands. Before Sphinx reads the notebook, the caption of
+a picture is handed to the cell that draws it, and that of a control to a directive that puts both into one figure.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Figures: one style, one palette, one meaning per colour.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; amber, sky blue and purple are darkened until each stands
-out from a figure's ground by 3 to 1, in the light theme and in the dark. They carry roles, not order: a prediction is
-blue and drawn as a line, a measurement is orange and drawn over it, a control that must fail is reddish purple.
+Colours are Okabe and Ito's, told apart by colour-blind readers; amber, sky blue and purple are darkened until each
+stands out from a figure's ground by 3 to 1, in the light theme and in the dark. They carry roles, not order: a
+prediction is blue and drawn as a line, a measurement is orange and drawn over it, a control that must fail is reddish
+purple.
 """
 
 from __future__ import annotations

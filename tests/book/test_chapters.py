@@ -9,11 +9,12 @@ control=...)`` with a literal id, once per id, in the chapter that the register 
 kind but ``figure``. Pass residuals, slopes and ratios, never a bool.
 
 *Cells.* One thought a cell, names that say what they hold; two lambdas at most in a cell, lines up to 100 characters;
-1,200 to 3,000 words of running text. No trailing ``;`` (end with ``plt.show()`` or assign to ``_``). Nothing on standard error.
+1,200 to 3,000 words of running text. No trailing ``;`` (end with ``plt.show()`` or assign to ``_``), nothing on
+standard error.
 
-*Figures.* A cell that draws, or makes a control, carries the tag ``hide-input`` (or ``hide-cell``, in a solution) and an
-alternative text in its metadata, ``{"mystnb": {"image": {"alt": "..."}}}``. Its caption is the next cell, a figure without
-a picture (``tools/captions.py``). Code that the page folds away is folded in JupyterLab too: ``"jupyter":
+*Figures.* A cell that draws, or makes a control, carries the tag ``hide-input`` (or ``hide-cell``, in a solution) and
+an alternative text in its metadata, ``{"mystnb": {"image": {"alt": "..."}}}``. Its caption is the next cell, a figure
+without a picture (``tools/captions.py``). Code that the page folds away is folded in JupyterLab too: ``"jupyter":
 {"source_hidden": true}``. Colours come from ``plotting.COLORS``.
 
 *Links.* A link has a text, ``[Notation](notation.md)``; JupyterLab would show an empty one as a file's name.
