@@ -56,6 +56,7 @@ bugs: $(READY) ## plant bugs in the formulas, one at a time, and see which tests
 	@$(PY) -m tools.planted_bugs $(ONLY)
 
 lab: $(READY) ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter trust book/*.ipynb > /dev/null  # their controls are shown before anything is run
 	@$(BIN)/jupyter-lab book
 
 notebooks: $(READY) ## execute every notebook again and keep the outputs
