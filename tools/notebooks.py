@@ -20,6 +20,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from tools.captions import join_captions
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 README_FIGURE = ("homogeneity.ipynb", "fig-homogeneity-rails", ROOT / "assets" / "readme-figure.png")
@@ -102,11 +104,11 @@ def execute(path: Path, timeout: float = 600.0) -> bool:
 
 def figure(path: Path, name: str) -> bytes:
     """The picture of an executed notebook that carries this figure name, as PNG."""
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
-            for output in cell.outputs:
+    for cell in join_captions(nbformat.read(path, as_version=4))["cells"]:
+        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name:
+            for output in cell["outputs"]:
                 if "image/png" in output.get("data", {}):
-                    return base64.b64decode(output.data["image/png"])
+                    return base64.b64decode(output["data"]["image/png"])
     raise LookupError(f"{path.name} shows no figure named {name}; execute it, or name another in tools/notebooks.py")
 
 

@@ -96,11 +96,31 @@ def parse(path: Path) -> BeautifulSoup:
     return _parse(path, path.stat().st_mtime_ns)
 
 
+EVERY = "*"
+
+
+@cache
+def _tags(path: Path, changed: int) -> dict[str, list[Tag]]:
+    """Every tag of a page by its name, and by each of its classes behind a dot; one walk in place of many searches."""
+    found: dict[str, list[Tag]] = {EVERY: []}
+    for tag in _parse(path, changed).descendants:
+        if isinstance(tag, Tag):
+            for key in (EVERY, tag.name, *(f".{name}" for name in tag.attrs.get("class", ()))):
+                found.setdefault(key, []).append(tag)
+    return found
+
+
+def tags(path: Path, *keys: str) -> list[Tag]:
+    """All tags of a page with one of these names, or with a class such as ``.math``; ``EVERY`` gives all."""
+    known = _tags(path, path.stat().st_mtime_ns)
+    return [tag for key in keys for tag in known.get(key, ())]
+
+
 def prose(page: BeautifulSoup) -> str:
     """The article's text as a reader sees it, without code, program output and mathematics."""
     article = page.select_one("article.bd-article") or page
     hidden = [tag for tag in article.find_all(["script", "style", "pre", "code"]) if not is_message(tag)]
-    hidden += article.select(".math, annotation")
+    hidden += [*article.find_all(class_="math"), *article.find_all("annotation")]
     skip = {id(text) for tag in hidden for text in tag.find_all(string=True)}
     return "".join(text for text in article.find_all(string=True) if id(text) not in skip)
 
@@ -114,24 +134,24 @@ def page_faults(name: str, root: Path = ROOT, html: Path = HTML) -> list[str]:
     path = html / f"{name}.html"
     if not path.is_file():
         return ["is in the table of contents and was not built"]
-    page = parse(path)
-    titles = [h1.get_text(strip=True) for h1 in page.select("article h1")]
+    titles = [h1.get_text(strip=True) for h1 in tags(path, "h1") if h1.find_parent("article")]
     faults = [] if len(titles) == 1 and titles[0].strip("# ") else [f"has the titles {titles}, not one"]
-    text = prose(page) + "".join(pre.get_text() for pre in page.select(".cell_output pre"))
+    printed = [pre.get_text() for pre in tags(path, "pre") if pre.find_parent(class_="cell_output")]
+    text = prose(parse(path)) + "".join(printed)
     faults += [
         f"shows {what}: {excerpt(text, found)}" for what, mark in LEFTOVERS.items() if (found := mark.search(text))
     ]
     faults += [
         f"shows the message {tag.get_text(' ', strip=True)[:100]!r}"
-        for tag in page.select(".system-message, .problematic")
+        for tag in tags(path, ".system-message", ".problematic")
     ]
-    faults += broken_links(path, page)
+    faults += broken_links(path)
     if (heavy := weight(path)) > HEAVIEST:
         faults.append(f"weighs {heavy / 1e6:.2f} MB with its pictures, {HEAVIEST / 1e6:g} MB at most")
     source = root / f"{name}.ipynb"
     if source.is_file():
         faults += notebook_faults(
-            page, json.loads(source.read_text(encoding="utf-8")), contents(root)[name] != REFERENCE
+            path, json.loads(source.read_text(encoding="utf-8")), contents(root)[name] != REFERENCE
         )
     return faults
 
@@ -140,33 +160,38 @@ def excerpt(text: str, found: re.Match[str]) -> str:
     return repr(text[max(0, found.start() - 30) : found.end() + 50].strip())
 
 
-def notebook_faults(page: BeautifulSoup, notebook: dict, is_chapter: bool) -> list[str]:
+def notebook_faults(path: Path, notebook: dict, is_chapter: bool) -> list[str]:
     """What the page of a notebook lacks of it."""
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     shown = [cell for cell in code if "remove-cell" not in cell["metadata"].get("tags", [])]
     faults = []
-    if len(page.select("div.cell")) != len(shown):
-        faults.append(f"shows {len(page.select('div.cell'))} of the notebook's {len(shown)} code cells")
+    if len(cells := tags(path, ".cell")) != len(shown):
+        faults.append(f"shows {len(cells)} of the notebook's {len(shown)} code cells")
     controls = sum(
         "application/vnd.jupyter.widget-view+json" in output.get("data", {})
         for cell in shown
         for output in cell["outputs"]
     )
-    if len(page.select(".nl-explorer")) != controls:
-        faults.append(f"shows {len(page.select('.nl-explorer'))} of the notebook's {controls} controls")
-    if is_chapter and not any("\\(" in tag.text or "\\[" in tag.text for tag in page.select("article .math")):
+    if len(sliders := tags(path, ".nl-explorer")) != controls:
+        faults.append(f"shows {len(sliders)} of the notebook's {controls} controls")
+    if is_chapter and not any("\\(" in tag.text or "\\[" in tag.text for tag in tags(path, ".math")):
         faults.append("has no equation")
-    if is_chapter and not page.select(".cell_output img, article figure img, .cell_output svg"):
+    if is_chapter and not any(is_drawn(tag) for tag in tags(path, "img", "svg")):
         faults.append("has no figure")
     return faults
 
 
-def broken_links(path: Path, page: BeautifulSoup) -> list[str]:
+def is_drawn(tag: Tag) -> bool:
+    """Whether a picture belongs to the text, and not to the theme."""
+    return tag.find_parent(class_="cell_output") is not None or tag.find_parent("figure") is not None
+
+
+def broken_links(path: Path) -> list[str]:
     """Links and files named by a page that are not there, anchors in other pages included."""
     faults = []
     for kind, attribute in LINKS:
-        for tag in page.find_all(kind):
-            link = urlsplit(tag.get(attribute) or "")
+        for address in dict.fromkeys(tag.get(attribute) or "" for tag in tags(path, kind)):
+            link = urlsplit(address)
             if link.scheme or link.netloc or not (link.path or link.fragment):
                 continue
             target = (path.parent / unquote(link.path)).resolve() if link.path else path.resolve()
@@ -179,10 +204,8 @@ def broken_links(path: Path, page: BeautifulSoup) -> list[str]:
 
 @cache
 def _anchors(path: Path, changed: int) -> frozenset[str]:
-    page = _parse(path, changed)
-    return frozenset(
-        tag.get("id") or tag.get("name") for tag in page.find_all(lambda t: t.has_attr("id") or t.name == "a")
-    )
+    every = _tags(path, changed)[EVERY]
+    return frozenset(tag.get("id") or tag.get("name") for tag in every if "id" in tag.attrs or tag.name == "a")
 
 
 def has_anchor(path: Path, anchor: str) -> bool:
@@ -194,18 +217,17 @@ def remote(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".css":
         return STYLE_URL.findall(text)
-    page = parse(path)
-    found = [tag.get(LOADING[tag.name]) for tag in page.find_all(list(LOADING))]
-    found += [tag.get("href") for tag in page.find_all("link") if FETCHED & set(tag.get("rel") or [])]
-    found += [
-        address.split()[0] for tag in page.select("[srcset]") for address in tag["srcset"].split(",") if address.strip()
-    ]
+    found = [tag.get(LOADING[tag.name]) for tag in tags(path, *LOADING)]
+    found += [tag.get("href") for tag in tags(path, "link") if FETCHED & set(tag.get("rel") or [])]
+    every = tags(path, EVERY)
+    of_sizes = [tag["srcset"].split(",") for tag in every if "srcset" in tag.attrs]
+    found += [address.split()[0] for addresses in of_sizes for address in addresses if address.strip()]
     found = [address for address in found if address and is_remote(address)]
-    for tag in page.find_all("style"):
+    for tag in tags(path, "style"):
         found += STYLE_URL.findall(tag.get_text())
-    for tag in page.select("[style]"):
-        found += STYLE_URL.findall(tag["style"])
-    for tag in page.find_all("script"):
+    for tag in every:
+        found += STYLE_URL.findall(tag.attrs.get("style", ""))
+    for tag in tags(path, "script"):
         found += IMPORT.findall(tag.get_text())
     return found
 
@@ -223,7 +245,7 @@ def loaded_from_elsewhere(html: Path = HTML) -> list[str]:
 
 def weight(path: Path) -> int:
     """Bytes of a page with its own pictures; what all pages share, theme and MathJax, is not counted."""
-    images = {tag.get("src") for tag in parse(path).find_all("img")}
+    images = {tag.get("src") for tag in tags(path, "img")}
     own = [path.parent / unquote(source) for source in images if source and not urlsplit(source).scheme]
     return path.stat().st_size + sum(image.stat().st_size for image in own if image.is_file())
 
