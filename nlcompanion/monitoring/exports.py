@@ -7,7 +7,8 @@ from typing import Any
 
 from nlcompanion._arguments import described
 from nlcompanion.monitoring.alerts import Alert
-from nlcompanion.monitoring.watch.record import FIGURES, Entry
+from nlcompanion.monitoring.watch.figures import COLUMNS
+from nlcompanion.monitoring.watch.record import Entry
 
 _SHOWN = ("norm", "angle", "gradient_per_weight", "effective_lr")
 Log = Callable[[dict[str, float], int], Any]
@@ -16,7 +17,7 @@ Log = Callable[[dict[str, float], int], Any]
 def rows_of_tensors(entries: list[Entry]) -> list[dict[str, Any]]:
     """A row for each tensor and step."""
     return [
-        {"step": entry.step, "tensor": name, **dict(zip(FIGURES, map(float, values), strict=True))}
+        {"step": entry.step, "tensor": name, **dict(zip(COLUMNS, map(float, values), strict=True))}
         for entry in entries
         for name, values in zip(entry.names, entry.values, strict=True)
     ]
@@ -34,7 +35,7 @@ def rows_of_laws(entries: list[Entry]) -> list[dict[str, Any]]:
 def scalars(entry: Entry) -> dict[str, float]:
     """What a dashboard shows of an entry, by its tag."""
     found = {
-        f"monitor/{figure}/{name}": float(values[FIGURES.index(figure)])
+        f"monitor/{figure}/{name}": float(values[COLUMNS.index(figure)])
         for name, values in zip(entry.names, entry.values, strict=True)
         for figure in _SHOWN
     }

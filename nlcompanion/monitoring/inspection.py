@@ -173,8 +173,8 @@ class Inspection:
         self._odd = [(one.law, one.odd) for one in found if one.odd is not None]
         if not self.laws and not self._odd:
             self._say(
-                "no balance between layers was found in the gradients, so a scaled gradient would go unseen; an audit's "
-                "laws may tell more: Monitor(model, optimizer, laws=audit(...))"
+                "no balance between layers was found in the gradients, so a scaled gradient would go unseen; an "
+                "audit's laws may tell more: Monitor(model, optimizer, laws=audit(...))"
             )
         self._use_laws()
 
@@ -216,7 +216,8 @@ class Inspection:
 
     def gather(self) -> None:
         """While gradients and step of a watched step are there: keep them, if somebody asked for evidence."""
-        law, measurement = self._wanted, self._watch.layout.measurement
+        law, layout = self._wanted, self._watch.layout
+        assert layout is not None
         if law is None or not set(law.parameters) <= set(self._tensors.parameters):
             return
         self._wanted = None
@@ -225,7 +226,7 @@ class Inspection:
             for name in law.parameters:
                 p, optimizer = self._tensors.parameters[name], self._watch.optimizers[self._tensors.owners[name]]
                 group = next(g for g in optimizer.param_groups if any(x is p for x in g["params"]))
-                one = evidence(p, measurement.step_of(name), optimizer, group, None)
+                one = evidence(p, layout.step_of(name), optimizer, group, None)
                 kept = None if one.gradient is None else one.gradient.clone()
                 moved[name] = Moved(one.before, one.step, kept, one.expected, one.idle)
         self._evidence = law, moved

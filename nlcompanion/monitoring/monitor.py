@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,11 +19,10 @@ from nlcompanion.monitoring.exports import Target, rows_of_laws, rows_of_tensors
 from nlcompanion.monitoring.inspection import Inspection
 from nlcompanion.monitoring.norm_forecasts import NormForecasts, norm_forecasts
 from nlcompanion.monitoring.step_hooks import innermost, listen
-from nlcompanion.monitoring.watch.layout import Layout
-from nlcompanion.monitoring.watch.record import Record, entry_of
+from nlcompanion.monitoring.watch.record import Entry, Record
 from nlcompanion.monitoring.watch.run_laws import given_laws, laws_argument
-from nlcompanion.monitoring.watch.sample import Sample
-from nlcompanion.monitoring.watch.steps import WatchedSteps
+from nlcompanion.monitoring.watch.settings import Settings
+from nlcompanion.monitoring.watch.steps import Batch, WatchedSteps
 from nlcompanion.monitoring.watch.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class Monitor:
         print(monitor.report())
         monitor.alerts, monitor.records(), monitor.forecast(300), monitor.plot()
 
-    It hooks into the optimizers, measures every ``every``-th step (and the first four) on the device, and no step waits for it. For
-    each tensor and each of its rows or filters it takes :math:`|W|^2, |g|^2, |d|^2, \langle g, W\rangle, \langle d,
-    W\rangle` of weight, gradient and step, from which all figures follow:
+    It hooks into the optimizers and measures every ``every``-th step (and the first four) on the device; no step waits
+    for it. For each tensor and each of its rows or filters it takes :math:`|W|^2, |g|^2, |d|^2, \langle g, W\rangle,
+    \langle d, W\rangle` of weight, gradient and step, from which all figures follow:
 
     =======================  ==========================================================================================
     ``norm``                 :math:`|W|`, and least, median and largest of its rows
@@ -70,14 +70,14 @@ class Monitor:
     An alert is raised once, kept in :attr:`alerts`, logged as a warning of ``nlcompanion.monitor``, and given to
     ``on_alert``. Without ``laws`` those of the run are found in its first three gradients: layers joined by ReLU or
     another homogeneous activation, gains and their readers. What else happened on the way (groups that came or went,
-    clipping, half precision, steps that were left out) is in :attr:`notes`. Should the monitor itself fail, it stops, says so, and leaves the loop
-    alone.
+    clipping, half precision, steps that were left out) is in :attr:`notes`. Should the monitor itself fail, it stops,
+    says so, and leaves the loop alone.
 
     Args:
         model: that is trained; wrapped (``torch.compile``, ``DataParallel``, ``DistributedDataParallel``) or not.
         optimizer: any ``torch.optim.Optimizer`` or wrapper around one, or several in a list.
         laws: an :func:`audit`, or laws of a part of this model; None finds them.
-        every: the stride, in steps.
+        every: the stride, in steps. Laws are looked at, and alerts judged, at least 20 steps apart.
         keep: how many samples the record holds; when it is full every second one goes. None keeps all.
         replicas: whether weights are compared across processes of ``torch.distributed``; None for models in
             ``DistributedDataParallel``.
@@ -121,7 +121,7 @@ class Monitor:
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
         laws: Audit | Law | Sequence[Law] | None = None,
         *,
-        every: int = 10,
+        every: int = 20,
         keep: int | None = 512,
         replicas: bool | None = None,
         ignore: Sequence[str] = (),
@@ -143,7 +143,7 @@ class Monitor:
         if given is not None:
             given = given_laws(given, model, self._watch.tensors, len(optimizers), self._say)
         self._record = Record(self.every, kept)
-        self._last_settings: dict = {}
+        self._last_settings = Settings()
         self._inspection = Inspection(
             model,
             self._watch,
@@ -171,8 +171,7 @@ class Monitor:
             self._stop(error)
 
     def evaluated_again(self, k: int) -> None:
-        """A closure was called again within a step; called by its hook."""
-        self._watch.evaluated_again(k)
+        """A closure was called again within a step (LBFGS); figures are those of the first gradient."""
 
     def after(self, k: int) -> None:
         """An optimizer has stepped; called by its hook."""
@@ -187,16 +186,27 @@ class Monitor:
         LOGGER.warning("the monitor %s", self.stopped)
         self.close()
 
-    def _receive(self, sample: Sample, layout: Layout, values: Any) -> None:
+    def _receive(self, batch: Batch) -> None:
+        """The measured steps up to one that is judged."""
+        layout = batch[0][1].layout
         laws = tuple(law.statement for law in layout.laws)
-        of_laws = self._inspection.look(sample, layout, values)
-        self._last_settings = sample.settings
-        if sample.skipped:
-            return
-        entry = entry_of(sample, laws if len(of_laws) == len(laws) else (), of_laws)
-        self._record.add(entry)
-        for target in self._targets:
-            target.write(entry)
+        settings = [taken.settings for _, taken in batch]
+        with np.errstate(all="ignore"):  # what is not finite is told by an alert
+            figures = layout.figures([values for values, _ in batch], settings)
+            table = figures.columns()
+        for k, (values, taken) in enumerate(batch):
+            of_laws = np.zeros((0, 2))
+            if taken.judged:
+                sample = layout.sample(values, taken, figures, k)
+                of_laws = self._inspection.look(sample, layout, values)
+            if taken.rescaled and not figures.step_norms[k].any():
+                continue  # skipped
+            names = tuple(layout.parameters)
+            entry = Entry(taken.step, names, table[k], laws if len(of_laws) else (), of_laws)
+            self._record.add(entry)
+            for target in self._targets:
+                target.write(entry)
+        self._last_settings = settings[-1]
 
     def _gather(self) -> None:
         self._inspection.gather()
@@ -215,9 +225,7 @@ class Monitor:
         lost = [name for name in replaced if name in now.left_out]
         gone = [name for name in went if name not in lost]
         if gone:
-            self._say(
-                f"from step {step} on {', '.join(gone)} is no longer among the optimizer's and the model's tensors"
-            )
+            self._say(f"from step {step} on {', '.join(gone)} is no longer held by optimizer and model")
         if lost and now.foreign > before.foreign:
             self._tell(monitor_text.replaced_alert(tuple(lost), step))
         elif lost:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nlcompanion.monitoring.alerts import Alert
-from nlcompanion.monitoring.watch.record import FIGURES, Entry
+from nlcompanion.monitoring.watch.figures import COLUMNS
+from nlcompanion.monitoring.watch.record import Entry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def plot(entries: list[Entry], alerts: list[Alert]) -> Figure:
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
     for axis, (column, label) in zip(axes.flat, _PANELS.items(), strict=False):
-        _tensors(axis, entries, FIGURES.index(column))
+        _tensors(axis, entries, COLUMNS.index(column))
         axis.set_ylabel(label)
         axis.set_yscale("log")
     _laws(axes.flat[3], entries)

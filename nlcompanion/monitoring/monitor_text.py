@@ -9,7 +9,8 @@ from tabulate import tabulate
 
 from nlcompanion.monitoring.alerts import Alert
 from nlcompanion.monitoring.alerts.alert import listed
-from nlcompanion.monitoring.watch.record import FIGURES, Entry
+from nlcompanion.monitoring.watch.figures import COLUMNS
+from nlcompanion.monitoring.watch.record import Entry
 
 _SHOWN = ("norm", "angle", "gradient_per_weight", "effective_lr", "lr")
 _HEADERS = ["tensor", "norm", "turn per step", "|g|/|W|", "effective rate", "lr"]
@@ -39,13 +40,13 @@ def replaced_alert(names: tuple[str, ...], step: int) -> Alert:
         0.0,
         step,
         step,
-        f"the model's {listed(names)} was replaced, and the optimizer still moves the old tensor, which computes nothing; "
-        "make the optimizer after the model is complete, or add_param_group the new one",
+        f"the model's {listed(names)} was replaced, and the optimizer still moves the old tensor, which computes "
+        "nothing; make the optimizer after the model is complete, or add_param_group the new one",
     )
 
 
 def _tensors(entry: Entry) -> str:
-    columns = [FIGURES.index(name) for name in _SHOWN]
+    columns = [COLUMNS.index(name) for name in _SHOWN]
     rows = [
         [name, *(_figure(values[k]) for k in columns)] for name, values in zip(entry.names, entry.values, strict=True)
     ]

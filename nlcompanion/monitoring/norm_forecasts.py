@@ -11,8 +11,9 @@ from tabulate import tabulate
 from torch.optim import Optimizer
 
 from nlcompanion.adaptivity.forecast import forecast
-from nlcompanion.monitoring.watch.record import FIGURES, Entry
-from nlcompanion.monitoring.watch.sample import Setting
+from nlcompanion.monitoring.watch.figures import COLUMNS
+from nlcompanion.monitoring.watch.record import Entry
+from nlcompanion.monitoring.watch.settings import Setting
 
 NORMALIZED = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Lion", "Muon", "Adafactor", "Lamb", "SparseAdam"}
 
@@ -28,7 +29,7 @@ class NormForecast:
         norm, norm_low, norm_high: the norm there, and the interval that holds it with 90%; NaN without a forecast.
         effective_rate, effective_rate_low, effective_rate_high: :math:`\eta/|W|^2` under SGD, :math:`\eta/|W|` under
             an optimiser with normalised updates.
-        equilibrium_norm, equilibrium_step: where the norm settles, and when it is there within 5%; NaN where it does not.
+        equilibrium_norm, equilibrium_step: where the norm settles, and when it is there within 5%; NaN without one.
         reason: why there is no forecast, or no equilibrium; empty if there are both.
     """
 
@@ -103,19 +104,18 @@ def _of_tensor(
 ) -> NormForecast:
     with_it = [entry for entry in entries if name in entry.names]
     step = entries[-1].step
-    kinds = {kind.__name__ for kind in type(optimizers[setting.optimizer]).__mro__}
+    optimizer = type(optimizers[setting.optimizer])
+    kinds = {kind.__name__ for kind in optimizer.__mro__}
     if setting.is_sgd and not is_free:
         return _none(name, step, horizon, "under SGD a norm has a law where a normalisation makes it free, as here not")
     if not setting.is_sgd and not kinds & NORMALIZED:
-        return _none(
-            name, step, horizon, f"no law of the norm is known under {type(optimizers[setting.optimizer]).__name__}"
-        )
+        return _none(name, step, horizon, f"no law of the norm is known under {optimizer.__name__}")
     if setting.lr <= 0:
         return _none(name, step, horizon, "the learning rate is 0")
     if len(with_it) < 2:
         return _none(name, step, horizon, "fewer than two records of it")
     rows = np.stack([entry.values[entry.names.index(name)] for entry in with_it])
-    column = {figure: rows[:, k] for k, figure in enumerate(FIGURES)}
+    column = {figure: rows[:, k] for k, figure in enumerate(COLUMNS)}
     found = forecast(
         [float(entry.step) for entry in with_it],
         column["norm"],
@@ -147,4 +147,7 @@ def _of_tensor(
 
 
 def _none(name: str, step: int, horizon: int, reason: str) -> NormForecast:
-    return NormForecast(name, step, horizon, *[math.nan] * 8, reason)
+    nothing = math.nan
+    return NormForecast(
+        name, step, horizon, nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing, reason
+    )

@@ -1,4 +1,4 @@
-"""What the loss does not depend on stays where it is: a bias before a normalisation has a gradient of rounding alone."""
+"""What the loss does not depend on stays where it is, as a bias before a normalisation, whose gradient is rounding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DeadDirection:
         alerts = []
         per_entry = np.sqrt(sample.counts)
         gradient = sample.gradient_norms / per_entry
-        step = sample.updates * sample.lrs / per_entry  # without the decay
+        step = sample.updates / per_entry  # without the decay
         partners = _partners(sample.names, run.shapes)
         for k, name in enumerate(sample.names):
             partner = partners.get(name)
@@ -63,9 +63,9 @@ class DeadDirection:
             _DRIFT,
             since,
             sample.step,
-            f"the gradient of {name} is {share:.1g} of its module's, which is rounding: the loss does not depend on it. "
-            f"{run.optimizer} moves it by {total / times:.2g} of what it moves the module's weights, step by step; leave "
-            "the tensor out (bias=False before a normalisation), or raise the optimizer's eps",
+            f"the gradient of {name} is {share:.1g} of its module's, which is rounding: the loss does not depend on "
+            f"it. {run.optimizer} moves it by {total / times:.2g} of what it moves the module's weights, step by step; "
+            "leave the tensor out (bias=False before a normalisation), or raise the optimizer's eps",
         )
 
     def state_dict(self) -> dict[str, Any]:

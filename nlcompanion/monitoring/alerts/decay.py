@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from nlcompanion.monitoring.alerts.alert import Alert, RunView, listed
-from nlcompanion.monitoring.watch.sample import Sample, Setting
+from nlcompanion.monitoring.watch.sample import Sample
+from nlcompanion.monitoring.watch.settings import Setting
 
 
 class Decay:

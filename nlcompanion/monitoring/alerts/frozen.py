@@ -13,9 +13,9 @@ _UNLIKELY = 1e-5  # for a run of steps at rest to be what it was before
 class Frozen:
     """Counts, of each tensor, the watched steps in which it moved and in which it rested while others moved.
 
-    A tensor that stopped asking for gradients is told at once. One that has rested for ``c`` watched steps in a row is
-    told when that has a probability below 1e-5 at the share of steps in which it rested before; so an expert or an embedding that
-    is often at rest is not, and one that moved in each of 20 steps is after 4.
+    A tensor that stopped asking for gradients is told at once. One that has rested for some watched steps in a row is
+    told when that has a probability below 1e-5 at the share of steps in which it rested before: one that moved in each
+    of 20 steps is after 4, and an expert or an embedding that is often at rest is not.
     """
 
     kind = "frozen"

@@ -1,4 +1,4 @@
-"""Replicas that start equal and step on one gradient are equal: a digest of their weights is compared across processes."""
+"""Replicas that start equal and step on one gradient are equal: a digest of their weights is compared."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ class Replicas:
             return []
 
     def _send(self, store: Any, sample: Sample) -> None:
-        squares = sample.of_tensors(sample.weight)
-        self._mine[sample.step] = sample.names, squares
-        store.set(_key(self._rank, sample.step), json.dumps([list(sample.names), squares.tolist()]))
+        self._mine[sample.step] = sample.names, sample.squares
+        store.set(_key(self._rank, sample.step), json.dumps([list(sample.names), sample.squares.tolist()]))
         for step in sorted(self._mine)[:-_KEPT]:
             del self._mine[step]
             store.delete_key(_key(self._rank, step))
@@ -119,7 +118,7 @@ def replica_ranks(model: nn.Module, replicas: bool | None) -> list[int]:
     if replicas is False or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return []
     for module in model.modules():
-        if type(module).__name__ == "DistributedDataParallel":
+        if isinstance(module, nn.parallel.DistributedDataParallel):
             return torch.distributed.get_process_group_ranks(module.process_group)
     return list(range(torch.distributed.get_world_size())) if replicas else []
 

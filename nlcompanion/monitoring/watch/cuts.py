@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 Shape = tuple[int, ...]
@@ -27,35 +27,19 @@ class Cut:
         return tuple(k for k in range(len(self.view)) if k not in self.keep)
 
 
-def rows_of(shape: Shape) -> Cut:
-    """One slice for each row of a matrix or filter of a convolution; vectors are one slice."""
-    return Cut(shape, (0,)) if len(shape) > 1 else Cut(shape, ())
-
-
 def axis_of(shape: Shape, axis: int) -> Cut:
     return Cut(shape, (axis,))
 
 
 class Cuts:
-    """All cuts of all tensors, each with its place in a long vector of sums.
+    """Some cuts of some tensors, each with its place in a long vector of sums."""
 
-    Args:
-        shapes: of the tensors, by name.
-        more: further cuts beside the rows of each tensor.
-    """
-
-    def __init__(self, shapes: Mapping[str, Shape], more: Iterable[tuple[str, Cut]] = ()):
-        of: dict[str, dict[Cut, None]] = {name: {rows_of(shape): None} for name, shape in shapes.items()}
-        for name, cut in more:
-            of[name][cut] = None
-        self.shapes = dict(shapes)
-        self.of = {name: tuple(cuts) for name, cuts in of.items()}
+    def __init__(self, cuts: Iterable[tuple[str, Cut]]):
+        pairs = list(dict.fromkeys(cuts))
+        self.of: dict[str, list[Cut]] = {}
+        for name, cut in pairs:
+            self.of.setdefault(name, []).append(cut)
         pairs = [(name, cut) for name, cuts in self.of.items() for cut in cuts]
-        self.place = dict(zip(pairs, _consecutive(cut.count for _, cut in pairs), strict=True))
-        self.size = sum(cut.count for _, cut in pairs)
-        self.rows = {name: self.place[name, rows_of(shape)] for name, shape in shapes.items()}
-
-
-def _consecutive(sizes: Iterable[int]) -> list[slice]:
-    ends = [0, *itertools.accumulate(sizes)]
-    return [slice(*pair) for pair in itertools.pairwise(ends)]
+        ends = [0, *itertools.accumulate(cut.count for _, cut in pairs)]
+        self.place = {pair: slice(*span) for pair, span in zip(pairs, itertools.pairwise(ends), strict=True)}
+        self.size = ends[-1]

@@ -1,8 +1,9 @@
 r"""Laws that a run's own first gradients obey: balances of a layer and the one that reads it, and free lengths.
 
-For a neuron between two layers write ``a = <g, w>`` summed over all that writes to it, weight row and bias, and ``b`` for
-the column that reads it. A homogeneous activation of degree p has ``a = p b`` for every neuron and every batch; other
-activations have no such relation. So what is proportional to rounding in several gradients is a law, with p read off.
+For a neuron between two layers write ``a = <g, w>`` summed over all that writes to it, weight row and bias, and ``b``
+for the column that reads it. A homogeneous activation of degree p has ``a = p b`` for every neuron and every batch;
+other activations have no such relation. So what is proportional to rounding in several gradients is a law, with p read
+off.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def _readers(along: Sequence[Along], shapes: Mapping[str, tuple[int, ...]]) -> I
 
 def _side(along: Sequence[Along], names: list[str], axis: int, shapes: Mapping[str, tuple[int, ...]]) -> _Side:
     parts = [_stacked([draw[name, axis_of(shapes[name], axis)] for draw in along]) for name in names]
-    return _Side(tuple(names), axis, sum(x for x, _ in parts), sum(size**2 for _, size in parts))
+    values = np.sum([x for x, _ in parts], axis=0)
+    return _Side(tuple(names), axis, values, np.sum([size**2 for _, size in parts], axis=0))
 
 
 def _stacked(draws: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nlcompanion.laws.law import Law
-from nlcompanion.laws.terms import Shift, Slices, Squares, Term
+from nlcompanion.laws.terms import Shift, Slices, Squares
 from nlcompanion.monitoring.stacked_forms import StackedForms, Step
 from nlcompanion.monitoring.watch.cuts import Cut, Cuts
 
@@ -31,14 +31,20 @@ class LawFigures:
     generator: np.ndarray
     charge: np.ndarray
 
+    def joined(self, other: LawFigures) -> LawFigures:
+        names = ("form", "gradient", "generator", "charge")
+        return LawFigures(**{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names})
+
 
 def is_of_slices(law: Law) -> bool:
     """Whether sums over slices tell it; the laws of matrices and of translations need the tensors themselves."""
-    return all(_is_of_slices(term) for term in law.terms)
+    return len(terms_of(law)) == len(law.terms)
 
 
-def _is_of_slices(term: Term) -> bool:
-    return isinstance(term, Squares) or (isinstance(term, Slices) and not isinstance(term, Shift) and not term.matrix)
+def terms_of(law: Law) -> list[Squares | Slices]:
+    """The terms of a law that are sums of squares over slices."""
+    slices = [term for term in law.terms if isinstance(term, Squares | Slices)]
+    return [term for term in slices if isinstance(term, Squares) or not (isinstance(term, Shift) or term.matrix)]
 
 
 def cut_of(term: Squares | Slices) -> Cut:
@@ -48,8 +54,8 @@ def cut_of(term: Squares | Slices) -> Cut:
 
 
 def cuts_of(laws: Iterable[Law]) -> list[tuple[str, Cut]]:
-    """What laws of slices need beside the rows of their tensors."""
-    return [(term.name, cut_of(term)) for law in laws if is_of_slices(law) for term in law.terms]
+    """The slices that laws speak of."""
+    return [(term.name, cut_of(term)) for law in laws for term in terms_of(law)]
 
 
 class LawSums:
@@ -69,7 +75,7 @@ class LawSums:
         first = 0
         for law in laws:
             self.places.append(slice(first, first + math.prod(law.shape)))
-            for term in law.terms:
+            for term in terms_of(law):
                 start = cuts.place[term.name, cut_of(term)].start
                 for entry, slices in enumerate(_slices_of(term)):
                     entries += [first + entry] * len(slices)
@@ -108,7 +114,8 @@ class TensorLaws:
     """Laws that sums over slices do not tell: of matrices, and of translations. Measured on the tensors themselves."""
 
     def __init__(self, laws: tuple[Law, ...], parameters: Mapping[str, Tensor]):
-        self.laws, self.parameters = laws, dict(parameters)
+        self.laws = laws
+        self.parameters = {term.name: parameters[term.name] for law in laws for term in law.terms}
         self._forms = StackedForms(laws)
         self._forms.to(next(iter(self.parameters.values())).device)
         self.places, self.size = self._forms.places, self._forms.places[-1].stop

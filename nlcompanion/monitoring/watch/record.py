@@ -8,24 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from nlcompanion.monitoring.watch.sample import Sample
-
-FIGURES = (
-    "norm",
-    "update",
-    "step",
-    "angle",
-    "gradient",
-    "gradient_per_weight",
-    "effective_lr",
-    "alignment",
-    "lr",
-    "weight_decay",
-    "row_norm_min",
-    "row_norm_median",
-    "row_norm_max",
-)
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -34,9 +16,9 @@ class Entry:
     Attributes:
         step: its number.
         names: of the tensors.
-        values: shape ``(tensors, FIGURES)``; NaN where there is none.
+        values: shape ``(tensors, COLUMNS)``; NaN where there is none.
         laws: in writing.
-        of_laws: charge (of a stack the sum) and largest defect of each law, shape ``(laws, 2)``.
+        of_laws: charge (of a stack the sum) and largest defect of each law, shape ``(laws, 2)``; of judged steps only.
     """
 
     step: int
@@ -44,33 +26,6 @@ class Entry:
     values: np.ndarray
     laws: tuple[str, ...]
     of_laws: np.ndarray
-
-
-def entry_of(sample: Sample, laws: tuple[str, ...], of_laws: np.ndarray) -> Entry:
-    """The figures of a sample."""
-    with np.errstate(all="ignore"):
-        norms, gradients = sample.norms, np.where(sample.has_gradient, sample.gradient_norms, np.nan)
-        angles = sample.angles
-        rows = np.array([_quantiles(np.sqrt(sample.weight[at])) for at in sample.rows]).reshape(-1, 3)
-        decay = np.array([sample.settings[name].weight_decay for name in sample.names])
-        columns = [
-            norms,
-            sample.updates,
-            sample.step_norms,
-            angles,
-            gradients,
-            gradients / norms,
-            sample.effective_rates,
-            sample.alignments,
-            sample.lrs,
-            decay,
-            *rows.T,
-        ]
-    return Entry(sample.step, sample.names, np.stack(columns, 1), laws, of_laws)
-
-
-def _quantiles(x: np.ndarray) -> tuple[float, float, float]:
-    return (float(x[0]),) * 3 if len(x) == 1 else (float(x.min()), float(np.median(x)), float(x.max()))
 
 
 class Record:

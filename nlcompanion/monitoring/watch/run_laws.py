@@ -96,7 +96,7 @@ class LawSearch:
 
     def result(self, tensors: Tensors, tolerance: float | None) -> tuple[list[FoundLaw], frozenset[str]]:
         """The balances that were found, and the tensors whose rows have a free length."""
-        shapes = {name: shape_of(p) for name, p in tensors.parameters.items() if not p.is_complex()}
+        shapes = {name: shape_of(p) for name, p in tensors.parameters.items()}
         free = free_rows(self._along, shapes)
         if tolerance is None or len(shapes) > _MOST_TENSORS:
             return [], free

@@ -10,9 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from nlcompanion.laws.under_optimizers import is_decoupled
 from nlcompanion.monitoring.find_parameters import without_wrappers
-from nlcompanion.monitoring.watch.sample import Setting
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,9 @@ def tensors_of(model: nn.Module, optimizers: Sequence[Optimizer]) -> Tensors:
         name = without_wrappers(spelled)
         if is_sharded(p, spelled):
             raise ValueError(
-                f"{name} is split over machines (FSDP, a DTensor): its norm, its rows and its gradient's laws are those "
-                "of no single shard, and a monitor of one shard would show wrong numbers; watch an unsharded run of "
-                "the same model, or DistributedDataParallel"
+                f"{name} is split over machines (FSDP, a DTensor): its norm, its rows and its gradient's laws are "
+                "those of no single shard, and a monitor of one shard would show wrong numbers; watch an unsharded run "
+                "of the same model, or DistributedDataParallel"
             )
         if isinstance(p, UninitializedParameter) or p.numel() == 0 or p.device.type == "meta":
             continue
@@ -73,23 +71,3 @@ def tensors_of(model: nn.Module, optimizers: Sequence[Optimizer]) -> Tensors:
 def is_sharded(p: torch.Tensor, name: str) -> bool:
     """Whether a tensor is one machine's part of a larger one."""
     return type(p).__name__ == "DTensor" or hasattr(p, "placements") or "_flat_param" in name
-
-
-def settings_of(tensors: Tensors, optimizers: Sequence[Optimizer]) -> dict[str, Setting]:
-    """What the optimizers are set to, of each tensor."""
-    of_ids: dict[int, Setting] = {}
-    for k, one in enumerate(optimizers):
-        is_sgd = isinstance(one, torch.optim.SGD)
-        for number, group in enumerate(one.param_groups):
-            values = (
-                k,
-                number,
-                float(group.get("lr") or 0.0),
-                float(group.get("weight_decay") or 0.0),
-                float(group.get("momentum") or 0.0) if is_sgd else 0.0,
-                is_sgd,
-                is_decoupled(one, group),
-            )
-            for p in group["params"]:
-                of_ids[id(p)] = Setting(*values, p.requires_grad, p.grad is not None)
-    return {name: of_ids[id(p)] for name, p in tensors.parameters.items() if id(p) in of_ids}

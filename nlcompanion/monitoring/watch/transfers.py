@@ -16,7 +16,7 @@ _AT_ONCE = 8  # samples that other devices than CPU and CUDA keep before they ar
 
 @dataclass(frozen=True)
 class _UnderWay:
-    values: Tensor
+    values: Tensor | np.ndarray
     done: Any  # an event of CUDA, or None
     about: Any
 
@@ -31,9 +31,9 @@ class Transfers:
     def __init__(self) -> None:
         self._queue: deque[_UnderWay] = deque()
 
-    def put(self, values: Tensor, about: Any) -> None:
+    def put(self, values: Tensor | np.ndarray, about: Any) -> None:
         done = None
-        if values.device.type == "cuda":
+        if isinstance(values, Tensor) and values.device.type == "cuda":
             room = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             values, done = room.copy_(values, non_blocking=True), torch.cuda.Event()
             done.record()
@@ -45,9 +45,10 @@ class Transfers:
             first = self._queue.popleft()
             if first.done is not None and wait:
                 first.done.synchronize()
-            yield first.values.cpu().double().numpy(), first.about
+            values = first.values
+            yield values if isinstance(values, np.ndarray) else values.cpu().double().numpy(), first.about
 
     def _is_here(self, one: _UnderWay) -> bool:
         if one.done is not None:
             return one.done.query()
-        return one.values.device.type == "cpu" or len(self._queue) >= _AT_ONCE
+        return isinstance(one.values, np.ndarray) or one.values.device.type == "cpu" or len(self._queue) >= _AT_ONCE
