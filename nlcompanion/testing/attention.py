@@ -64,10 +64,12 @@ def _of_head(record: Record, q, k, v, y, dq, dk, dv, dy) -> list[Balance]:
         1 / k.shape[-2], 1
     )
     slopes = ((dy @ (v.mT @ v / v.shape[-2])) * dy).sum(-1, keepdim=True).clamp_min(0)
-    center = square((dy * y).sum(-1, keepdim=True)) + square(dy * y).sum(-1, keepdim=True)
-    ds = square(scale * row) * (share * (slopes + center) + square(dy * y).sum(-1, keepdim=True))
+    terms = dy * y
+    squares = square(terms).sum(-1, keepdim=True)
+    center = square(terms.sum(-1, keepdim=True)) + squares
+    ds = square(scale * row) * (share * (slopes + center) + squares)
 
-    by_query = (square(q) * ds).sum(-2)  # (heads, batch, d)
+    by_query = (square(q).mT @ ds)[..., 0]  # (heads, batch, d)
     inside = by_query[..., None] * square(k_rms)
     left = Product.of(q, dq, b_error=square(rounding * dq))
     right = Product.of(dk, k, a_error=square(rounding * dk))
@@ -75,7 +77,7 @@ def _of_head(record: Record, q, k, v, y, dq, dk, dv, dy) -> list[Balance]:
     right = Product(right.value, right.size, right.variance + inside)
     laws = [balance("sum of Qᵀ dQ = dKᵀ K", "q, k", left, right, copies=alike, head="key-value head")]
 
-    through_p = square(v_rms).mT * (square(row) * share * square(dy)).sum(-2, keepdim=True)
+    through_p = square(v_rms).mT * ((square(row) * share).mT @ square(dy))
     left = Product.of(v, dv, b_error=square(rounding * dv))
     right = Product.of(y, dy, a_error=square(rounding * y))
     left = Product(left.value, left.size, left.variance + through_p)

@@ -50,6 +50,10 @@ def check_gradients(
     A law is blind to what all its terms share: gradients that are too large by one factor pass the laws that are
     linear in them. And a fault smaller than ``visible`` times one side of the law passes, whatever it is.
 
+    Sums are in float64. Large tensors of a coarser dtype are looked at in float32 first; what does not stay below half
+    of its floor there is added up again in float64, so that nothing is called broken in float32. What has no law (a
+    set of one number in a norm, sinks and a soft cap in attention, layers of unknown kind) is listed in ``limits``.
+
     Args:
         function: what is checked.
         inputs: real ones, as in training; laws are exact for any.
@@ -88,6 +92,22 @@ def check_gradients(
         ...     return attention(q, k, v)
         >>> check_gradients(without_scale, q, k, v, kind="attention").broken[0].law
         'sum of Qᵀ dQ = dKᵀ K'
+
+        What a law cannot see: a factor that all its terms have, and one per cent in one head below bfloat16's floor.
+
+        >>> def doubled(q, k, v):  # dQ and dK are twice too large
+        ...     return attention(q * 2 - q.detach(), k * 2 - k.detach(), v)
+        >>> check_gradients(doubled, q, k, v, kind="attention").verdict
+        'lawful'
+        >>> share = torch.tensor([0.01, 0.0, 0.0, 0.0]).reshape(4, 1, 1)
+        >>> def one_head(q, k, v):  # dQ of the first head is one per cent too large
+        ...     return attention(q + share.to(q) * (q - q.detach()), k, v)
+        >>> check_gradients(one_head, q, k, v, kind="attention").verdict
+        'broken'
+        >>> rounded = [t.bfloat16() for t in (q, k, v)]
+        >>> report = check_gradients(one_head, *rounded, kind="attention")
+        >>> report.verdict, report.checks[0].visible > 0.01
+        ('lawful', True)
     """
     if not isinstance(function, nn.Module):
         a_function("function", function, "that computes one tensor of others")

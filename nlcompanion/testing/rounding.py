@@ -195,7 +195,9 @@ def copies(*rows: Tensor) -> float:
         dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
         generator = torch.Generator().manual_seed(k)
         weights = torch.rand(table.shape[1], dtype=dtype, generator=generator).to(table.device)
-        keys.append(torch.cat([table[block].to(dtype) @ weights for block in blocks(*table.shape, dtype=dtype)]).double())
+        keys.append(
+            torch.cat([table[block].to(dtype) @ weights for block in blocks(*table.shape, dtype=dtype)]).double()
+        )
     key = torch.stack(keys).sum(0)
     counts = torch.unique(key[key != 0], return_counts=True)[1].double()
     return float((square(counts).sum() / counts.sum().clamp_min(1)).clamp_min(1))
