@@ -164,7 +164,7 @@ def _questions(search: Search) -> Iterator[_Question]:
         if n not in lengths or not 2 <= n <= 8192:
             continue
         atoms = [atom for k in range(len(layout.axes)) for atom in atoms_of(layout, SCALE, k, n, inner)]
-        atoms = [atom for atom in atoms if len(layout.axes[atom.axis].view) > 1 and not search.is_settled(atom)]
+        atoms = [atom for atom in atoms if not search.is_settled(atom)]
         for pairs in _pairs(n, layout.numbers):
             key = (*(atom.key for atom in atoms), pairs.tobytes())
             if atoms and key not in seen:

@@ -50,12 +50,14 @@ class Search:
         if ((level >= 1e-12) & (level < 1e-10)).any():
             self.limits.append("some gradients are so small that they may be rounding: their slices may be dead")
         self.alone = {kind: np.zeros(layout.count, dtype=bool) for kind in (SCALE, SHIFT)}
+        self.told: dict[str, np.ndarray] = {}  # slices of which nothing more is to be said
         for kind in (SCALE, SHIFT):
             live = sizes[kind] > 1e-11 * np.median(sizes[kind][sizes[kind] > 0])
             ratio = np.where(live, relative(values[kind], sizes[kind]), 0.0)
             seen = live.sum(0) >= min(3, self.equations.draws)
             worst = ratio.max(0)
             self.alone[kind] = (worst < ZERO) & seen & ~self.dead
+            self.told[kind] = self.dead | self.alone[kind]
             unclear = (worst >= ZERO) & (worst < CLEARLY_NOT) & ~self.dead & seen
             if unclear.any():
                 self.limits.append(
@@ -84,7 +86,7 @@ class Search:
             if dead.all():
                 return
         for kind in (SCALE, SHIFT):
-            for k in axes:
+            for k in sorted(axes, key=lambda k: -len(layout.axes[k])):  # all rows say what the whole tensor says
                 axis = layout.axes[k]
                 which = np.flatnonzero(self.alone[kind][axis.start : axis.start + len(axis)])
                 if len(which) and len(axis) * axis.weights_per_slice > 0:
@@ -208,12 +210,13 @@ class Search:
 
     def is_settled(self, atom: Atom) -> bool:
         """Slices that are symmetric by themselves say nothing about others."""
-        size = self.equations.column(atom, "sizes")
-        if not size.any():
-            return True
+        few = replace(atom, index=atom.index[:3])  # most are told by these
+        return self._are_settled(few) and (len(atom.index) <= 3 or self._are_settled(atom))
+
+    def _are_settled(self, atom: Atom) -> bool:
         if atom.kind in (SCALE, SHIFT):
             places = self.layout.axes[atom.axis].start + atom.index
-            if (self.dead | self.alone[atom.kind])[places].all():
+            if self.told[atom.kind][places].all():
                 return True
         if atom.kind == SHEAR and self._is_dead(self.layout.shears[atom.axis].bias):
             return True
