@@ -830,7 +830,7 @@ def resnet():
 @entry(
     "query-key: {a}.weight + {a}.bias - {a}.weight x8",
     "query-key: {a}.weight + {a}.bias - {a}.weight - {a}.bias x2",
-    "rotation: {a}.weight + {a}.bias x4",
+    "rotation: {a}.weight + {a}.bias x2",
     "value-output: {a}.weight + {a}.bias - {h}attention.dense.weight x32",
     "dead: {a}.bias x4",
     "shear: {a}.bias + {h}attention.dense.bias x8",
@@ -899,8 +899,6 @@ def _vision_transformer(*, tokens: str, patches: str, places: str, block: str, n
 
 
 _VIT = "the class token alone is read; patches reach it through the first norm only, so they have a length of their own"
-    "the class token alone is read: what patches write reaches it through the first norm, so it has a length of its own"
-)
 
 
 @entry(

@@ -16,6 +16,7 @@ from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, 
 ZERO = 1e-10  # a sum this small against its absolute terms is rounding
 CLEARLY_NOT = 1e-7  # and this large it is not
 _DENSE = 700  # unknowns up to which every slice is an unknown of its own
+_WHOLE = 5e9  # gradients of whole tensors times parameters, for which there is time
 _MIXING = 2048  # neurons up to which pairs are looked at
 
 
@@ -231,6 +232,8 @@ class Search:
             for atom in [atom for atom in self._wholes() if self._alone_as_a_whole(atom)]:
                 self._accept([(atom, 1.0)])
             atoms = [atom for atom in atoms if not self.is_settled(atom)]
+            if not self._can_draw(len(atoms) + 12):
+                return
             self._draw_more(len(atoms) + 12)
         elif mixing:
             for atom in self._groups(n, inner):
@@ -282,6 +285,18 @@ class Search:
         joined = [np.sort(np.concatenate([atom.index for atom in same], axis=1), axis=1) for same in parts.values()]
         coarse = [replace(same[0], index=index) for same, index in zip(parts.values(), joined, strict=True)]
         return [atom for atom in coarse if n > 1 and not self.is_settled(atom)]
+
+    def _can_draw(self, wanted: int) -> bool:
+        """Whether so many gradients are to be had in minutes; if not, a limit says so."""
+        more = wanted - self.equations.draws
+        size = sum(p.numel() for p in self.room.parameters.values())
+        if more * size <= _WHOLE:
+            return True
+        self.limits.append(
+            f"laws that join whole tensors (lengths of a residual stream) were not sought: {wanted - 12} tensors need "
+            f"{more} more gradients of {size:,} parameters; audit a model with fewer layers for those"
+        )
+        return False
 
     def _draw_more(self, wanted: int) -> None:
         """More equations of whole tensors, of which one draw gives one."""
