@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -111,21 +111,41 @@ class _Place:
     def outputs(self) -> Tensor | None:
         return self.room.outputs(self.data, self.number)
 
-    def go(self, family: Family, way: Callable[[], None], *, looks: bool = False) -> _Gone:
-        """Go ``way``, see what it did, and return."""
+    def go(self, ways: Sequence[tuple[Family, Callable[[], None]]], *, looks: bool = False) -> list[_Gone]:
+        """Go all ways one after the other, see what they did, and return; what did something, once more by halves.
+
+        Symmetries one after the other leave the loss alone too. So one call of the model confirms them all, and few
+        calls find those that are none.
+        """
+        if not ways:
+            return []
+        change, lengths, seen = self._together([family for family, _ in ways], [way for _, way in ways], looks)
+        if len(ways) == 1 or (change <= _MOVED and not seen):
+            return [_Gone(change, length, seen) for length in lengths]
+        half = len(ways) // 2
+        return self.go(ways[:half], looks=looks) + self.go(ways[half:], looks=looks)
+
+    def _together(
+        self, families: list[Family], ways: list[Callable[[], None]], looks: bool
+    ) -> tuple[float, list[float], bool | None]:
+        """The relative change of the loss, how far each way led, and whether outputs moved (None: not looked at)."""
         room = self.room
         outputs = self.outputs if looks else None
-        at = {name: room.parameters[name].detach().clone() for name in family.names(self.layout)}
-        way()
+        names = dict.fromkeys(name for family in families for name in family.names(self.layout))
+        at = {name: room.parameters[name].detach().clone() for name in names}
+        lengths = []
+        for family, way in zip(families, ways, strict=True):
+            before = {name: room.parameters[name].detach().clone() for name in family.names(self.layout)}
+            way()
+            moved = (float((room.parameters[name].detach() - old).abs().max()) for name, old in before.items())
+            lengths.append(max(moved, default=0.0))
         after = room.loss(self.data, seed=self.number).detach()
         new = room.outputs(self.data, self.number) if outputs is not None else None
-        length = 0.0
-        for name, old in at.items():
-            length = max(length, float((room.parameters[name].detach() - old).abs().max()))
-            with torch.no_grad():
+        with torch.no_grad():
+            for name, old in at.items():
                 room.parameters[name].copy_(old)
         change = float(abs(after - self.before) / abs(self.before).clamp_min(1e-300))
-        return _Gone(change, length, _differ(outputs, new))
+        return change if math.isfinite(change) else math.inf, lengths, _differ(outputs, new)
 
 
 def _differ(outputs: Tensor | None, new: Tensor | None) -> bool | None:
@@ -138,11 +158,14 @@ def _differ(outputs: Tensor | None, new: Tensor | None) -> bool | None:
 def _distances(room: DoubleCopy, layout: Layout, families: list[Family]) -> list[list[_Gone]]:
     """For each family what two ways did, at two places."""
     gone: list[list[_Gone]] = [[] for _ in families]
+    shifts = [all(atom.kind == SHIFT for atom, _ in family.atoms) and not family.dead for family in families]
     for number in (720_001, 720_002) if families else ():
         place = _Place(room, layout, number)
-        for found, family in zip(gone, families, strict=True):
-            only_shifts = all(atom.kind == SHIFT for atom, _ in family.atoms) and not family.dead
-            found.append(place.go(family, _way(room, layout, family, number), looks=only_shifts))
+        for looks in (False, True):  # of shifts it is asked whether the outputs see them
+            chosen = [k for k, only_shifts in enumerate(shifts) if only_shifts == looks]
+            ways = [(families[k], _way(room, layout, families[k], number)) for k in chosen]
+            for k, found in zip(chosen, place.go(ways, looks=looks), strict=True):
+                gone[k].append(found)
     return gone
 
 
@@ -169,13 +192,13 @@ def _with_blocks(room: DoubleCopy, layout: Layout, families: list[Family]) -> li
     if not any(family.blocks for family in families):
         return families
     place = _Place(room, layout, 730_001)
-    confirmed = []
-    for family in families:
-        if family.blocks:
-            gone = place.go(family, partial(mix, room, layout, family, _random_blocks(family, place.number)))
-            family = family if gone.change <= _MOVED else replace(family, blocks=())
-        confirmed.append(family)
-    return confirmed
+    mixed = [family for family in families if family.blocks]
+    ways = [(f, partial(mix, room, layout, f, _random_blocks(f, place.number))) for f in mixed]
+    confirmed = iter(
+        family if gone.change <= _MOVED else replace(family, blocks=())
+        for family, gone in zip(mixed, place.go(ways), strict=True)
+    )
+    return [next(confirmed) if family.blocks else family for family in families]
 
 
 def _random_blocks(family: Family, number: int) -> Tensor:

@@ -61,10 +61,7 @@ def relative(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     In a draw where a slice gets next to no gradient (a softmax that is certain) its sum is rounding of what cancelled
     before; there the size counts as a ten thousandth of what it is in the median draw.
     """
-    positive = np.where(sizes > 0, sizes, np.nan)
-    usual = np.zeros(sizes.shape[1:])
-    some = (sizes > 0).any(0)
-    usual[some] = np.nanmedian(positive[:, some], axis=0)
+    usual = np.median(sizes, axis=0)
     bound = np.maximum(sizes, 1e-4 * usual)
     return np.abs(values) / np.where(bound > 0, bound, 1.0)
 

@@ -131,7 +131,7 @@ def find_rotations(search: Search) -> list[Family]:
     answers = [family for question in questions if not question.is_open for family in _answers(question)]
     found: list[Family] = []
     for family, turned in zip(answers, _turned(search, answers), strict=True):
-        turned &= ~_implied(search.families + found, family)
+        turned &= ~_implied(search, search.families + found, family)
         if turned.any():
             found.append(replace(family, pairs=np.argwhere(np.triu(turned, 1))))
     return found
@@ -164,7 +164,9 @@ def _questions(search: Search) -> Iterator[_Question]:
         if n not in lengths or not 2 <= n <= 8192:
             continue
         atoms = [atom for k in range(len(layout.axes)) for atom in atoms_of(layout, SCALE, k, n, inner)]
-        atoms = [atom for atom in atoms if len(layout.axes[atom.axis].view) > 1 and not search.is_settled(atom)]
+        if n < 4:  # of heads with more than one plane biases turn too
+            atoms = [atom for atom in atoms if len(layout.axes[atom.axis].view) > 1]
+        atoms = [atom for atom in atoms if not search.is_settled(atom)]
         for pairs in _pairs(n, layout.numbers):
             key = (*(atom.key for atom in atoms), pairs.tobytes())
             if atoms and key not in seen:
@@ -250,31 +252,33 @@ def _answers(question: _Question) -> list[Family]:
     return families
 
 
-def _implied(families: list[Family], new: Family) -> np.ndarray:
+def _implied(search: Search, families: list[Family], new: Family) -> np.ndarray:
     """Which pairs of a rotation's neurons are mixed by a block or turned by a rotation that is known."""
     implied = np.zeros((new.n, new.n), dtype=bool)
+    where = {_slices_of(search, new, i): i for i in range(new.n)}
+
+    def places(family: Family, neurons: np.ndarray) -> np.ndarray:
+        """Which neuron of ``new`` is which of a family's: the one whose slices are the same, in all tensors; or -1."""
+        return np.array([where.get(_slices_of(search, family, int(i)), -1) for i in neurons])
+
     for family in families:
         if family.is_rotation:
-            place = _places(family, new, np.arange(family.n))
+            place = places(family, np.arange(family.n))
             i, j = place[family.planes].T
             both = (i >= 0) & (j >= 0)
             implied[i[both], j[both]] = implied[j[both], i[both]] = True
         for block in family.blocks:
-            place = _places(family, new, block)
+            place = places(family, block)
             place = place[place >= 0]
             implied[np.ix_(place, place)] = True
     return implied
 
 
-def _places(family: Family, new: Family, neurons: np.ndarray) -> np.ndarray:
-    """Which neuron of ``new`` is which of a family's: the one whose slices are the same, in all tensors; else -1."""
-    if len(family.atoms) != len(new.atoms):
-        return np.full(len(neurons), -1)
-    where: dict[frozenset, int] = {}
-    for i in range(new.n):
-        where[_slices_of(new, i)] = i
-    return np.array([where.get(_slices_of(family, int(i)), -1) for i in neurons])
-
-
-def _slices_of(family: Family, neuron: int) -> frozenset:
-    return frozenset((atom.kind, atom.axis, *sorted(atom.index[neuron].tolist())) for atom, _ in family.atoms)
+def _slices_of(search: Search, family: Family, neuron: int) -> frozenset:
+    """The slices of one neuron, without those that nothing depends on."""
+    slices = set()
+    for atom, _ in family.atoms:
+        index = np.sort(atom.index[neuron])
+        if not search.dead[search.layout.axes[atom.axis].start + index].all():
+            slices.add((atom.kind, atom.axis, *index.tolist()))
+    return frozenset(slices)

@@ -16,6 +16,7 @@ from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, 
 ZERO = 1e-10  # a sum this small against its absolute terms is rounding
 CLEARLY_NOT = 1e-7  # and this large it is not
 _DENSE = 700  # unknowns up to which every slice is an unknown of its own
+_WHOLE = 5e9  # gradients of whole tensors times parameters, for which there is time
 _MIXING = 2048  # neurons up to which pairs are looked at
 
 
@@ -50,12 +51,14 @@ class Search:
         if ((level >= 1e-12) & (level < 1e-10)).any():
             self.limits.append("some gradients are so small that they may be rounding: their slices may be dead")
         self.alone = {kind: np.zeros(layout.count, dtype=bool) for kind in (SCALE, SHIFT)}
+        self.told: dict[str, np.ndarray] = {}  # slices of which nothing more is to be said
         for kind in (SCALE, SHIFT):
             live = sizes[kind] > 1e-11 * np.median(sizes[kind][sizes[kind] > 0])
             ratio = np.where(live, relative(values[kind], sizes[kind]), 0.0)
             seen = live.sum(0) >= min(3, self.equations.draws)
             worst = ratio.max(0)
             self.alone[kind] = (worst < ZERO) & seen & ~self.dead
+            self.told[kind] = self.dead | self.alone[kind]
             unclear = (worst >= ZERO) & (worst < CLEARLY_NOT) & ~self.dead & seen
             if unclear.any():
                 self.limits.append(
@@ -84,7 +87,7 @@ class Search:
             if dead.all():
                 return
         for kind in (SCALE, SHIFT):
-            for k in axes:
+            for k in sorted(axes, key=lambda k: -len(layout.axes[k])):  # all rows say what the whole tensor says
                 axis = layout.axes[k]
                 which = np.flatnonzero(self.alone[kind][axis.start : axis.start + len(axis)])
                 if len(which) and len(axis) * axis.weights_per_slice > 0:
@@ -208,12 +211,13 @@ class Search:
 
     def is_settled(self, atom: Atom) -> bool:
         """Slices that are symmetric by themselves say nothing about others."""
-        size = self.equations.column(atom, "sizes")
-        if not size.any():
-            return True
+        few = replace(atom, index=atom.index[:3])  # most are told by these
+        return self._are_settled(few) and (len(atom.index) <= 3 or self._are_settled(atom))
+
+    def _are_settled(self, atom: Atom) -> bool:
         if atom.kind in (SCALE, SHIFT):
             places = self.layout.axes[atom.axis].start + atom.index
-            if (self.dead | self.alone[atom.kind])[places].all():
+            if self.told[atom.kind][places].all():
                 return True
         if atom.kind == SHEAR and self._is_dead(self.layout.shears[atom.axis].bias):
             return True
@@ -228,6 +232,8 @@ class Search:
             for atom in [atom for atom in self._wholes() if self._alone_as_a_whole(atom)]:
                 self._accept([(atom, 1.0)])
             atoms = [atom for atom in atoms if not self.is_settled(atom)]
+            if not self._can_draw(len(atoms) + 12):
+                return
             self._draw_more(len(atoms) + 12)
         elif mixing:
             for atom in self._groups(n, inner):
@@ -279,6 +285,18 @@ class Search:
         joined = [np.sort(np.concatenate([atom.index for atom in same], axis=1), axis=1) for same in parts.values()]
         coarse = [replace(same[0], index=index) for same, index in zip(parts.values(), joined, strict=True)]
         return [atom for atom in coarse if n > 1 and not self.is_settled(atom)]
+
+    def _can_draw(self, wanted: int) -> bool:
+        """Whether so many gradients are to be had in minutes; if not, a limit says so."""
+        more = wanted - self.equations.draws
+        size = sum(p.numel() for p in self.room.parameters.values())
+        if more * size <= _WHOLE:
+            return True
+        self.limits.append(
+            f"laws that join whole tensors (lengths of a residual stream) were not sought: {wanted - 12} tensors need "
+            f"{more} more gradients of {size:,} parameters; audit a model with fewer layers for those"
+        )
+        return False
 
     def _draw_more(self, wanted: int) -> None:
         """More equations of whole tensors, of which one draw gives one."""
