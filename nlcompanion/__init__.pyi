@@ -85,9 +85,15 @@ from .mechanics import lift as lift
 from .mechanics import stationary_path as stationary_path
 from .mechanics import variational_derivative as variational_derivative
 from .monitoring import Account as Account
+from .monitoring import Alert as Alert
 from .monitoring import Ledger as Ledger
 from .monitoring import LedgerError as LedgerError
+from .monitoring import Monitor as Monitor
+from .monitoring import NormForecast as NormForecast
+from .monitoring import NormForecasts as NormForecasts
 from .monitoring import RadiusTracker as RadiusTracker
+from .monitoring import hugging_face_callback as hugging_face_callback
+from .monitoring import lightning_callback as lightning_callback
 from .networks import Ensemble as Ensemble
 from .networks import FlatLoss as FlatLoss
 from .networks import OutputMotion as OutputMotion
