@@ -92,6 +92,8 @@ from .monitoring import Monitor as Monitor
 from .monitoring import NormForecast as NormForecast
 from .monitoring import NormForecasts as NormForecasts
 from .monitoring import RadiusTracker as RadiusTracker
+from .monitoring import hugging_face_callback as hugging_face_callback
+from .monitoring import lightning_callback as lightning_callback
 from .networks import Ensemble as Ensemble
 from .networks import FlatLoss as FlatLoss
 from .networks import KernelProduct as KernelProduct

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -172,3 +174,21 @@ def ledger_of_a_faulty_run(laws, *, factor: float = 1.01, since: int = 40, steps
                 model.get_parameter("3.weight").grad *= factor
             optimizer.step()
     return ledger
+
+
+def monitored_run(*, factor: float = 1.01, since: int = 80, steps: int = 140) -> nl.Monitor:
+    """The convnet of :func:`convnet` under AdamW with one group, watched; from a step on one gradient is wrong."""
+    model = convnet()
+    images, labels = digit_images(256)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    logging.getLogger("nlcompanion.monitor").addHandler(logging.NullHandler())  # alerts are read from the monitor
+    monitor = nl.Monitor(model, optimizer)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        batch = torch.randint(256, (32,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[batch]), labels[batch]).backward()
+        if step >= since:
+            model.get_parameter("3.weight").grad *= factor
+        optimizer.step()
+    return monitor

@@ -27,7 +27,13 @@ from nlcompanion.book.results import ResultError, path_of, write
 __all__ = ["Recipe", "make", "recipes", "result"]
 
 # modules whose import registers their results
-STUDIES = ("studies.forecasts", "studies.homogeneity", "studies.implicit_adaptivity", "studies.time_symmetry")
+STUDIES = (
+    "studies.forecasts",
+    "studies.homogeneity",
+    "studies.implicit_adaptivity",
+    "studies.time_symmetry",
+    "studies.transfers",
+)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from studies.norm_histories import History, follow
 from studies.recipes import result
 from studies.small_trainings import Lion, convnet, digit_batches, text_batches, writer
 
-STEPS = 1500
+STEPS = 1000
 SEED = 21
 
 
@@ -127,6 +127,7 @@ def distance(history: History, source: History) -> dict[str, float]:
 def transfers_on_small_trainings() -> dict:
     curves, numbers, settings = {}, {}, {}
     for transfer in TRANSFERS:
+        print(transfer.name, flush=True)
         runs = {kind: followed(transfer, kind) for kind in ("source", "matched", "naive")}
         curves[transfer.name] = {kind: course_of(history) for kind, history in runs.items()}
         numbers[transfer.name] = {

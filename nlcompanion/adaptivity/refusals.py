@@ -31,7 +31,7 @@ def _reason(law: NormLaw, record: NormRecord, drive: Drive, ahead: Tensor, rates
     if not torch.isfinite(norms).all():
         first = int(record.steps[(~torch.isfinite(norms)).nonzero()[0, 0]])
         return f"the norm is not finite from step {first} on: the run diverged there"
-    if not (norms > 0).all():
+    if not norms[-1] > 0 or (law.power == 4 and not (norms > 0).all()):
         return "the norm vanishes, and a weight of length 0 has no direction and no effective rate"
     if not torch.isfinite(drive.noise[k] + drive.force[k]):
         return "the drive was not finite where it was measured; leave such steps out of the record"

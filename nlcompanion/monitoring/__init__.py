@@ -1,5 +1,6 @@
 """Laws beside a running training: ledger, monitor with its alerts, and the radius that a rule foresees."""
 
+from nlcompanion.monitoring.adapters import hugging_face_callback, lightning_callback
 from nlcompanion.monitoring.alerts import Alert
 from nlcompanion.monitoring.ledger import Account, Ledger, LedgerError
 from nlcompanion.monitoring.monitor import Monitor
@@ -15,4 +16,6 @@ __all__ = [
     "NormForecast",
     "NormForecasts",
     "RadiusTracker",
+    "hugging_face_callback",
+    "lightning_callback",
 ]

@@ -258,6 +258,8 @@ class Inspection:
             "rules": {rule.kind: rule.state_dict() for rule in self._rules},
             "found": None if self.given or self._search is not None else [law_as_state(law) for law in self.laws],
             "free": sorted(self.free),
+            "decided": self._decided,
+            "half": None if self._precision.dtype is None else str(self._precision.dtype).removeprefix("torch."),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, rules: bool) -> None:
@@ -267,6 +269,11 @@ class Inspection:
         for rule in self._rules:
             if rule.kind in state["rules"]:
                 rule.load_state_dict(state["rules"][rule.kind])
+        if state["decided"]:
+            self._decided = True
+            self._precision.assume(None if state["half"] is None else getattr(torch, state["half"]))
+            for handle in self._precision.handles:
+                handle.remove()
         if not self.given and state["found"] is not None:
             self.laws, self._search = tuple(law_of_state(law) for law in state["found"]), None
             self.free = frozenset(state["free"])

@@ -50,6 +50,7 @@ class Monitor:
     ``angle``                the turn of a row in a step, in radians, root mean square over the rows
     ``update``               :math:`|u|` with :math:`W' = (1-\eta\lambda)W - \eta u`; ``alignment`` is its cosine with W
     ``gradient``             :math:`|g|`, and ``gradient_per_weight`` :math:`|g|/|W|`
+    ``step_norm``            :math:`|d|`, of the step itself
     ``effective_lr``         the turn per gradient at unit length, :math:`\mathrm{angle}/(|W||g|)` row by row:
                              :math:`\eta/|W|^2` of plain SGD, and what takes its place under any other optimiser
     =======================  ==========================================================================================
@@ -285,6 +286,12 @@ class Monitor:
         """The laws of gradients that are watched: those given, or those found."""
         self._settle()
         return self._inspection.laws
+
+    @property
+    def latest(self) -> Entry | None:
+        """The latest record."""
+        self._settle()
+        return self._record.latest
 
     def records(self, of: str = "tensors") -> list[dict[str, Any]]:
         """What was recorded, as ``pandas.DataFrame`` takes it: a dict for each step and tensor, or step and law.

@@ -186,6 +186,7 @@ def test_what_has_no_forecast_says_why():
     assert "too few" in refusal(growing[:10])
     assert "not finite from step 7" in refusal(torch.where(steps == 7, math.nan, growing))
     assert "vanishes" in refusal(torch.where(steps == 7, 0.0, growing))
+    assert refusal(torch.where(steps == 0, 0.0, growing), rule="normalized") == ""  # a bias that began at 0
     assert "another law" in refusal(growing.flip(0))
     assert refusal(growing.flip(0), weight_decay=1.0) == ""
     assert "coupled" in refusal(growing, rule="normalized", weight_decay=0.1)

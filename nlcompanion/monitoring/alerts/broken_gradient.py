@@ -10,7 +10,7 @@ import numpy as np
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Shift
 from nlcompanion.monitoring.alerts.alert import Alert, RunView, listed
-from nlcompanion.monitoring.diagnosis import undiagnosed
+from nlcompanion.monitoring.diagnosis import is_explained, undiagnosed
 from nlcompanion.monitoring.watch.sample import Sample
 
 _FIRST = 5  # samples that show how large rounding is in this run
@@ -25,8 +25,8 @@ class BrokenGradient:
     """Judges the gradient's component along each symmetry, relative to the largest gradient so far.
 
     What rounding makes of it is measured in the run's first samples, within bounds that the dtype sets. A law must be
-    left in two samples. A law that was found and not given, and that only some neurons leave, is taken back: an
-    activation has left its linear range there.
+    left in two samples. A law that was found and not given is taken back where only some neurons leave it, or where the
+    gradients and the step give no evidence of a cause: an activation may have left its linear range.
     """
 
     kind = "broken gradient"
@@ -126,7 +126,9 @@ class BrokenGradient:
                 continue
             first, times = self._suspects.get(law.statement, (sample.step, 0))
             self._suspects[law.statement] = first, times + 1
-            if times + 1 >= _TWICE and law.statement not in self._told:
+            if times + 1 >= _TWICE and run.found[k] and not _is_explained(law, run):
+                run.withdraw(law, f"gradients left it at step {first}, and what was measured names no cause")
+            elif times + 1 >= _TWICE and law.statement not in self._told:
                 certain.append(k)
             elif times == 0:
                 run.ask_evidence(law)
@@ -180,6 +182,14 @@ class BrokenGradient:
         self._largest, self._level, self._first_weights = arrays
         self._seen, self._laws, self._told = int(state["seen"]), tuple(state["laws"]), set(state["told"])
         self._suspects = {law: (int(first), int(times)) for law, (first, times) in state["suspects"].items()}
+
+
+def _is_explained(law: Law, run: RunView) -> bool:
+    """Whether the evidence names a cause in one of the law's tensors, as for one scaled gradient."""
+    if run.evidence is None:
+        return False
+    judged, cause = run.evidence
+    return bool(set(judged.parameters) & set(law.parameters)) and is_explained(cause)
 
 
 def _is_free_length(law: Law) -> bool:

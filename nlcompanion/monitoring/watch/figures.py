@@ -11,7 +11,7 @@ from nlcompanion.monitoring.watch.settings import Settings
 COLUMNS = (
     "norm",
     "update",
-    "step",
+    "step_norm",
     "angle",
     "gradient",
     "gradient_per_weight",
@@ -85,8 +85,8 @@ class Figures:
 
     @cached_property
     def angles(self) -> np.ndarray:
-        """By how much a step turns each row, in radians, root mean square over the rows."""
-        return np.sqrt(self._squared_turns / (self._ends - self._starts))
+        """By how much a step turns each row, in radians, root mean square over the rows that are not 0."""
+        return np.sqrt(self._squared_turns / self._of_tensors((self._ww > 0).astype(float)))
 
     @cached_property
     def effective_rates(self) -> np.ndarray:
