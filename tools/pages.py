@@ -190,7 +190,7 @@ def _faults_of_page(name: str) -> list[str]:
 
 
 def faults_side_by_side() -> list[str]:
-    """The same of this book, in a process for each core: each page is read once, where its own faults are looked for."""
+    """The same of this book, in a process for each core, which reads its pages once for all questions."""
     names = list(contents())
     own = {HTML / f"{name}.html" for name in names}
     others = [path for path in [*HTML.rglob("*.html"), *HTML.rglob("*.css")] if path not in own]
