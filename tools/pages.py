@@ -11,12 +11,15 @@ import hashlib
 import json
 import re
 import sys
-from functools import cache
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
 from bs4 import BeautifulSoup, Tag
+
+from tools.page_loads import remote
+from tools.page_tags import has_anchor, parse, tags
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
@@ -32,20 +35,6 @@ LEFTOVERS = {
     "a Sphinx message": re.compile(r"\b(CRITICAL|ERROR|WARNING): "),
 }
 HEAVIEST = 1_500_000  # bytes of a page and its pictures
-
-# What makes a browser load something by itself.
-LOADING = {
-    "script": "src",
-    "img": "src",
-    "iframe": "src",
-    "source": "src",
-    "video": "src",
-    "audio": "src",
-    "object": "data",
-}
-FETCHED = {"stylesheet", "preload", "modulepreload", "icon", "shortcut", "preconnect", "dns-prefetch", "prefetch"}
-STYLE_URL = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""")
-IMPORT = re.compile(r"""\bimport\s*\(?\s*["']((?:https?:)?//[^"']+)""")
 
 LINKS = (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("iframe", "src"))
 
@@ -85,35 +74,6 @@ def unfinished(root: Path = ROOT, html: Path = HTML) -> str:
     if seal.read_text(encoding="utf-8") != fingerprint(root):
         return f"the book in {html} was built from other sources than these; run `make book`"
     return ""
-
-
-@cache
-def _parse(path: Path, changed: int) -> BeautifulSoup:
-    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-
-
-def parse(path: Path) -> BeautifulSoup:
-    return _parse(path, path.stat().st_mtime_ns)
-
-
-EVERY = "*"
-
-
-@cache
-def _tags(path: Path, changed: int) -> dict[str, list[Tag]]:
-    """Every tag of a page by its name, and by each of its classes behind a dot; one walk in place of many searches."""
-    found: dict[str, list[Tag]] = {EVERY: []}
-    for tag in _parse(path, changed).descendants:
-        if isinstance(tag, Tag):
-            for key in (EVERY, tag.name, *(f".{name}" for name in tag.attrs.get("class", ()))):
-                found.setdefault(key, []).append(tag)
-    return found
-
-
-def tags(path: Path, *keys: str) -> list[Tag]:
-    """All tags of a page with one of these names, or with a class such as ``.math``; ``EVERY`` gives all."""
-    known = _tags(path, path.stat().st_mtime_ns)
-    return [tag for key in keys for tag in known.get(key, ())]
 
 
 def prose(page: BeautifulSoup) -> str:
@@ -202,45 +162,13 @@ def broken_links(path: Path) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-@cache
-def _anchors(path: Path, changed: int) -> frozenset[str]:
-    every = _tags(path, changed)[EVERY]
-    return frozenset(tag.get("id") or tag.get("name") for tag in every if "id" in tag.attrs or tag.name == "a")
-
-
-def has_anchor(path: Path, anchor: str) -> bool:
-    return anchor in _anchors(path, path.stat().st_mtime_ns)
-
-
-def remote(path: Path) -> list[str]:
-    """Addresses on the network that a page or a style sheet loads by itself; links to click do not count."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".css":
-        return STYLE_URL.findall(text)
-    found = [tag.get(LOADING[tag.name]) for tag in tags(path, *LOADING)]
-    found += [tag.get("href") for tag in tags(path, "link") if FETCHED & set(tag.get("rel") or [])]
-    every = tags(path, EVERY)
-    of_sizes = [tag["srcset"].split(",") for tag in every if "srcset" in tag.attrs]
-    found += [address.split()[0] for addresses in of_sizes for address in addresses if address.strip()]
-    found = [address for address in found if address and is_remote(address)]
-    for tag in tags(path, "style"):
-        found += STYLE_URL.findall(tag.get_text())
-    for tag in every:
-        found += STYLE_URL.findall(tag.attrs.get("style", ""))
-    for tag in tags(path, "script"):
-        found += IMPORT.findall(tag.get_text())
-    return found
-
-
-def is_remote(address: str) -> bool:
-    parts = urlsplit(address)
-    return bool(parts.netloc) or parts.scheme in ("http", "https", "ftp")
+def loads(path: Path, html: Path) -> list[str]:
+    return [f"{path.relative_to(html)} loads {address}" for address in remote(path)]
 
 
 def loaded_from_elsewhere(html: Path = HTML) -> list[str]:
     """What the book's files load from the network, one sentence each; none for a book that is whole in itself."""
-    files = sorted([*html.rglob("*.html"), *html.rglob("*.css")])
-    return [f"{path.relative_to(html)} loads {address}" for path in files for address in remote(path)]
+    return [fault for path in sorted([*html.rglob("*.html"), *html.rglob("*.css")]) for fault in loads(path, html)]
 
 
 def weight(path: Path) -> int:
@@ -256,8 +184,23 @@ def faults(root: Path = ROOT, html: Path = HTML) -> list[str]:
     return found + loaded_from_elsewhere(html)
 
 
+def _faults_of_page(name: str) -> list[str]:
+    path = HTML / f"{name}.html"
+    return [f"{name} {fault}" for fault in page_faults(name)] + (loads(path, HTML) if path.is_file() else [])
+
+
+def faults_side_by_side() -> list[str]:
+    """The same of this book, in a process for each core, which reads its pages once for all questions."""
+    names = list(contents())
+    own = {HTML / f"{name}.html" for name in names}
+    others = [path for path in [*HTML.rglob("*.html"), *HTML.rglob("*.css")] if path not in own]
+    with ProcessPoolExecutor() as pool:
+        found = [fault for faults in pool.map(_faults_of_page, names) for fault in faults]
+    return found + [fault for path in sorted(others) for fault in loads(path, HTML)]
+
+
 def main() -> int:
-    found = faults()
+    found = faults_side_by_side()
     if found:
         print(*found, sep="\n", file=sys.stderr)
         print(f"{len(found)} faults in the built pages; the book is not finished.", file=sys.stderr)

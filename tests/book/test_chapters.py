@@ -259,6 +259,17 @@ def rule_links(stem: str, notebook: Notebook) -> Iterator[str]:
         yield f"the link to {target} has no text, and JupyterLab shows the file's name"
 
 
+READ_BY_BOTH = {"admonition", "cite", "cite:t", "dropdown", "eq", "figure", "note", "numref", "ref"}
+
+
+def rule_roles(stem: str, notebook: Notebook) -> Iterator[str]:
+    text = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", " ", text_of(notebook), flags=re.DOTALL)
+    roles = re.findall(r"\{([a-z][a-z:]*)\}`", text)
+    directives = re.findall(r"^(?:`{3,}|:{3,})\{([a-z:-]+)\}", text, flags=re.MULTILINE)
+    for name in sorted({*roles, *directives} - READ_BY_BOTH):
+        yield f"the role or directive {name} was not seen to work in JupyterLab (jupyterlab-myst) too"
+
+
 SOLVED = "\0"  # stands for a dropdown, or for a code cell folded as a whole
 
 
@@ -511,6 +522,7 @@ BREAKS = {
     ),
     "a colour of one's own": ("colours", replaced("x = 6", "colour = '#bbbbbb'")),
     "a link without text": ("links", replaced("[the notation]", "[]")),
+    "a role that JupyterLab does not read": ("roles", replaced("[the notation](notation.md)", "{doc}`notation`")),
     "one solution": ("exercises", replaced("```{dropdown} Solution\nOne.\n```", "One.")),
     "a solution in the open": ("exercises", replaced("One.\n```", "One.\n```\n\nAnd more.")),
     "no exercises": ("exercises", replaced("## Exercises", "## Questions")),
