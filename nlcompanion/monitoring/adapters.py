@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from nlcompanion.monitoring.exports import scalars
 from nlcompanion.monitoring.monitor import Monitor
 
 
@@ -97,12 +96,8 @@ def _hugging_face_class() -> type:
             self.monitor = Monitor(kwargs["model"], kwargs["optimizer"], **self._settings)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if self.monitor is None or logs is None:
-                return
-            logs["monitor/alerts"] = len(self.monitor.alerts)
-            latest = self.monitor.latest
-            if latest is not None:
-                logs.update(scalars(latest))
+            if self.monitor is not None and logs is not None:
+                logs["monitor/alerts"] = len(self.monitor.alerts)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.monitor is not None:

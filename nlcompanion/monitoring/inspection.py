@@ -158,7 +158,7 @@ class Inspection:
             handle.remove()
         if self._precision.dtype is not None:
             short = str(self._precision.dtype).removeprefix("torch.")
-            self._say(f"the gradients carry the digits of {short}: laws are judged at {self._precision.tolerance:.2g}")
+            self._say(f"the gradients carry the digits of {short}: laws are judged at {self._precision.tolerance:.3g}")
         if self.tolerance is None:
             self._say(
                 "weights in half precision: rounding is larger than faults of gradients, whose laws are not judged"
@@ -171,7 +171,11 @@ class Inspection:
         self._search = None
         self.laws = tuple(one.law for one in found if one.odd is None)
         self._odd = [(one.law, one.odd) for one in found if one.odd is not None]
-        if not self.laws and not self._odd:
+        if not whole or self.tolerance is None:
+            self._say(
+                "laws are not sought in gradients of half precision, where near laws look like laws; give an audit's"
+            )
+        elif not self.laws and not self._odd:
             self._say(
                 "no balance between layers was found in the gradients, so a scaled gradient would go unseen; an "
                 "audit's laws may tell more: Monitor(model, optimizer, laws=audit(...))"

@@ -241,7 +241,10 @@ class Monitor:
         for target in self._targets:
             target.alert(alert)
         if self._on_alert is not None:
-            self._on_alert(alert)
+            try:
+                self._on_alert(alert)
+            except Exception as error:  # of the user's function
+                self._say(f"on_alert failed at step {alert.seen}: {type(error).__name__}: {error}")
 
     def _say(self, note: str) -> None:
         if note not in self.notes:
@@ -288,11 +291,6 @@ class Monitor:
         return self._inspection.laws
 
     @property
-    def latest(self) -> Entry | None:
-        """The latest record."""
-        self._settle()
-        return self._record.latest
-
     def records(self, of: str = "tensors") -> list[dict[str, Any]]:
         """What was recorded, as ``pandas.DataFrame`` takes it: a dict for each step and tensor, or step and law.
 

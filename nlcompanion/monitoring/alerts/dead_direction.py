@@ -11,6 +11,7 @@ from nlcompanion.monitoring.watch.sample import Sample
 
 _SAMPLES = 5
 _ROUNDING = 300.0  # units in the last place, that a gradient of rounding has of its module's
+_CLEAR = 1e-3  # share of a module's gradient below which rounding must lie for this to be told at all
 _DRIFT = 0.02  # of the step of its module's weights, beyond which a dead tensor drifts
 
 
@@ -29,7 +30,7 @@ class DeadDirection:
         self._told: set[str] = set()
 
     def look(self, sample: Sample, run: RunView) -> list[Alert]:
-        if sample.skipped:
+        if sample.skipped or _ROUNDING * run.eps > _CLEAR:
             return []
         alerts = []
         per_entry = np.sqrt(sample.counts)

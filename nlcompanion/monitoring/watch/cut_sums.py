@@ -34,9 +34,14 @@ class CutSums:
             if name not in self.parameters:
                 continue
             p, cuts = self.parameters[name], self.cuts.of[name]
-            squares, of_gradient, along = self._on_host(p, cuts) if is_plain(p) else _on_device(p, cuts)
-            if scale is not None:
-                of_gradient, along = of_gradient / scale**2, along / scale
+            if is_plain(p):
+                squares, of_gradient, along = self._on_host(p, cuts)
+                factor = None if scale is None else float(scale)
+            else:
+                squares, of_gradient, along = _on_device(p, cuts)
+                factor = scale
+            if factor is not None:
+                of_gradient, along = of_gradient / factor**2, along / factor
             self._sums[name] = [squares, of_gradient, along]
 
     def take(self) -> list[Sums]:

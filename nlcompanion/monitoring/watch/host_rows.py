@@ -82,7 +82,7 @@ class HostTensor:
     def __init__(self, name: str, p: nn.Parameter):
         self.name, self.parameter = name, p
         self.rows = p.shape[0] if p.ndim > 1 else 1
-        self._shape = p.shape
+        self._shape, self._dtype = p.shape, p.dtype
         self._weight, self._address = rows_of(p, self.rows), p.data_ptr()
         self._before: np.ndarray | None = None
 
@@ -90,9 +90,11 @@ class HostTensor:
         """The weights, whose storage may have been replaced."""
         p = self.parameter
         if p.data_ptr() != self._address:
-            if p.shape != self._shape or not is_plain(p):
+            if p.shape != self._shape or p.dtype != self._dtype or not is_plain(p):
+                was, now = (self._dtype, tuple(self._shape)), (p.dtype, tuple(p.shape))
                 raise ValueError(
-                    f"{self.name} had the shape {tuple(self._shape)}, and is {p.dtype} {tuple(p.shape)} now"
+                    f"{self.name} was {was[0]} of shape {was[1]} and is {now[0]} of shape {now[1]} now, so its figures "
+                    "have no meaning any more; make a new monitor after the model was converted"
                 )
             self._weight, self._address = rows_of(p, self.rows), p.data_ptr()
         return self._weight
