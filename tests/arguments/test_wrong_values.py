@@ -143,8 +143,8 @@ def public_methods() -> dict[str, list[str]]:
             function = function.__func__ if isinstance(function, staticmethod | classmethod) else function
             if not inspect.isfunction(function) or function.__module__.split(".")[0] != "nlcompanion":
                 continue
-            if arguments := list(inspect.signature(function).parameters)[1:]:
-                found[f"{name}.{method}"] = arguments
+            if parameters := list(inspect.signature(function).parameters.values())[1:]:
+                found[f"{name}.{method}"] = [x.name for x in parameters if x.kind is not x.VAR_KEYWORD]
     return found
 
 

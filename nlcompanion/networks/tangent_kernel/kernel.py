@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion._arguments import choice, flag, integer
-from nlcompanion.networks.flat_loss import FlatLoss
+from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 from nlcompanion.networks.tangent_kernel.arguments import check_finite, checked_network, picked_outputs
 from nlcompanion.networks.tangent_kernel.capture import Factors, Unfaithful
 from nlcompanion.networks.tangent_kernel.gradients import Gradients, Rows
@@ -92,7 +92,7 @@ def ntk(
     flag("vectorize", vectorize)
     max_memory = integer("max_memory", max_memory, 1)
     f, q, x1, x2 = checked_network(model, x1, x2, q)
-    width = f.outputs(q, x1[:1]).numel()
+    width = outputs_of(f, q, x1[:1]).numel()
     picked = picked_outputs(output, width)
     columns = len(x1 if x2 is None else x2)
     shape = (len(x1), columns, width, width) if output == "full" else (len(x1), columns)

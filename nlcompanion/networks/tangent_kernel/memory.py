@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nlcompanion._arguments import described
-from nlcompanion.networks.flat_loss import FlatLoss
+from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 from nlcompanion.networks.tangent_kernel.gradients import Gradients, Rows
 from nlcompanion.networks.tangent_kernel.products import pair_bytes, rows_possible
 
@@ -59,7 +59,7 @@ def bytes_kept(f: FlatLoss, q: Tensor, sample: Tensor) -> int:
         return x
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        outputs = f.outputs(q, sample)  # its graph keeps all of it alive, so that no address comes twice
+        outputs = outputs_of(f, q, sample)  # its graph keeps all of it alive, so that no address comes twice
         kept.pop(q.untyped_storage().data_ptr(), None)
         del outputs
     return sum(kept.values())

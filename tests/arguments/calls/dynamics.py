@@ -5,7 +5,7 @@ from wrong_values import NUMBERS, POSITIVE
 
 import nlcompanion as nl
 from calls.ingredients import STATE, Q, V, bowl, entropy, of_state
-from calls.table import ANY_TIME, COUNTS, FROM_ZERO, NONE, PAIRS, SGD, call
+from calls.table import ANY_COUNT, ANY_TIME, COUNTS, FROM_ZERO, NONE, PAIRS, SGD, call
 from nlcompanion import dynamics
 
 call("sgd", nl.sgd, SGD, lr=0.1, momentum=0.5, weight_decay=0.01)
@@ -143,3 +143,7 @@ call(
     looks_ahead=False,
     first_share=1.0,
 )
+call("Steps.memory_of", lambda n: nl.nesterov(lr=0.1).steps.memory_of(n), {"n": ANY_COUNT | {"zero"}}, n=10)
+call("LearningRule.rates", lambda t: nl.sgd(0.1).rates(t), {"t": NUMBERS}, t=0.5)
+call("LearningRule.rates of schedules", lambda t: nl.nesterov().rates(t), {"t": POSITIVE}, t=0.5)
+call("LearningRule.equation", lambda t: nl.nesterov().equation(t), {"t": POSITIVE}, t=0.5)

@@ -93,3 +93,14 @@ MOTION = {"rule": nl.damped(1.0, 0.5), "symmetry": nl.scale(), **STATE}
 @cache
 def empty_folder():
     return tempfile.mkdtemp()
+
+
+@cache
+def loss_of_two():
+    """Of two parameters, so that wrong vectors of two numbers have the right shape."""
+    return nl.flat_loss(nl.mlp((1, 1, 1)), double(1.0, 2.0)[:, None], double(0.0, 1.0)[:, None], nn.functional.mse_loss)
+
+
+@cache
+def law_of_two():
+    return nl.homogeneous_law(loss_of_two(), 1)

@@ -54,3 +54,9 @@ call(
     gradient=V,
     lr=0.1,
 )
+call(
+    "Ledger.check",
+    lambda tol: followed([law()], TRAINED, torch.optim.SGD(TRAINED.parameters(), lr=0.0), 1).check(tol),
+    {"tol": FROM_ZERO | NONE},
+    tol=1e-9,
+)

@@ -1,12 +1,14 @@
 """Valid calls of ``nlcompanion.networks``."""
 
+from functools import cache
+
 import torch
 from torch import nn
 from wrong_values import NUMBERS, POSITIVE
 
 import nlcompanion as nl
-from calls.ingredients import Q, loss, network, samples
-from calls.table import COUNTS, FROM_ZERO, LAYER_INPUTS, NONE, SEEDS, call
+from calls.ingredients import Q, V, loss, loss_of_two, network, samples
+from calls.table import COUNTS, FROM_ZERO, HANDED_ON, LAYER_INPUTS, NONE, SEEDS, call
 
 NETWORK = {"seed": SEEDS, "bias": {"True"}}
 call("mlp", nl.mlp, NETWORK, widths=(4, 3, 2), activation="relu", bias=False, init="lecun", seed=1, dtype=torch.float64)
@@ -78,7 +80,6 @@ call(
     model=network(),
     loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
 )
-call("FlatLoss", lambda q: loss()(q), q=loss().q0)
 call(
     "ntk",
     nl.ntk,
@@ -110,5 +111,47 @@ call(
     output="full",
     max_memory=2**30,
 )
-call("KernelProduct", lambda v: nl.ntk_product(network(), samples()[0])(v), v=torch.ones(5, 2, dtype=torch.float64))
 call("output_motion", nl.output_motion, f=loss(), q=loss().q0, v=loss().q0, a=loss().q0)
+call("Power.forward", lambda x: nl.Power(2)(x), {"x": LAYER_INPUTS}, x=Q)
+call("RePU.forward", lambda x: nl.RePU(2)(x), {"x": LAYER_INPUTS}, x=Q)
+call("Swish.forward", lambda x: nl.Swish(2)(x), {"x": {"no rows", "nan inside", "half precision"}}, x=Q)
+
+
+@cache
+def team():
+    """Two members of one parameter each."""
+    return nl.Ensemble([nl.mlp((2, 1), seed=seed) for seed in (0, 1)])
+
+
+call("Ensemble.forward", lambda x: team()(x), {"x": {"nan inside", "no rows"}}, x=Q)
+PLAIN_TEAM = nl.Ensemble([nl.mlp((1, 1), seed=seed) for seed in (0, 1)])
+call("Ensemble.split", lambda q: PLAIN_TEAM.split(q), {"q": HANDED_ON | {"no rows"}}, q=Q)
+call("Ensemble.join", lambda rows: PLAIN_TEAM.join(rows), rows=Q[:, None])
+call("Ensemble.member", lambda e, q: PLAIN_TEAM.member(e, q), {"e": {"zero"}, "q": NONE | HANDED_ON}, e=1, q=Q)
+
+call("FlatLoss.__call__", lambda q: loss_of_two()(q), {"q": HANDED_ON}, q=Q)
+call("FlatLoss.unflatten", lambda q: loss_of_two().unflatten(q), {"q": HANDED_ON}, q=Q)
+call("FlatLoss.flatten", lambda tensors: loss_of_two().flatten(tensors), tensors=loss_of_two().unflatten(Q))
+call(
+    "FlatLoss.flatten one of them",
+    lambda tensor: nl.flat_loss(nn.Linear(2, 1, bias=False), Q[None], Q[:1, None], nn.functional.mse_loss).flatten(
+        {"weight": tensor}
+    ),
+    {"tensor": HANDED_ON},
+    tensor=Q,
+)
+call(
+    "FlatLoss.outputs",
+    lambda q, inputs: loss_of_two().outputs(q, inputs),
+    {"q": HANDED_ON, "inputs": NONE},
+    q=Q,
+    inputs=Q[:, None],
+)
+call(
+    "FlatLoss.on",
+    lambda inputs, targets: loss_of_two().on(inputs, targets)(Q),
+    {"targets": HANDED_ON | {"integers", "booleans"}},  # what a loss takes is its own affair
+    inputs=Q[:, None],
+    targets=V[:, None],
+)
+call("KernelProduct.__call__", lambda v: nl.ntk_product(nn.Linear(2, 1), Q[None], output=0)(v), v=[1.0])

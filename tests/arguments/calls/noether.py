@@ -1,5 +1,7 @@
 """Valid calls of ``nlcompanion.noether``."""
 
+from functools import cache
+
 import torch
 from wrong_values import NUMBERS, POSITIVE
 
@@ -57,4 +59,42 @@ call(
     spread=0.3,
     tolerance=1e-9,
     seed=0,
+)
+
+
+@cache
+def found():
+    """Of a rotation, of a rule with mass."""
+    return nl.find_conserved_quantities(nl.newtonian(), bowl, nl.so(2), Q)
+
+
+@cache
+def found_without_mass():
+    return nl.find_conserved_quantities(nl.gradient_flow(), bowl, [nl.rotation(plane=(0, 1))], Q)
+
+
+call("ConservedQuantities.charges", lambda t, q, v: found().charges(t, q, v), ANY_TIME, **STATE)
+call("ConservedQuantities.matrix", lambda t, q, v: found().matrix(t, q, v), ANY_TIME, **STATE)
+call("ConservedQuantity.charge", lambda t, q, v: found()[0].charge(t, q, v), ANY_TIME, **STATE)
+call(
+    "ConservedQuantity.charge without mass",
+    lambda t, q, v: found_without_mass()[0].charge(t, q, v),
+    {**ANY_TIME, "v": NONE},
+    **STATE,
+)
+call("ConservedQuantity.log_weight", lambda t: found()[0].log_weight(t), {"t": NUMBERS}, t=0.5)
+call(
+    "ConservedQuantity.integrated",
+    lambda t, q, v, t_ref: found()[0].integrated(t, q, v, t_ref=t_ref),
+    {**ANY_TIME, "t_ref": NUMBERS | NONE},
+    t_ref=1.0,
+    **STATE,
+)
+call("ConservedQuantity.quantity", lambda t, q, v, a: found()[0].quantity(t, q, v, a), ANY_TIME, a=A, **STATE)
+call(
+    "ConservedQuantity.quantity without mass",
+    lambda t, q, v, a: found_without_mass()[0].quantity(t, q, v, a),
+    {**ANY_TIME, "a": NONE},
+    a=None,
+    **STATE,
 )

@@ -5,8 +5,9 @@ from wrong_values import NUMBERS
 
 import nlcompanion as nl
 from calls.ingredients import MOTION, Q, acting, bowl, double
-from calls.table import ANY_TIME, COUNTS, NONE, SHIFT, TEXTS, call
+from calls.table import ANY_TIME, COUNTS, NONE, PAIRS, SHIFT, TEXTS, call
 
+TWO = [[[0.0, -1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]]
 ROTATION = [[0.0, -1.0], [1.0, 0.0]]
 
 
@@ -76,3 +77,13 @@ call(
     action=nl.linear_action,
     name="turns",
 )
+call("Symmetry.__call__", nl.scale(), SHIFT, q=Q, s=0.5)
+call("Symmetry.check", lambda q: nl.scale().check(q), q=Q)
+ALGEBRA = nl.LieAlgebra(TWO)
+call(
+    "LieAlgebra.element",
+    lambda coefficients: ALGEBRA.element(coefficients)(Q, 0.1),
+    {"coefficients": PAIRS},
+    coefficients=[1.0, 0.0],
+)
+call("LieAlgebra.pack", ALGEBRA.pack, {"values": {"no rows"}}, values=[1.0, 2.0])

@@ -63,4 +63,6 @@ TEXTS = {"text", "digits as text", "device"}
 NAMES = {"texts"}
 ANY_TIME = {"t": NUMBERS}
 SHIFT = {"s": NUMBERS - {"a large integer"}}
+# what is linear or a loss hands NaN on, for its reader to see, and computes in the precision of its argument
+HANDED_ON = {"nan inside", "half precision"}
 SGD = {"lr": POSITIVE, "momentum": BELOW_ONE, "weight_decay": FROM_ZERO}

@@ -5,8 +5,8 @@ from torch import nn
 from wrong_values import FUNCTIONS, NUMBERS, POSITIVE
 
 import nlcompanion as nl
-from calls.ingredients import double, law, samples
-from calls.table import COUNTS, FROM_ZERO, NAMES, NONE, SEEDS, TEXTS, call
+from calls.ingredients import Q, V, double, law, samples
+from calls.table import COUNTS, FROM_ZERO, HANDED_ON, NAMES, NONE, SEEDS, TEXTS, call
 
 
 def linear_layer(x):
@@ -115,4 +115,18 @@ call(
     ndim=None,
     tolerance=0.0,
     stops=True,
+)
+call(
+    "GainIntoLinear.slope",
+    lambda values, gradients: nl.GainIntoLinear("gain", ("weight",)).slope(values, gradients),
+    values={"gain": Q, "weight": torch.stack([Q, V])},
+    gradients={"gain": Q, "weight": torch.stack([Q, V])},
+)
+call(
+    "GainIntoLinear.slope of a gain",
+    lambda gain: nl.GainIntoLinear("gain", ("weight",)).slope(
+        {"gain": gain, "weight": torch.stack([Q, V])}, {"gain": V, "weight": torch.stack([Q, V])}
+    ),
+    {"gain": HANDED_ON},
+    gain=Q,
 )
