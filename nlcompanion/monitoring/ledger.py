@@ -396,7 +396,7 @@ class Ledger:
 
     def _need_steps(self) -> _Found:
         if isinstance(self._follower, OptimizerSteps):
-            self._follower.settle()
+            self._follower.finish()
         if self._found is None:
             raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
         return self._found
