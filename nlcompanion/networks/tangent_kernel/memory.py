@@ -76,7 +76,11 @@ def chunk_within(
     most = (max_memory - result - temporaries) // max(1, demand.sample)
     wanted = 1 if chunk is None else chunk
     if most < wanted:
-        fix = "a smaller chunk" if chunk is not None and most >= 1 else "fewer samples at a time, or raise max_memory"
+        fix = "fewer samples at a time, or raise max_memory"
+        if chunk is not None and most >= 1:
+            fix = "a smaller chunk"
+        elif demand.sample + temporaries + itemsize > max_memory:
+            fix = "more memory with max_memory=: one sample alone needs it"
         lighter = "output='trace' or one output, " if len(shape) == 4 and shape[-1] > 1 else ""
         raise MemoryError(
             f"a kernel of shape {shape} takes {result:,} bytes, the gradients of {wanted} sample(s) "
