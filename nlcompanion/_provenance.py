@@ -29,8 +29,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def provenance(duration: float) -> dict:
     """Versions, machine, date and duration in seconds."""
-    packages = ("nlcompanion", "torch", "numpy", "scipy")
+    from nlcompanion import __version__  # its own is known without an installation too
+
+    packages = ("torch", "numpy", "scipy")
     return {
+        "nlcompanion": __version__,
         **{package: version(package) for package in packages},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

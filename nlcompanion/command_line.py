@@ -189,7 +189,9 @@ def _run(options: argparse.Namespace) -> int:
 def _version() -> int:
     from importlib.metadata import version
 
-    print(f"nlcompanion {version('nlcompanion')}, torch {version('torch')}, Python {sys.version.split()[0]}")
+    from nlcompanion import __version__
+
+    print(f"nlcompanion {__version__}, torch {version('torch')}, Python {sys.version.split()[0]}")
     return OK
 
 

@@ -42,10 +42,10 @@ def as_tensor(name: str, value: Any) -> Tensor:
     return real_array(name, value)
 
 
-def layer_input(x: Any, shape: str = "(...)") -> Tensor:
+def layer_input(x: Any, shape: str = "(...)", name: str = "x") -> Tensor:
     """What a layer may be called with: real floating-point numbers of any precision."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
-        raise TypeError(f"x must be a tensor of real numbers of shape {shape}, got {described(x)}")
+        raise TypeError(f"{name} must be a tensor of real numbers of shape {shape}, got {described(x)}")
     return x
 
 

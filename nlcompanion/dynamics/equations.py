@@ -122,7 +122,7 @@ class Mirror(System):
     def __init__(self, rule: LearningRule, gradient, q0, v0, t0, max_nfev):
         super().__init__(len(q0), max_nfev)
         self.rule, self.gradient, self.grad_h = rule, gradient, grad(rule.h)
-        z0 = q0 + math.exp(-rule.rates(t0)[0]) * v0
+        z0 = q0 + math.exp(-rule._rates(t0)[0]) * v0
         self._last_z = z0  # Newton's next start: the dual point moves little between calls
         self.dual0 = self.grad_h(z0)
         if not (torch.isfinite(self.dual0).all() and torch.isfinite(self.grad_h(q0)).all()):
@@ -133,7 +133,7 @@ class Mirror(System):
 
     def slope(self, t, y):
         n, rule = self.n, self.rule
-        alpha, beta, _, gamma_rate = rule.rates(t)
+        alpha, beta, _, gamma_rate = rule._rates(t)
         q, Y = torch.from_numpy(y[:n]), torch.from_numpy(y[n:])
         z = self._inverse(Y)
         force = self.gradient(q) + rule.weight_decay * q
@@ -142,7 +142,7 @@ class Mirror(System):
 
     def velocity(self, t, y):
         q, Y = torch.from_numpy(y[: self.n]), torch.from_numpy(y[self.n :])
-        return (math.exp(self.rule.rates(t)[0]) * (self._inverse(Y) - q)).numpy()
+        return (math.exp(self.rule._rates(t)[0]) * (self._inverse(Y) - q)).numpy()
 
     def _inverse(self, Y: Tensor) -> Tensor:
         if self.rule.grad_h_inverse is not None:

@@ -87,7 +87,7 @@ def integrate(
         t_span: ``(t0, t1)`` with ``t0 < t1``.
         method: SciPy's name. ``DOP853`` unless the equation is stiff (small mass): then ``BDF`` or ``Radau``, which
             get the exact Jacobian and are refused where a dense one would not fit.
-        rtol, atol: SciPy's tolerances.
+        rtol, atol: SciPy's tolerances; ``atol=0`` only where no number begins at 0.
         t_eval: increasing times to report, inside ``t_span``; the solver's own steps when None. One rounding beyond an
             end counts as the end.
         max_nfev: calls of the right-hand side allowed, 100,000 when None. ReLU gradient flow can stall an adaptive
@@ -140,6 +140,11 @@ def integrate(
         system = WithIntegral(motion, function("integrand", integrand, "integrand(t, q, v)", 3), t0, y0)
         y0 = system.start
         solver_class = _choose(method, rule, system, len(y0), t0, t1)  # the Jacobian has grown
+    if atol == 0 and not y0.all():
+        raise ValueError(
+            "atol = 0 asks for a share of every number, and some begin at 0 (components of q0 or v0, an integral), "
+            "where no share is left; give atol > 0, such as 1e-12 of the size that they reach"
+        )
     times = None if t_eval is None else times_within("t_eval", t_eval, t0, t1)
     condition = None if stop is None else StopCondition(stop, system)
     options = {"jac": system.jacobian} if method in _IMPLICIT and system.jacobian else {}

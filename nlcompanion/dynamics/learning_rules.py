@@ -33,6 +33,7 @@ from nlcompanion._arguments import (
     fraction,
     function,
     instance,
+    integer,
     number_from,
     positive_number,
     real_number,
@@ -112,7 +113,7 @@ class Steps:
 
     def memory_of(self, n: int) -> float:
         """What step ``n`` keeps of the step before it; nothing for step 0."""
-        if n == 0:
+        if integer("n", n, 0) == 0:
             return 0.0
         return finite_number("memory(n)", self.memory(n)) if callable(self.memory) else self.memory
 
@@ -170,12 +171,23 @@ class LearningRule:
         return self.h is euclidean
 
     def rates(self, t) -> tuple[float, float, float, float]:
-        r"""``(alpha, beta, d alpha/dt, d gamma/dt)`` at time ``t``, as floats."""
+        r"""``(alpha, beta, d alpha/dt, d gamma/dt)`` at time ``t``, as floats.
+
+        Raises:
+            ValueError: a time that is not finite, or at which the schedules are not.
+        """
+        rates = self._rates(as_time(t))
+        if not all(map(math.isfinite, rates)):
+            raise ValueError(f"the schedules of {self.name} are not finite at t = {float(t):g}; take another time")
+        return rates
+
+    def _rates(self, t) -> tuple[float, float, float, float]:
+        """The same without a look at the time: a right-hand side asks for this at every call."""
         if self.fixed_rates is not None:
             return self.fixed_rates
         t = as_time(t).detach().clone().requires_grad_()
 
-        def slope(schedule, name):  # plain autograd: a right-hand side asks for this at every call
+        def slope(schedule, name):  # plain autograd is the fastest
             return torch.autograd.grad(at_time(schedule, name, t), t)[0].item()
 
         now = t.detach()
@@ -185,11 +197,23 @@ class LearningRule:
         return float(at_time(self.alpha, "alpha", now)), float(at_time(self.beta, "beta", now)), alpha_rate, gamma_rate
 
     def equation(self, t) -> tuple[float, float]:
-        r"""``(c1, c2)`` of the Euclidean equation :math:`a = -c_1 v - c_2(\nabla f + k q)` at time ``t``."""
+        r"""``(c1, c2)`` of the Euclidean equation :math:`a = -c_1 v - c_2(\nabla f + k q)` at time ``t``.
+
+        Raises:
+            ValueError: a time that is not finite, or not after the one at which the equation is singular.
+        """
+        t = t if _is_time(t) else float(as_time(t))
+        if self.singular_at is not None and not t > self.singular_at:
+            raise ValueError(f"{self.name} is singular at t = {self.singular_at:g}, got t = {t:g}; take a later time")
         if self.coefficients is not None:
-            return self.coefficients(float(as_time(t)))
-        alpha, beta, alpha_rate, gamma_rate = self.rates(t)
+            return self.coefficients(t)
+        alpha, beta, alpha_rate, gamma_rate = self._rates(t)
         return gamma_rate - alpha_rate, math.exp(2 * alpha + beta)
+
+
+def _is_time(t) -> bool:
+    """Whether ``t`` is a finite number of Python, as solvers hand it over: nothing more is to be checked."""
+    return type(t) is float and math.isfinite(t)
 
 
 def at_time(schedule: Schedule, name: str, t: Tensor) -> Tensor:

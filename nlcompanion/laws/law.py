@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import as_tensor, described, finite_number, known, positive_number
 from nlcompanion.laws.sources import Source, refuse_sources
 from nlcompanion.laws.terms import (
     Shift,
@@ -174,7 +175,7 @@ class Law:
 
         Source: GU Eqs. 45 and 48.
         """
-        return self.form(v, q)
+        return self.form(v, self._checked(q))
 
     def sides(self, a: Tensor | nn.Module, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The two sides of the balance: ``(what reads, what writes)``, with ``form = reads - writes``.
@@ -208,7 +209,8 @@ class Law:
 
         Source: GU Eqs. 28, 38 and 44.
         """
-        return self._transform(q, s, generated, torch.zeros_like(q))
+        q = self._checked(q)
+        return self._transform(q, self._amount("s", s), generated, torch.zeros_like(q))
 
     def act(self, q: Tensor, s: float | Tensor) -> Tensor:
         r"""The symmetry at a finite distance, shape ``(n,)``; the loss is the same there.
@@ -226,7 +228,7 @@ class Law:
         Source: GU Section 4.1, with :math:`1 + \epsilon = e^s`; Appendix B.
         """
         refuse_sources(self, "a motion that leaves the loss alone")
-        return self._transform(q, s, moved, q)
+        return self._transform(self._checked(q), self._amount("s", s), moved, q)
 
     def symmetry(self, direction: float | Tensor = 1.0) -> Symmetry:
         r"""The symmetry that the law comes from, as the functions of :mod:`nlcompanion.symmetries` take it.
@@ -250,8 +252,9 @@ class Law:
             True
         """
         refuse_sources(self, "a symmetry of the loss")
+        along = self._amount("direction", direction)
         return Symmetry(
-            lambda q, s: self._transform(q, s * torch.as_tensor(direction, dtype=q.dtype), moved, q),
+            lambda q, s: self._transform(self._checked(q), s * along.to(q.dtype), moved, q),
             f"the symmetry behind {self.statement!r}",
         )
 
@@ -302,7 +305,7 @@ class Law:
         Computed as the form of :math:`q' - q` and :math:`q' + q`, made symmetric: the two large charges are never
         subtracted, and small changes keep their digits.
         """
-        step = q_next - q
+        step = self._checked(q_next) - self._checked(q)
         change = self._symmetric(self.form(step, q_next + q))
         return change + self.linear(step) / 2 if self.is_affine else change
 
@@ -317,7 +320,7 @@ class Law:
             ValueError: for a law with a source.
         """
         refuse_sources(self, "the change of a step of gradient descent")
-        return lr**2 * self.square(gradient)
+        return positive_number("lr", lr) ** 2 * self.square(gradient)
 
     def heavy_ball_change(
         self, step: Tensor, previous: tuple[Tensor, Tensor] | None = None, *, momentum: float
@@ -337,9 +340,18 @@ class Law:
             ValueError: for a law with a source.
         """
         refuse_sources(self, "the change of a step of heavy ball")
+        momentum = finite_number("momentum", momentum)
         if previous is None:
             return self.square(step)
+        if not isinstance(previous, tuple | list) or len(previous) != 2:
+            raise TypeError(f"previous must be (the step before, the change in it) or None, got {described(previous)}")
         previous_step, previous_change = previous
+        previous_change = as_tensor("the change in the step before", previous_change)
+        if previous_change.shape != self.shape:
+            raise ValueError(
+                f"the change in the step before has shape {tuple(previous_change.shape)}, the law {self.shape}; it is "
+                "what heavy_ball_change or change returned there"
+            )
         return momentum * previous_change + self.square(step) + momentum * self.square(previous_step)
 
     # --- how it is computed ---------------------------------------------------------------------------------------
@@ -371,6 +383,8 @@ class Law:
 
     def tensor_of(self, source: Tensor | nn.Module, term: Term) -> Tensor:
         """The tensor that one of the terms speaks of, in a flat vector or a model."""
+        if not isinstance(term, Term):
+            raise TypeError(f"term must be one of law.terms, got {described(term)}")
         if isinstance(source, nn.Module):
             try:
                 tensor = source.get_parameter(term.name)
@@ -387,29 +401,37 @@ class Law:
 
     def _checked(self, q: Tensor) -> Tensor:
         if not isinstance(q, Tensor):
-            raise TypeError(f"a law acts on a flat tensor or a model, got {type(q).__name__}; start from f.q0")
+            raise TypeError(f"a law acts on a flat tensor or a model, got {described(q)}; start from f.q0")
         if q.shape != (self.size,):
             raise ValueError(
                 f"the law acts on q of shape ({self.size},), got {tuple(q.shape)}; flatten the parameters with "
                 "flat_loss, and take one state of a trajectory at a time"
             )
+        if not q.is_floating_point() or q.is_meta:
+            raise TypeError(f"a law acts on real floating-point numbers, got {described(q)}; pass q.double()")
         return q
 
+    def _amount(self, name: str, s: float | Tensor) -> Tensor:
+        """How far the symmetry acts, checked: a finite number, or one for each entry of the law."""
+        s = as_tensor(name, s)
+        if known(~torch.isfinite(s).all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        if s.ndim and s.shape != self.shape:
+            raise ValueError(f"{name} is a number or of the law's shape {self.shape}, got shape {tuple(s.shape)}")
+        if not s.ndim and self.is_matrix and isinstance(self.terms[0], Torque):
+            raise ValueError(f"a rotation of the data needs a matrix {name} of shape {self.shape}, got a number")
+        return s
+
     def _transform(
-        self, q: Tensor, s: float | Tensor, of_tensor: Callable[[list[Term], Tensor, Tensor], Tensor], rest: Tensor
+        self, q: Tensor, s: Tensor, of_tensor: Callable[[list[Term], Tensor, Tensor], Tensor], rest: Tensor
     ) -> Tensor:
         """What the terms make of each tensor, between the pieces of ``rest`` that the law does not speak of.
 
         ``of_tensor(terms, tensor, s)`` has all terms of one tensor at once: a packed weight has several.
         """
-        self._checked(q)
-        s = torch.as_tensor(s, dtype=q.dtype)
+        s = s.to(q.dtype)
         if s.ndim == 0 and self.is_matrix:
-            if isinstance(self.terms[0], Torque):
-                raise ValueError(f"a rotation of the data needs a matrix s of shape {self.shape}, got the number {s:g}")
             s = s * torch.eye(len(self), dtype=q.dtype)
-        if s.ndim and s.shape != self.shape:
-            raise ValueError(f"s is a number or of the law's shape {self.shape}, got shape {tuple(s.shape)}")
         pieces, end = [], 0
         for terms in self._terms_by_tensor():
             place = terms[0].place

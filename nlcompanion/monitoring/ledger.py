@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._arguments import described
+from nlcompanion._arguments import described, number_from
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.under_optimizers import CAUSES
@@ -258,7 +258,7 @@ class Ledger:
             ValueError: if nothing was booked yet.
         """
         seen = self._need_steps()
-        tol = self.tolerance if tol is None else tol
+        tol = self.tolerance if tol is None else number_from("tol", tol, 0, "a tolerance is a size")
         ratio, step = seen.worst.cpu(), seen.worst_step.cpu()
         worst = int(torch.where(ratio.isnan(), math.inf, ratio).argmax())
         found = float(ratio[worst])
@@ -396,7 +396,7 @@ class Ledger:
 
     def _need_steps(self) -> _Found:
         if isinstance(self._follower, OptimizerSteps):
-            self._follower.settle()
+            self._follower.finish()
         if self._found is None:
             raise ValueError("nothing is booked yet; run optimizer.step(), or descend with record=ledger.record")
         return self._found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -50,6 +51,24 @@ class Rest:
     last: tuple[Tensor, dict[str, float]] | None
 
 
+@dataclass(frozen=True)
+class UsedGradient:
+    """The gradient of one parameter after a step with it: which tensor, without keeping it alive, and its version."""
+
+    parameter: nn.Parameter
+    tensor: weakref.ref[Tensor]
+    version: int
+
+    def is_followed_by_another(self) -> bool:
+        """Whether a backward pass has come since; a gradient that was cleared is none."""
+        gradient = self.parameter.grad
+        if gradient is None:
+            return False
+        if gradient is not self.tensor():
+            return True
+        return gradient._version != self.version and bool(gradient.any())
+
+
 @dataclass
 class Ahead:
     """What is known of a step before it is taken.
@@ -62,6 +81,7 @@ class Ahead:
         reads_gradients: whether the books need them.
         gradients: of each optimizer pairings of its gradients with the weights, and squared lengths, where needed.
         begun, stepped: which optimizers have begun their part of the step, and finished it.
+        used: a gradient of each that has finished, as it was then.
         rescaled: whether a gradient scaler takes part, which may skip the step.
     """
 
@@ -74,6 +94,7 @@ class Ahead:
     gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     begun: set[int] = field(default_factory=set)
     stepped: set[int] = field(default_factory=set)
+    used: list[UsedGradient] = field(default_factory=list)
     rescaled: bool = False
 
 
@@ -100,7 +121,8 @@ class OptimizerSteps:
 
     Before a step :meth:`_look_ahead` gathers what the step will overwrite; after it :meth:`_book` compares. Between
     the two and from step to step there is an :class:`Ahead` and a :class:`Rest`, and nothing else but a copy of the
-    weights. With several optimizers a step is one of each of them; one that steps a second time begins the next.
+    weights. With several optimizers a step is one of each of them; one that steps a second time begins the next, and so
+    does a backward pass after one of them has stepped.
     """
 
     def __init__(self, ledger: Ledger, model: nn.Module | None, optimizer: Optimizer | Iterable[Optimizer] | None):
@@ -182,7 +204,7 @@ class OptimizerSteps:
     # --- before a step --------------------------------------------------------------------------------------------
 
     def before(self, k: int) -> None:
-        if self._ahead is not None and k in self._ahead.begun:
+        if self._ahead is not None and (k in self._ahead.begun or self._has_new_gradients(self._ahead)):
             self._end_early(self._ahead)
         if self._ahead is None:
             self._ahead = self._look_ahead()
@@ -202,6 +224,18 @@ class OptimizerSteps:
             ahead.stepped.add(k)
             if len(ahead.stepped) == len(self.optimizers):
                 self._book(ahead)
+            else:
+                ahead.used += self._used_gradient(k)
+
+    def _used_gradient(self, k: int) -> list[UsedGradient]:
+        for name, p in self.parameters.items():
+            if self._owners[name] == k and p.grad is not None:
+                return [UsedGradient(p, weakref.ref(p.grad), p.grad._version)]
+        return []
+
+    def _has_new_gradients(self, ahead: Ahead) -> bool:
+        """Whether the others sit this step out: the next one has begun, as a scaler does that skips one of several."""
+        return any(gradient.is_followed_by_another() for gradient in ahead.used)
 
     def _end_early(self, ahead: Ahead) -> None:
         """One of the optimizers begins anew before all have stepped: the others sit this step out, or all failed."""
@@ -318,6 +352,12 @@ class OptimizerSteps:
             if self.ledger._notice(torch.from_numpy(usual.ratio)):
                 self.ledger._diagnosis = self._diagnose(ahead)
         self._rest = self._rest_after(ahead, None)
+
+    def finish(self) -> None:
+        """All that has moved so far belongs to a step, for whoever reads the books now."""
+        if self._ahead is not None and self._ahead.stepped:
+            self._book(self._ahead)
+        self.settle()
 
     def settle(self) -> None:
         """Hand the ledger what usual steps have summed up."""

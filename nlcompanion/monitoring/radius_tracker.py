@@ -11,6 +11,8 @@ from nlcompanion._arguments import described, integer, layer_input, number_from
 from nlcompanion.dynamics.learning_rules import sgd
 from nlcompanion.monitoring.radius_settings import RadiusSettings, settings_of, sgd_that_holds
 
+_LAWFUL = 0.5  # radians a step; beyond, the length has changed before the momentum has done its work
+
 
 class RadiusTracker:
     r"""The law of the length beside a running training, in constant memory: one average gradient per weight.
@@ -176,6 +178,15 @@ class RadiusTracker:
     def _squared(self, x: Tensor) -> Tensor:
         return x.detach().double().square().flatten(self._keep).sum(-1) if x.ndim > self._keep else x.double() ** 2
 
+    def __repr__(self) -> str:
+        if not self.steps:
+            return "RadiusTracker(no step yet)"
+        worst = float(self._worst_reach.max())
+        verdict = (
+            f"beyond {_LAWFUL:g}, where the law of the length does not hold" if worst > _LAWFUL else "see worst_reach"
+        )
+        return f"RadiusTracker({self.steps} steps, worst reach {worst:.2g} rad: {verdict})"
+
     @property
     def persistent(self) -> Tensor:
         r""":math:`r^2` after the last step by TK Eq. 17."""
@@ -213,6 +224,12 @@ class RadiusTracker:
         of :math:`r^2` was never above 1.5% where this was below 0.05, 5% below 0.1, and 8% below 0.2; typically a
         tenth of that without momentum. Between 0.2 and 0.5 it was up to 22%, and beyond there is no law: half of the
         filters were off by a fifth or more.
+
+        The cause: the law books the whole of what a gradient will do, momentum and all, at once and at the length of
+        now. Where a step turns the weight by half a radian the length has grown before the momentum has done its
+        work: the prediction is too long in the first steps and too short in the end. With a rate of 0.3, momentum 0.9
+        and dampening 0.9, where most filters reach 0.6 and more, it was 22 to 32% off in the mean after 8 steps, 12
+        to 26% after 148 (four starts), and at a tenth of that rate below 0.1% wherever the reach stayed below 0.1.
         """
         return self._worst_reach
 

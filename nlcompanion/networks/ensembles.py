@@ -108,7 +108,7 @@ class Ensemble(nn.Module):
 
         Row ``e`` is ordered as the flat vector of the single network.
         """
-        q = layer_input(q)
+        q = layer_input(q, "(..., E * n)", "q")
         if not q.ndim or q.shape[-1] != self._places.numel():
             raise ValueError(
                 f"q has shape {tuple(q.shape)}, {self.size} members of {self._places.shape[1]} parameters have "
@@ -118,7 +118,7 @@ class Ensemble(nn.Module):
 
     def join(self, rows: Tensor) -> Tensor:
         """The inverse of :meth:`split`: ``(..., E, n)`` becomes ``(..., E * n)``."""
-        rows = layer_input(rows)
+        rows = layer_input(rows, "(..., E, n)", "rows")
         if rows.shape[-2:] != self._places.shape:
             raise ValueError(f"rows have shape {tuple(rows.shape)}, expected (..., {self.size}, n) as split() gives")
         flat = rows.new_empty((*rows.shape[:-2], self._places.numel()))
@@ -128,7 +128,11 @@ class Ensemble(nn.Module):
     def member(self, e: int, q: Tensor | None = None) -> nn.Sequential:
         """One of the networks on its own, with the ensemble's weights or with those of a flat vector ``q``."""
         integer("e", e, 0, self.size - 1)
-        rows = self.split(torch.cat([p.detach().reshape(-1) for p in self.parameters()]) if q is None else q.detach())
+        if q is None:
+            q = torch.cat([p.reshape(-1) for p in self.parameters()])
+        elif layer_input(q, "(E * n,)", "q").ndim != 1:
+            raise ValueError(f"q has shape {tuple(q.shape)}; a member is made of one flat vector of all members")
+        rows = self.split(q.detach())
         single = copy.deepcopy(self._template[0])
         nn.utils.vector_to_parameters(rows[e].clone(), single.parameters())
         return single

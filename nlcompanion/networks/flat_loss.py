@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,13 +82,14 @@ class FlatLoss:
             raise ValueError(
                 f"q has shape {tuple(q.shape)}, this model's parameters make {tuple(self.q0.shape)}; start from .q0"
             )
-        if not q.is_floating_point() or q.is_meta or q.layout != torch.strided:
-            raise TypeError(f"q is {described(q)}; parameters are real floating-point numbers: pass q.double()")
+        _check_real("q", q)
         pieces = q.split(self._sizes)  # one node in the graph, whose backward is a single concatenation
         return {name: x.view(shape) for (name, shape), x in zip(self._shapes.items(), pieces, strict=True)}
 
     def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
         """The inverse of :meth:`unflatten`."""
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"tensors must be a dict {{name: tensor}}, got {described(tensors)}; unflatten makes one")
         missing = set(self.names) - set(tensors)
         if missing:
             raise ValueError(f"no tensor for {', '.join(sorted(missing))}; flatten needs every trained parameter")
@@ -96,21 +97,30 @@ class FlatLoss:
             if not isinstance(tensors[name], Tensor) or tensors[name].numel() != self._shapes[name].numel():
                 got = tuple(tensors[name].shape) if isinstance(tensors[name], Tensor) else type(tensors[name]).__name__
                 raise ValueError(f"{name} has shape {tuple(self._shapes[name])} in the model, got {got}; see unflatten")
+            _check_real(name, tensors[name])
         return torch.cat([tensors[name].reshape(-1) for name in self.names])
 
     def outputs(self, q: Tensor, inputs: Any = None) -> Tensor:
-        """The network's outputs at parameters ``q``, on the loss's own inputs unless others are given."""
-        data, tensors = self._at(q)
-        if inputs is None:
-            if data.is_batch:
-                raise TypeError(
-                    "this loss was made of a batch and loss(model, batch), which alone knows what the model takes; "
-                    "name the inputs: f.outputs(q, inputs)"
-                )
-            inputs = data.inputs
-        args, kwargs = (data.args, data.kwargs) if inputs is data.inputs else arguments(inputs)
-        with plain_checkpoints:
-            return functional_call(self.model, tensors, args, kwargs, tie_weights=False)
+        """The network's outputs at parameters ``q``, on the loss's own inputs unless others are given.
+
+        Raises:
+            TypeError, ValueError: a ``q`` or inputs that the model does not take; the message names the module.
+        """
+        if inputs is None and self._casts[_CPU_DOUBLE][0].is_batch:
+            raise TypeError(
+                "this loss was made of a batch and loss(model, batch), which alone knows what the model takes; "
+                "name the inputs: f.outputs(q, inputs)"
+            )
+        if inputs is not None and next(tensors_in(inputs), None) is None:
+            raise TypeError(f"inputs must be a tensor, or a dict or tuple of tensors, got {described(inputs)}")
+        _check_values(inputs)
+        self.unflatten(q)  # says what is wrong with q
+        given = None if inputs is None else cast(inputs, Precision.of(q))
+        compute = lambda: outputs_of(self, q, given)  # noqa: E731
+        try:
+            return compute()
+        except _FOREIGN as error:
+            raise explained(error, self.model, compute) from error
 
     def __call__(self, q: Tensor) -> Tensor:
         data, tensors = self._at(q)
@@ -220,6 +230,19 @@ class FlatLoss:
         return data, {name: cast(x.detach(), precision) for name, x in state.items()}
 
 
+def outputs_of(f: FlatLoss, q: Tensor, inputs: Any = None) -> Any:
+    """:meth:`FlatLoss.outputs` with the errors of model and torch as they are: some say that there is another way."""
+    data, tensors = f._at(q)
+    args, kwargs = (data.args, data.kwargs) if inputs is None else arguments(inputs)
+    with plain_checkpoints:
+        return functional_call(f.model, tensors, args, kwargs, tie_weights=False)
+
+
+def _check_real(name: str, x: Tensor) -> None:
+    if not x.is_floating_point() or x.is_meta or x.layout != torch.strided:
+        raise TypeError(f"{name} is {described(x)}; parameters are real floating-point numbers: pass {name}.double()")
+
+
 class _Data(NamedTuple):
     """Inputs and targets with ``loss(outputs, targets)``; a batch with ``loss(model, batch)`` has no targets."""
 
@@ -314,7 +337,13 @@ def flat_loss(model: nn.Module, inputs: Any, targets: Any = None, loss: Callable
     return f
 
 
+def _check_values(*data: Any) -> None:
+    if any(x.is_meta for x in tensors_in(data)):
+        raise TypeError("the data hold a tensor without values (device meta), and a network needs numbers")
+
+
 def _check_data(inputs: Any, targets: Any) -> None:
+    _check_values(inputs, targets)
     if targets is None:
         found = list(tensors_in(inputs))
         if any(x.ndim and not len(x) for x in found):

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from nlcompanion._arguments import (
-    as_tensor,
     as_time,
     finite_number,
     function,
@@ -79,11 +78,12 @@ class ConservedQuantity:
         """
         rule, xi = self._rule, generator(self.symmetry)
         t, q, v = state(rule, self.symmetry, t, q, v)
+        if a is not None:
+            a = checked_acceleration(a, v)
         if rule.massless:
             return at_each(lambda t, q, v: (v + rule.weight_decay * q) @ xi(q), t, q, v)
         if a is None:
             raise ValueError(f"{rule.name} has mass: its quantity (17) contains the acceleration, pass a")
-        a = checked_acceleration(a, v)
         return at_each(lambda t, q, v, a: _euler_lagrange_force(rule, t, q, v, a) @ xi(q), t, q, v, a)
 
     def charge(self, t, q, v=None) -> Tensor:
@@ -103,7 +103,7 @@ class ConservedQuantity:
 
         ``d`` is the degree of the generator, 1 if linear; ``k`` the weight decay.
         """
-        t = as_tensor("t", t).double() if isinstance(t, Tensor) and t.ndim else as_time(t)
+        t = vector("t", t).double() if isinstance(t, Tensor) and t.ndim else as_time(t)
         if self._rule.massless:
             # without decay there is no factor, whatever the degree
             if not self._rule.weight_decay:
@@ -136,7 +136,7 @@ class ConservedQuantity:
                 f"{self.symmetry.name} has no conserved quantity: {self.statement}; follow its charge with "
                 "noether_learning_dynamics instead"
             )
-        shift = 0.0 if t_ref is None else self.log_weight(t_ref)
+        shift = 0.0 if t_ref is None else self.log_weight(as_time(t_ref))
         return torch.exp(self.log_weight(t) - shift) * self.charge(t, q, v)
 
     def _primitive(self, q: Tensor) -> Tensor:

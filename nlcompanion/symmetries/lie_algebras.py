@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import as_tensor, function, instance, integer, numbers, ordered
+from nlcompanion._arguments import as_tensor, function, instance, integer, known, numbers, ordered
 from nlcompanion.symmetries.actions import Symmetry, linear_action, rotation
 
 __all__ = ["LieAlgebra", "gl", "so"]
@@ -101,6 +101,8 @@ class LieAlgebra:
             [[0.0, -3.0], [3.0, 0.0]]
         """
         values = as_tensor("values", values).double()
+        if known(~torch.isfinite(values).all()):
+            raise ValueError("values hold NaN or infinity, which no matrix has; cut the run where it diverged")
         if values.shape[-1:] != (len(self),):
             raise ValueError(f"{self.name} has {len(self)} elements, got values of shape {tuple(values.shape)}")
         flat = self.basis.flatten(1)

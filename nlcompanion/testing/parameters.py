@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._arguments import described, instance, names
+from nlcompanion._arguments import described, instance, layer_input, names
 from nlcompanion.testing.rounding import Balance, Precision
 
 
@@ -54,10 +54,30 @@ class GainIntoLinear:
         return (self.gain, *([self.shift] if self.shift else []), *self.weights)
 
     def slope(self, values: dict[str, Tensor], gradients: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        for what, tensors in (("values", values), ("gradients", gradients)):
+            self._check_tensors(what, tensors)
+        for name in self.parameters:
+            if values[name].shape != gradients[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(values[name].shape)} and its gradient {tuple(gradients[name].shape)}"
+                )
         terms = {name: values[name] * gradients[name] for name in self.parameters}
         above = torch.stack([terms[name] for name in self.parameters if name not in self.weights])
         below = torch.cat([terms[name] for name in self.weights])
         return above.sum(0) - below.sum(0), above.abs().sum(0) + below.abs().sum(0)
+
+    def _check_tensors(self, what: str, tensors: dict[str, Tensor]) -> None:
+        instance(what, tensors, dict, "{name: tensor}")
+        if missing := [name for name in self.parameters if name not in tensors]:
+            raise ValueError(f"{what} has no tensor for {', '.join(missing)}, which the law speaks of")
+        width = len(layer_input(tensors[self.gain], "(d,)", f"{what}[{self.gain!r}]").reshape(-1))
+        for name in self.parameters:
+            tensor = layer_input(tensors[name], "(..., d)", f"{what}[{name!r}]")
+            if not tensor.ndim or tensor.shape[-1] != width or tensor.ndim != (2 if name in self.weights else 1):
+                raise ValueError(
+                    f"{what}[{name!r}] has shape {tuple(tensor.shape)}, and the gain has {width} numbers; a gain and "
+                    "a shift have shape (d,), the weights that read them (out, d)"
+                )
 
 
 LINEAR = ("accumulation", "loss scaling", "an all-reduce of all tensors", "clipping by the total norm")

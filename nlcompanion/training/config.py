@@ -13,6 +13,7 @@ from numbers import Real
 from operator import index as as_integer
 from typing import Any, NamedTuple
 
+from nlcompanion._arguments import integer
 from nlcompanion._extras import needs
 
 with needs("training"):
@@ -263,6 +264,7 @@ class TrainConfig:
             >>> TrainConfig(batch_size=64).steps_per_epoch(1438), TrainConfig(batch_size="full").steps_per_epoch(1438)
             (22, 1)
         """
+        samples = integer("samples", samples, 0)
         if self.batch_size is None:
             if samples < 2:
                 raise ValueError(
@@ -285,12 +287,16 @@ class TrainConfig:
             >>> [config.lr_at(epoch) for epoch in (29, 30, 60, 99)]
             [1.0, 0.1, 0.01, 0.001]
         """
-        return self.lr / 10 ** sum(epoch >= drop for drop in self._epochs_of_drops)
+        return self.lr / 10 ** self._drops_until(epoch)
 
     def filter_lr_at(self, epoch: int) -> float:
         """The filters' step size in an epoch, counted from 0."""
         rate = self.lr if self.filter_lr is None else self.filter_lr
-        return rate / 10 ** sum(epoch >= drop for drop in self._epochs_of_drops)
+        return rate / 10 ** self._drops_until(epoch)
+
+    def _drops_until(self, epoch: int) -> int:
+        epoch = integer("epoch", epoch, 0)
+        return sum(epoch >= drop for drop in self._epochs_of_drops)
 
     @property
     def _epochs_of_drops(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nlcompanion._arguments import choice, instance, integer, names, number_from, real_number
 from nlcompanion._extras import needs
 from nlcompanion.training.config import TrainConfig
 
@@ -95,15 +96,19 @@ class Run:
         """The run that :meth:`to_dict` stored, without its network.
 
         Raises:
-            ValueError: the content is no run's: an entry is missing, or lengths do not agree.
+            ValueError, TypeError: the content is no run's: an entry is missing or of another kind, or lengths do not
+                agree.
         """
-        names = ("config", "status", "steps", "layers", "records", "epochs", "data", "duration", "environment")
-        missing = [name for name in names if not isinstance(content, Mapping) or name not in content]
+        entries = ("config", "status", "steps", "layers", "records", "epochs", "data", "duration", "environment")
+        missing = [name for name in entries if not isinstance(content, Mapping) or name not in content]
         if missing:
             raise ValueError(f"the content of a run lacks {', '.join(missing)}; Run.to_dict makes all of it")
-        if content["status"] not in ("finished", "diverged"):
-            raise ValueError(f"a run is finished or diverged, got status {content['status']!r}")
-        layers = tuple(content["layers"])
+        choice("status", content["status"], "finished", "diverged")
+        layers = names("layers", content["layers"])
+        integer("steps", content["steps"], 0, 2**63 - 1)
+        number_from("duration", content["duration"], 0, "it is a time")
+        for name in ("data", "environment"):
+            instance(name, content[name], Mapping, "the one in Run.to_dict()")
         records = _tensors(content["records"], RECORDS, len(layers))
         epochs = _tensors(content["epochs"], EPOCHS, len(layers))
         rest = {name: content[name] for name in ("status", "steps", "data", "duration", "environment")}
@@ -119,15 +124,27 @@ def _plain(value):
 
 def _tensors(curves: Mapping[str, list], names: tuple[str, ...], layers: int) -> dict[str, Tensor]:
     """Curves of one length from lists, nan where a number was not finite."""
+    instance("a run's curves", curves, Mapping, "those in Run.to_dict()")
     missing = [name for name in names if name not in curves]
     if missing:
         raise ValueError(f"the content of a run lacks the curves {', '.join(missing)}; Run.to_dict makes all of it")
-    number = lambda x: math.nan if x is None else float(x)  # noqa: E731
-    found, length = {}, len(curves[names[0]])
+    found: dict[str, Tensor] = {}
+    length = len(instance(names[0], curves[names[0]], list, "[0, 1, 2]"))
     for name in names:
         wide = name in LAYERWISE
-        rows: list[Any] = [[number(x) for x in row] if wide else number(row) for row in curves[name]]
+        curve = instance(name, curves[name], list, "[0.5, 0.25]")
+        rows = [_row(name, row) if wide else _number(name, row) for row in curve]
         if len(rows) != length or (wide and any(len(row) != layers for row in rows)):
             raise ValueError(f"the curve {name} of a run does not fit {length} records of {layers} layers")
         found[name] = torch.tensor(rows, dtype=torch.float64).reshape((length, layers) if wide else (length,))
     return found
+
+
+def _row(name: str, row: Any) -> list[float]:
+    return [_number(name, x) for x in instance(f"an entry of {name}", row, list, "[0.5, 0.25]")]
+
+
+def _number(name: str, x: Any) -> float:
+    if x is None:
+        return math.nan
+    return x if type(x) is float else real_number(f"an entry of {name}", x)

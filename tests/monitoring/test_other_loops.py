@@ -354,6 +354,53 @@ def test_several_optimizers_for_one_model(data, kind):
         ledger.check()
 
 
+CLEARED = {  # when gradients are cleared, and whether to None
+    "all before the pass": (False, True),
+    "all before the pass, in place": (False, False),
+    "each after its step": (True, True),
+    "each after its step, in place": (True, False),
+}
+
+
+@pytest.mark.parametrize("cleared", CLEARED)
+@pytest.mark.parametrize("kind", ["SGD and SGD", "AdamW and SGD"])
+def test_a_round_in_which_the_first_optimizer_is_skipped_is_a_step_of_its_own(data, kind, cleared):
+    """As a scaler skips it that found an overflow in its gradients: the next round is not taken for the same one."""
+    (x, y), model, (each, to_none) = data, network(), CLEARED[cleared]
+    one, other = PAIRS[kind](*split(model))
+    ledger, start = Ledger(laws_of(model, data), model, [one, other], every=1), flat(model)
+    for n in range(10):
+        if not each:
+            one.zero_grad(to_none)
+            other.zero_grad(to_none)
+        F.cross_entropy(model(x[n * 8 : n * 8 + 8]), y[n * 8 : n * 8 + 8]).backward()
+        for optimizer in (one, other):
+            if optimizer is other or n not in (3, 6, 7):
+                optimizer.step()
+            if each:
+                optimizer.zero_grad(to_none)
+    assert ledger.steps == 10
+    assert ledger.check() < 1e-12
+    adds_up(ledger, start, model)
+
+
+def test_a_gradient_that_is_written_to_between_two_optimizers_divides_the_step_and_raises_no_alarm(data):
+    """Clipping everything before each of them looks like a new gradient: two steps are booked, and both add up."""
+    (x, y), model = data, network()
+    one, other = PAIRS["SGD and SGD"](*split(model))
+    ledger, start = Ledger(laws_of(model, data), model, [one, other], every=1), flat(model)
+    for n in range(4):
+        one.zero_grad()
+        other.zero_grad()
+        F.cross_entropy(model(x[n * 8 : n * 8 + 8]), y[n * 8 : n * 8 + 8]).backward()
+        for optimizer in (one, other):
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
+            optimizer.step()
+    assert ledger.steps >= 4
+    assert ledger.check() < 1e-12
+    adds_up(ledger, start, model)
+
+
 def test_an_optimizer_of_other_parameters_is_left_alone(data):
     model = network()
     optimizer, foreign = SGD(model.parameters(), lr=0.1), SGD([torch.zeros(2, requires_grad=True)], lr=0.1)

@@ -196,3 +196,24 @@ def test_accelerates_wrapper_is_read(data):
         assert run.error(tracker).max() < 0.02
     finally:
         accelerate.state.AcceleratorState._reset_state(True)
+
+
+def test_where_a_step_turns_a_weight_by_half_a_radian_there_is_no_law(data):
+    """Strong dampening at a large rate, beside a tenth of it: too long at first, too short in the end, and said."""
+    late, reaches = {}, {}
+    for lr in (0.3, 0.03):
+        run = Run(data)
+        optimizer = SGD(run.model.parameters(), lr=lr, momentum=0.9, dampening=0.9, weight_decay=5e-4)
+        tracker = RadiusTracker(run.weight, optimizer, keep=1)
+        run.train(optimizer, 8, (tracker,))
+        early = run.error(tracker).mean()
+        run.train(optimizer, 140, (tracker,))
+        late[lr], reaches[lr] = run.error(tracker), tracker.worst_reach
+        if lr == 0.3:
+            assert early > 0.1
+            assert "does not hold" in repr(tracker)
+    assert (reaches[0.3] > 0.5).sum() >= 4
+    assert late[0.3].mean() > 0.05
+    below = reaches[0.03] < 0.1
+    assert below.sum() >= 2
+    assert late[0.03][below].max() < 0.02

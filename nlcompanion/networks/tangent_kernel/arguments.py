@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from nlcompanion._arguments import as_tensor, described
-from nlcompanion.networks.flat_loss import FlatLoss
+from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 
 
 def checked_network(model: nn.Module | FlatLoss, x1: Tensor, x2: Tensor | None, q: Tensor | None):
@@ -44,7 +44,7 @@ def checked_inputs(f: FlatLoss, q: Tensor, x: Tensor, name: str) -> Tensor:
     x = x.to(q.dtype) if x.is_floating_point() else x
     few = x[:3]
     try:
-        together = f.outputs(q, few)
+        together = outputs_of(f, q, few)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
             f"this module cannot run on {name} of shape {tuple(x.shape)} and {x.dtype} ({str(error).splitlines()[0]}); "
@@ -66,7 +66,7 @@ def checked_inputs(f: FlatLoss, q: Tensor, x: Tensor, name: str) -> Tensor:
     if len(few) == 1:
         return x
     try:
-        alone = torch.cat([f.outputs(q, sample[None]).reshape(1, -1) for sample in few])
+        alone = torch.cat([outputs_of(f, q, sample[None]).reshape(1, -1) for sample in few])
         apart = (together - alone).abs().max() / together.abs().max().clamp(min=torch.finfo(q.dtype).tiny)
     except (RuntimeError, ValueError) as error:
         raise ValueError(

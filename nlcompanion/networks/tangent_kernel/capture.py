@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from nlcompanion.networks.flat_loss import FlatLoss
+from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 from nlcompanion.networks.tangent_kernel.gradients import Gradients, together
 from nlcompanion.networks.tangent_kernel.layers import Handler, Seen, handler_of
 
@@ -87,7 +87,7 @@ class Factors:
         with torch.enable_grad():
             q = self.q.detach().requires_grad_()
             with Calls(self.f.model, self.layers) as calls:
-                outputs = self.f.outputs(q, x).reshape(len(x), -1)[:, self.picked]
+                outputs = outputs_of(self.f, q, x).reshape(len(x), -1)[:, self.picked]
             found = self._found(outputs, calls)
             if check:
                 self._check(q, outputs, found)

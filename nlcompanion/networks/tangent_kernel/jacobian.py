@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from nlcompanion.networks.flat_loss import FlatLoss
+from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 
 
 class Jacobian:
@@ -25,11 +25,11 @@ class Jacobian:
     def single(self, q: Tensor, x: Tensor) -> Tensor:
         """Outputs of one sample at the point with ``q`` in the place of these parameters."""
         if len(q) == len(self.whole):
-            return self.f.outputs(q, x[None]).reshape(-1)[self.chosen]
+            return outputs_of(self.f, q, x[None]).reshape(-1)[self.chosen]
         pieces = q.split([self.whole[self.f.slices[name]].numel() for name in self.names])
         varied = dict(zip(self.names, pieces, strict=True))
         point = torch.cat([varied.get(name, self.whole[self.f.slices[name]]) for name in self.f.names])
-        return self.f.outputs(point, x[None]).reshape(-1)[self.chosen]
+        return outputs_of(self.f, point, x[None]).reshape(-1)[self.chosen]
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.vectorize:

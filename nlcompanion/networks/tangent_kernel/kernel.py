@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nlcompanion._arguments import choice, flag, integer
-from nlcompanion.networks.flat_loss import FlatLoss
+from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 from nlcompanion.networks.tangent_kernel.arguments import check_finite, checked_network, picked_outputs
 from nlcompanion.networks.tangent_kernel.capture import Factors, Unfaithful
 from nlcompanion.networks.tangent_kernel.gradients import Gradients, Rows
@@ -58,7 +58,8 @@ def ntk(
         x2: other inputs, ``(N2, ...)``; ``x1`` again when None, and then half of the blocks are mirrored.
         q: the point, shape ``(n,)``; the model's own parameters when None. Its dtype is that of the computation:
             float64 unless a float32 ``q`` asks for less.
-        output: ``"full"``; ``"trace"`` sums over ``c = d``; an integer picks that one output.
+        output: ``"full"``; ``"trace"`` sums over ``c = d``, in pieces where all at once exceed ``max_memory``; an
+            integer picks that one output.
         chunk: samples per block; as many as ``max_memory`` allows when None. It does not change the result beyond
             rounding.
         max_memory: bytes that result and blocks may take together, 2 GiB by default.
@@ -92,20 +93,35 @@ def ntk(
     flag("vectorize", vectorize)
     max_memory = integer("max_memory", max_memory, 1)
     f, q, x1, x2 = checked_network(model, x1, x2, q)
-    width = f.outputs(q, x1[:1]).numel()
+    width = outputs_of(f, q, x1[:1]).numel()
     picked = picked_outputs(output, width)
     columns = len(x1 if x2 is None else x2)
     shape = (len(x1), columns, width, width) if output == "full" else (len(x1), columns)
     factored = set(f.names) if method == "auto" else set()
-    while True:
-        blocks = Blocks(f, q, picked, factored, vectorize)
-        try:
-            demand = blocks.demand(x1, full=output == "full")
-            strip = min(STRIP, max_memory // 8)
-            size = chunk_within(max_memory, chunk, shape, q.element_size(), demand, strip)
-            return _kernel(blocks, x1, x2, torch.zeros(shape, dtype=q.dtype), size, strip)
-        except Unfaithful as error:  # of these parameters the layers do not tell all
-            factored -= error.names
+
+    def of_outputs(picked: range) -> Tensor:
+        while True:
+            blocks = Blocks(f, q, picked, factored, vectorize)
+            try:
+                demand = blocks.demand(x1, full=output == "full")
+                strip = min(STRIP, max_memory // 8)
+                size = chunk_within(max_memory, chunk, shape, q.element_size(), demand, strip)
+                return _kernel(blocks, x1, x2, torch.zeros(shape, dtype=q.dtype), size, strip)
+            except Unfaithful as error:  # of these parameters the layers do not tell all
+                factored.difference_update(error.names)
+
+    return _in_pieces(of_outputs, picked) if output == "trace" else of_outputs(picked)
+
+
+def _in_pieces(kernel: Callable[[range], Tensor], picked: range) -> Tensor:
+    """A sum over outputs, of as many at a time as there is memory for."""
+    try:
+        return kernel(picked)
+    except MemoryError:
+        if len(picked) == 1:
+            raise
+    middle = len(picked) // 2
+    return _in_pieces(kernel, picked[:middle]).add_(_in_pieces(kernel, picked[middle:]))
 
 
 def _kernel(blocks: Blocks, x1: Tensor, x2: Tensor | None, result: Tensor, chunk: int, strip: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nlcompanion._arguments import described
-from nlcompanion.networks.flat_loss import FlatLoss
+from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 from nlcompanion.networks.tangent_kernel.gradients import Gradients, Rows
 from nlcompanion.networks.tangent_kernel.products import pair_bytes, rows_possible
 
@@ -59,7 +59,7 @@ def bytes_kept(f: FlatLoss, q: Tensor, sample: Tensor) -> int:
         return x
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        outputs = f.outputs(q, sample)  # its graph keeps all of it alive, so that no address comes twice
+        outputs = outputs_of(f, q, sample)  # its graph keeps all of it alive, so that no address comes twice
         kept.pop(q.untyped_storage().data_ptr(), None)
         del outputs
     return sum(kept.values())
@@ -76,7 +76,11 @@ def chunk_within(
     most = (max_memory - result - temporaries) // max(1, demand.sample)
     wanted = 1 if chunk is None else chunk
     if most < wanted:
-        fix = "a smaller chunk" if chunk is not None and most >= 1 else "fewer samples at a time, or raise max_memory"
+        fix = "fewer samples at a time, or raise max_memory"
+        if chunk is not None and most >= 1:
+            fix = "a smaller chunk"
+        elif demand.sample + temporaries + itemsize > max_memory:
+            fix = "more memory with max_memory=: one sample alone needs it"
         lighter = "output='trace' or one output, " if len(shape) == 4 and shape[-1] > 1 else ""
         raise MemoryError(
             f"a kernel of shape {shape} takes {result:,} bytes, the gradients of {wanted} sample(s) "

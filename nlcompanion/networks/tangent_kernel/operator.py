@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from nlcompanion._arguments import integer, numbers
-from nlcompanion.networks.flat_loss import FlatLoss
+from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 from nlcompanion.networks.tangent_kernel.arguments import checked_network, picked_outputs
 from nlcompanion.networks.tangent_kernel.memory import bytes_kept
 
@@ -38,7 +38,7 @@ class KernelProduct:
         return torch.cat(rates).view(self.shape[0])
 
     def _outputs(self, q: Tensor, x: Tensor) -> Tensor:
-        return self.f.outputs(q, x).reshape(len(x), -1)[:, self.picked]
+        return outputs_of(self.f, q, x).reshape(len(x), -1)[:, self.picked]
 
     def _pulled_back(self, v: Tensor) -> Tensor:
         """:math:`J_2^T v`, a sum over samples."""
@@ -104,7 +104,7 @@ def ntk_product(
     """
     max_memory = integer("max_memory", max_memory, 1)
     f, q, x1, other = checked_network(model, x1, x2, q)
-    picked = picked_outputs(output, f.outputs(q, x1[:1]).numel())
+    picked = picked_outputs(output, outputs_of(f, q, x1[:1]).numel())
     if output == "trace":
         raise ValueError("output='trace' is no map on outputs; take 'full', or an integer, or ntk(..., output='trace')")
     each = max(1, _PASSES * bytes_kept(f, q, x1[:1]))

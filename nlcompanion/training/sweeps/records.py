@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from nlcompanion._arguments import a_path
+from nlcompanion._arguments import a_path, described, instance, integer
 from nlcompanion._extras import needs
 from nlcompanion._provenance import provenance
 from nlcompanion._storage import Damaged
@@ -110,10 +110,10 @@ class Sweep(Sequence[Record]):
         """The records whose configuration has these settings, and ``status=...`` if given.
 
         Raises:
-            ValueError: a name is no setting.
+            ValueError: a name is no setting, or no run can have this value of it.
         """
         _known(*settings)
-        wanted = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        wanted = {name: _as_stored(name, value) for name, value in settings.items()}
         chosen = [record for record in self.records if all(_value(record, n) == v for n, v in wanted.items())]
         return Sweep(self.folder, tuple(chosen))
 
@@ -149,6 +149,16 @@ class Sweep(Sequence[Record]):
         return {**columns, **{name: [values.get(name) for values in last] for name in measured}}
 
 
+def _as_stored(name: str, value: Any) -> Any:
+    """A value as configurations hold it: checked, and in the one form that equal settings have."""
+    if name in ("status", "key"):
+        return instance(name, value, str, '"finished"' if name == "status" else "that of a TrainConfig")
+    if name == "lr_drops":
+        return tuple(integer(name, epoch, 1) for epoch in instance(name, value, (tuple, list), "(30, 60)"))
+    field = attrs.fields_dict(TrainConfig)[name]
+    return field.converter(value, None, field)
+
+
 def _value(record: Record, name: str) -> Any:
     _known(name)
     return getattr(record if name in ("status", "key") else record.config, name)
@@ -156,8 +166,10 @@ def _value(record: Record, name: str) -> Any:
 
 def _known(*names: str) -> None:
     for name in names:
-        if name not in (*_SETTINGS, "status", "key"):
-            raise ValueError(f"{name!r} is no setting of a run; there are {', '.join(_SETTINGS)}, and status and key")
+        if not isinstance(name, str) or name not in (*_SETTINGS, "status", "key"):
+            raise ValueError(
+                f"{described(name)} is no setting of a run; there are {', '.join(_SETTINGS)}, and status and key"
+            )
 
 
 def _differing(configs: Sequence[TrainConfig]) -> list[str]:

@@ -155,6 +155,20 @@ def test_a_kernel_that_would_not_fit():
         ntk(net, many, output="trace")
 
 
+@pytest.mark.parametrize("method", ["auto", "jacobian"])
+def test_a_trace_over_many_outputs_is_taken_in_pieces(method):
+    """As of a language model, whose outputs are positions times tokens: no single sample's gradients would fit."""
+    net = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 7)).double()
+    ids = torch.arange(3 * 16).reshape(3, 16) % 7
+    whole = ntk(net, ids, output="trace", method=method)
+    assert torch.allclose(whole, torch.einsum("ijcc->ij", ntk(net, ids, method="jacobian")), rtol=1e-12)
+    with pytest.raises(MemoryError, match=r"take output='trace' or one output"):
+        ntk(net, ids, method=method, max_memory=100_000)
+    assert torch.allclose(ntk(net, ids, output="trace", method=method, max_memory=100_000), whole, rtol=1e-12)
+    with pytest.raises(MemoryError, match=r"more memory with max_memory=: one sample alone needs it"):
+        ntk(net, ids, output="trace", method=method, max_memory=1_000)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak that Linux keeps of a process")
 @pytest.mark.parametrize(
     ("model", "settings"),
