@@ -10,7 +10,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from nlcompanion.laws.audit import Audit
+from nlcompanion.laws.auditing import Audit
 
 __all__ = ["Match", "MatchedGroup", "Motion"]
 

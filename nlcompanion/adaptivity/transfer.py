@@ -14,7 +14,7 @@ from nlcompanion._arguments import choice, instance, integer, positive_number
 from nlcompanion.adaptivity.matched import Match, MatchedGroup, Motion, meaningless_rows, names_of
 from nlcompanion.adaptivity.update_equilibrium import decay_alone, equilibrium_of_updates, updates_of
 from nlcompanion.adaptivity.update_memory import UpdateMemory, made_by, optimizer_factory
-from nlcompanion.laws.audit import Audit
+from nlcompanion.laws.auditing import Audit
 from nlcompanion.laws.under_optimizers import is_decoupled
 
 __all__ = ["match"]
