@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlcompanion._arguments import choice, described, integer
-from nlcompanion.laws.audit.report import Audit
+from nlcompanion.laws.auditing.report import Audit
 from nlcompanion.laws.law import Law
 from nlcompanion.monitoring import monitor_plot, monitor_state, monitor_text
 from nlcompanion.monitoring.alerts import KINDS, Alert, replica_ranks

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nlcompanion._arguments import described
-from nlcompanion.laws.audit.report import Audit
+from nlcompanion.laws.auditing.report import Audit
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Squares
 from nlcompanion.monitoring.find_parameters import find_parameters
