@@ -326,16 +326,15 @@ class Search:
         """A source belongs to a neuron with what writes to it, a weight or a gain, and a weight that reads from it."""
         if any(atom.kind == SOURCE for atom, _ in law):
             scaled = [atom for atom, _ in law if atom.kind == SCALE]
-            weights = [atom for atom in scaled if self._is_weight(atom)]
-            if not any(atom.role == "out" for atom in weights):  # a gain alone writes to the neuron
-                weights = scaled
-            weights_of = {(atom.axis, int(i)) for atom in weights for i in atom.index[0]}
-            has_a_law = any(
-                weights_of <= set(_slices(f, i)) for f in self.families if not f.has_source for i in range(f.n)
-            )
+            movers = [atom for atom in scaled if self._is_weight(atom)]
+            if not any(atom.role == "out" for atom in movers):  # a gain alone writes to the neuron, not a bias
+                modules = {self.layout.axes[atom.axis].name.rpartition(".")[0] for atom in movers}
+                movers += [a for a in scaled if self.layout.axes[a.axis].name.rpartition(".")[0] not in modules]
+            slices = {(atom.axis, int(i)) for atom in movers for i in atom.index[0]}
+            has_a_law = any(slices <= set(_slices(f, i)) for f in self.families if not f.has_source for i in range(f.n))
             name_of = lambda atom: self.layout.axes[atom.axis].name  # noqa: E731
-            writers = {name_of(atom) for atom in scaled if atom.role == "out"}
-            readers = {name_of(atom) for atom in scaled if atom.role == "in"}
+            writers = {name_of(atom) for atom in movers if atom.role == "out"}
+            readers = {name_of(atom) for atom in movers if atom.role == "in"}
             return bool(writers - readers and readers - writers) and not has_a_law
         return any(atom.kind in (SCALE, SHIFT) for atom, _ in law)
 
