@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
-from nlcompanion._arguments import choice, flag, fraction, integer, number_from
+from nlcompanion._arguments import choice, flag, fraction, integer, number_from, numbers
 from nlcompanion.adaptivity.norm_law import NORMALIZED, SGD, law_of
 from nlcompanion.adaptivity.norm_record import record_of
 from nlcompanion.adaptivity.projection import Forecast, project
@@ -29,22 +27,23 @@ def forecast(
     persistence=None,
     update_norms=None,
     memory=None,
-    alignments=None,
     horizons: Sequence[int] = (100, 300, 1000),
     coverage: float = 0.9,
 ) -> Forecast:
     r"""Forecast the norms of one weight, or of many, and their effective rates, from their measured past.
 
-    .. math:: y = |W|^p, \qquad y_{n+1} = e^{-p\kappa\eta_n} y_n + \eta_n^2\,G
+    .. math:: y = |W|^p, \qquad y_{n+1} = e^{-p\kappa\eta_n} y_n + \eta_n^2\,G + \eta_n F
 
     Under SGD a scale-invariant weight has :math:`p = 4` and
-    :math:`G = \frac{2(1+\beta)}{(1-\beta)^3}P|\hat g|^2` with :math:`\hat g = |W| g` (TK Eq. 17); under Adam, AdamW,
-    Lion, Muon and whatever else normalises its updates :math:`p = 2` and :math:`G = |u|^2 S`. The drive :math:`G` is
-    measured over the last part of the record and held; the rate ahead is the schedule's. Without the measurements that
-    make :math:`G`, it is taken from the norms' own past.
+    :math:`G = \frac{2(1+\beta)}{(1-\beta)^3}P|\hat g|^2` with :math:`\hat g = |W| g` (TK Eq. 17), and :math:`F = 0`.
+    Under Adam, AdamW, Lion, Muon and whatever else normalises its updates :math:`p = 2`, :math:`G = |u|^2 S`, and
+    :math:`F` is a lasting pull along the weight: what the norms gained beyond :math:`G`, as far as it is no chance.
+    All are measured over the last quarter of the record and held; the rate ahead is the schedule's. Without the
+    measurements that make :math:`G` all of the gain counts as :math:`G`, taken from the norms' own past.
 
-    The interval comes from the record alone: forecasts are made at earlier steps of it, from what was known there,
-    and their errors give the spread. Nothing is fitted to what follows.
+    The interval comes from the record alone. Forecasts are made at earlier steps of it, from what was known there; the
+    errors of their gains at an eighth, a quarter and half of the record give the spread, which grows as the horizon
+    beyond that. A schedule that changes the rate adds a doubt. Nothing is fitted to what follows.
 
     Args:
         steps: the steps at which was measured, shape ``(T,)``, increasing, in any spacing; weights as they are
@@ -63,7 +62,6 @@ def forecast(
         persistence: :math:`P` of the gradients (SGD), a number or anything that broadcasts with ``norms``.
         update_norms: :math:`|u|`, with :math:`W' = (1-\eta\lambda)W - \eta u`, in the shape of ``norms``.
         memory: :math:`S = 1 + 2\sum_l(1-\eta\lambda)^l\rho_l` of the updates, as ``persistence``.
-        alignments: the cosine :math:`\langle W, u\rangle/|W||u|`, in the shape of ``norms``.
         horizons: steps ahead, increasing.
         coverage: the probability that the interval is to have, in (0, 1).
 
@@ -94,15 +92,16 @@ def forecast(
     if not 0 < share < 1:
         raise ValueError(f"coverage = {share:g} is no probability between 0 and 1; give 0.9 for intervals of 90%")
     law = law_of(rule, decay, beta, flag("decoupled", decoupled))
-    record = record_of(rule, beta, steps, norms, lr, lrs, grad_norms, persistence, update_norms, memory, alignments)
+    record = record_of(rule, beta, steps, norms, lr, lrs, grad_norms, persistence, update_norms, memory)
     coupled = rule == NORMALIZED and decay > 0 and not decoupled
     return project(law, record, schedule, _horizons(horizons), share, coupled)
 
 
 def _horizons(horizons: Sequence[int]) -> list[int]:
-    if isinstance(horizons, str | bytes | dict | set) or not hasattr(horizons, "__len__") or not len(horizons):
+    given = numbers("horizons", horizons)
+    if given.ndim != 1:
         raise TypeError(f"horizons are numbers of steps ahead in a list, such as (100, 300, 1000), got {horizons!r}")
-    ahead = [integer("horizons", item.item() if isinstance(item, Tensor) else item, 1, 10**6) for item in horizons]
+    ahead = [integer("horizons", int(item) if item == item.round() else float(item), 1, 10**6) for item in given]
     if sorted(set(ahead)) != ahead:
         raise ValueError(f"horizons must increase, got {ahead}")
     return ahead

@@ -1,10 +1,11 @@
 r"""The law of a weight's norm in steps, for any rate that changes on the way.
 
-.. math:: y = |W|^p, \qquad y_{n+1} = e^{-p\kappa\eta_n}\,y_n + \eta_n^2\,G_n
+.. math:: y = |W|^p, \qquad y_{n+1} = e^{-p\kappa\eta_n}\,y_n + \eta_n^2\,G + \eta_n F
 
 SGD on a scale-invariant weight has :math:`p = 4` (TK Eq. 17), since its gradients shrink as the weight grows; an
 optimiser whose updates are normalised has :math:`p = 2`. :math:`\kappa` is what decay takes from the logarithm of the
-norm, for each unit of the rate; :math:`G`, the drive, is what gradients add.
+norm, for each unit of the rate. What gradients add, the drive, has two parts: :math:`G` of updates that forget one
+another, and :math:`F` of a pull along the weight that lasts, which no scale-invariant weight knows under SGD.
 """
 
 from __future__ import annotations
@@ -43,29 +44,66 @@ def law_of(rule: str, weight_decay: float, momentum: float, decoupled: bool) -> 
 
 
 @dataclass(frozen=True)
+class Passage:
+    """What the law makes of ``y`` between two records: ``y_last = left * y_first + of_noise * G + of_force * F``."""
+
+    left: Tensor
+    of_noise: Tensor
+    of_force: Tensor
+
+    def gain(self, drive: Drive) -> Tensor:
+        """What the drive adds to ``y`` on the way."""
+        return self.of_noise * drive.noise + self.of_force * drive.force
+
+    def size(self, drive: Drive) -> Tensor:
+        """The same without signs, so that parts which cancel still have a size."""
+        return self.of_noise * drive.noise.abs() + self.of_force * drive.force.abs()
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What gradients add to ``y``, ``G`` of the law and ``F``, shape ``(N,)`` each."""
+
+    noise: Tensor
+    force: Tensor
+
+    @property
+    def outward(self) -> Drive:
+        """The parts that lengthen the weight."""
+        return Drive(self.noise.clamp(min=0), self.force.clamp(min=0))
+
+    @property
+    def inward(self) -> Drive:
+        """The parts that shorten it, negative."""
+        return Drive(self.noise.clamp(max=0), self.force.clamp(max=0))
+
+
+@dataclass(frozen=True)
 class Intervals:
-    """What the law needs of the steps between records, shape ``(T - 1,)`` each.
+    """What decay and rate do in each of some intervals of steps, shape ``(T,)`` each.
 
     Attributes:
-        fades: logarithm of what decay leaves of ``y``, over the whole interval, with the sign changed.
-        exposures: what a drive of 1 adds to ``y`` in the interval.
+        fades: logarithm of what decay leaves of ``y``, with the sign changed.
+        of_noise, of_force: what a ``G`` or an ``F`` of 1 adds to ``y``.
     """
 
     fades: Tensor
-    exposures: Tensor
+    of_noise: Tensor
+    of_force: Tensor
 
-    def between(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """``left, exposure`` with ``y[last] = left * y[first] + exposure * drive``."""
+    def between(self, first: int, last: int) -> Passage:
+        """All intervals from one record to another together."""
         fades = self.fades[first:last]
-        after = fades.flip(0).cumsum(0).flip(0) - fades  # what fades after each interval's own end
-        return torch.exp(-fades.sum()), (torch.exp(-after) * self.exposures[first:last]).sum()
+        after = torch.exp(fades - fades.flip(0).cumsum(0).flip(0))  # what is left at the end of what came in each
+        noise, force = after * self.of_noise[first:last], after * self.of_force[first:last]
+        return Passage(torch.exp(-fades.sum()), noise.sum(), force.sum())
 
 
 def intervals(law: NormLaw, rates: Tensor, lengths: Tensor) -> Intervals:
-    """Of steps taken at constant rates: ``rates`` and the numbers of steps ``lengths``, shape ``(N,)`` both."""
+    """Of steps taken at constant rates: ``rates`` and the numbers of steps ``lengths``, shape ``(T,)`` both."""
     fades = law.fades(rates) * lengths
     whole = torch.where(fades > 1e-12, -torch.expm1(-fades) / fades.clamp(min=1e-300), torch.ones_like(fades))
-    return Intervals(fades, rates.square() * lengths * whole)
+    return Intervals(fades, rates.square() * lengths * whole, rates * lengths * whole)
 
 
 def sgd_drive(grad_norms: Tensor, norms: Tensor, persistence: Tensor, momentum: float) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import number_from, positive_number, real_array
+from nlcompanion._arguments import positive_number, real_array
 from nlcompanion.adaptivity.norm_law import SGD, normalized_drive, sgd_drive
 
 
@@ -52,7 +52,6 @@ def record_of(
     persistence,
     update_norms,
     memory,
-    alignments,
 ) -> NormRecord:
     """The checked record of a forecast's arguments."""
     steps = _steps(steps)
@@ -68,7 +67,6 @@ def record_of(
     like = length.reshape(len(steps), *shape)
     gradients = _measured("grad_norms", grad_norms, like)
     updates = _measured("update_norms", update_norms, like)
-    cosines = _measured("alignments", alignments, like, least=-1.0)
     persists = _measured("persistence", persistence, like)
     remembers = _measured("memory", memory, like)
     drives = turns = None
@@ -80,7 +78,6 @@ def record_of(
         turns = rates[:, None] * updates / length
         if remembers is not None:
             drives = normalized_drive(updates, remembers)
-    del cosines  # checked; the norms' own past holds what the alignment does
     return NormRecord(rule, momentum, steps, length, rates, drives, turns, shape)
 
 
@@ -104,12 +101,15 @@ def _rates(now: float, lrs, count: int) -> Tensor:
 
 
 def _measured(name: str, value, like: Tensor, least: float = 0.0) -> Tensor | None:
-    """An optional measurement in the shape ``(T, N)``; NaN passes, where nothing was measured."""
+    """An optional measurement in the shape ``(T, N)``; NaN where nothing was."""
     if value is None:
         return None
     value = real_array(name, value)
-    if value.numel() == 1:
-        number_from(name, value, least, "it is measured, see the docstring")
+    if not torch.isfinite(value).any():
+        if value.numel() > 1:
+            return None  # a column in which nothing was ever measured
+        raise ValueError(f"{name} holds no finite number; leave it out where nothing was measured")
+    value = torch.where(torch.isfinite(value), value, torch.nan)  # a step that overflowed
     if (value < least).any():
         raise ValueError(f"{name} holds {value.min().item():g}, and is never below {least:g}")
     if value.ndim == 1 and len(value) == len(like) and like.ndim > 1 and value.shape != like.shape[1:]:

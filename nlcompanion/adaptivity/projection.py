@@ -10,13 +10,14 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from nlcompanion._arguments import described, number_from
-from nlcompanion.adaptivity.norm_law import NormLaw, intervals, steps_until
+from nlcompanion._arguments import function, number_from, numbers
+from nlcompanion.adaptivity.norm_law import Drive, NormLaw, intervals, steps_until
 from nlcompanion.adaptivity.norm_record import NormRecord
 from nlcompanion.adaptivity.past_forecasts import PastForecasts, drive_at, past_forecasts
 from nlcompanion.adaptivity.refusals import refusals
 
 NEAR = 0.05  # relative distance of the norm at which it counts as settled
+RATE_DOUBT = 0.2  # a rate ten times smaller lowered the drive of a convnet's filters by 32 to 35%, exp(-0.18 log 10)
 COUPLED = (
     "decay is coupled to a normalised optimiser, so that it passes through the normalisation and its pull depends on "
     "the gradients; use decoupled decay (AdamW), for which there is a law"
@@ -77,35 +78,33 @@ def project(
 ) -> Forecast:
     """The forecast of every weight of a record."""
     rates = rates_ahead(schedule, record, horizons[-1])
-    steps = intervals(law, rates, torch.ones_like(rates))
+    then = rates[[ahead - 1 for ahead in horizons]]
     drive = drive_at(law, record, len(record.steps) - 1)
-    past = past_forecasts(law, record)
-    left, exposure = (torch.stack(part)[:, None] for part in zip(*(steps.between(0, h) for h in horizons), strict=True))
-    start = record.norms[-1] ** law.power
-    error = student.ppf((1 + coverage) / 2, past.freedom) * spread(past, horizons)
-    low, middle, high = (left * start + exposure * d for d in bounds(drive, error))
-    why = [COUPLED] * len(drive) if coupled else refusals(law, record, drive, middle, rates[[h - 1 for h in horizons]])
-    refused = torch.tensor([bool(reason) for reason in why])
-    norm, norm_low, norm_high = (
-        torch.where(refused, torch.nan, y.clamp(min=0) ** (1 / law.power)) for y in (middle, low, high)
-    )
+    powers = bounds(law, record, drive, rates, horizons, coverage)
+    reasons = [COUPLED] * len(drive.noise) if coupled else refusals(law, record, drive, powers[1], then)
+    refused = torch.tensor([bool(reason) for reason in reasons])
     there, when, no_equilibrium = equilibrium_of(law, record, drive, schedule)
-    then = rates[[h - 1 for h in horizons]][:, None]
+
+    def shaped(values: Tensor) -> Tensor:
+        """In the shape of the weights, without numbers for those that are refused."""
+        told = torch.where(refused, torch.nan, values)
+        return told.reshape(told.shape[:-1] + record.shape)
+
+    low, norm, high = (power.clamp(min=0) ** (1 / law.power) for power in powers)
     divisor = 2 if law.power == 4 else 1
-    shaped = lambda x: x.reshape(x.shape[:-1] + record.shape)  # noqa: E731  as the weights were given
     return Forecast(
         step=int(record.steps[-1]),
         horizons=torch.tensor(horizons),
         norm=shaped(norm),
-        norm_low=shaped(norm_low),
-        norm_high=shaped(norm_high),
-        effective_rate=shaped(then / norm**divisor),
-        effective_rate_low=shaped(then / norm_high**divisor),
-        effective_rate_high=shaped(then / norm_low**divisor),
-        equilibrium_norm=shaped(torch.where(refused, torch.nan, there)),
-        equilibrium_step=shaped(torch.where(refused, torch.nan, when)),
+        norm_low=shaped(low),
+        norm_high=shaped(high),
+        effective_rate=shaped(then[:, None] / norm**divisor),
+        effective_rate_low=shaped(then[:, None] / high**divisor),
+        effective_rate_high=shaped(then[:, None] / low**divisor),
+        equilibrium_norm=shaped(there),
+        equilibrium_step=shaped(when),
         coverage=coverage,
-        refusals=tuple(why),
+        refusals=tuple(reasons),
         no_equilibrium=no_equilibrium,
     )
 
@@ -116,18 +115,19 @@ def rates_ahead(schedule, record: NormRecord, count: int) -> Tensor:
         return record.rates[-1].repeat(count)
     first = int(record.steps[-1])
     if callable(schedule):
-        given = [schedule(first + n) for n in range(count)]
-    elif isinstance(schedule, Sequence | Tensor) and not isinstance(schedule, str | bytes):
-        given = list(schedule[:count])
-        if len(given) < count:
-            raise ValueError(
-                f"the schedule ends after {len(given)} steps, before the last horizon of {count}; give more of it, or "
-                "shorter horizons"
-            )
-    else:
-        raise TypeError(f"schedule must be a function of the step or rates in a list, got {described(schedule)}")
-    rates = [number_from("the schedule's rate", rate, 0, "a rate is never negative") for rate in given]
-    return torch.tensor(rates, dtype=torch.float64)
+        ahead = function("schedule", schedule, "schedule(step) -> rate", 1)
+        return torch.tensor([_rate(ahead(first + n)) for n in range(count)], dtype=torch.float64)
+    given = numbers("schedule", schedule)
+    if given.ndim != 1 or len(given) < count:
+        raise ValueError(
+            f"the schedule has shape {tuple(given.shape)} and the last horizon is {count} steps ahead; give one rate "
+            "for each step, or shorter horizons"
+        )
+    return torch.tensor([_rate(rate) for rate in given[:count].tolist()], dtype=torch.float64)
+
+
+def _rate(value: object) -> float:
+    return number_from("the schedule's rate", value, 0, "a rate is never negative")
 
 
 def spread(past: PastForecasts, horizons: Sequence[int]) -> Tensor:
@@ -151,26 +151,49 @@ def spread(past: PastForecasts, horizons: Sequence[int]) -> Tensor:
     return torch.stack(rows)
 
 
-def bounds(drive: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lowest, middle and highest drive; a lower bound by division where subtraction would turn it round."""
-    low = torch.maximum(drive * (1 - error), drive / (1 + error))
-    return (
-        torch.minimum(low, drive * (1 - error).clamp(min=-1e6)) if (drive < 0).any() else low,
-        drive,
-        drive * (1 + error),
-    )
+def doubt_of_rates(record: NormRecord, rates: Tensor, horizons: Sequence[int]) -> Tensor:
+    """What a change of the rate ahead may do to the drive, which the past cannot know, as a relative deviation."""
+    changes = (rates.clamp(min=1e-12 * float(record.rates.max())) / record.rates[-1].clamp(min=1e-300)).log().abs()
+    weights = rates.square()
+    mean = (changes * weights).cumsum(0) / weights.cumsum(0).clamp(min=1e-300)
+    return RATE_DOUBT * mean[[ahead - 1 for ahead in horizons]]
 
 
-def equilibrium_of(law: NormLaw, record: NormRecord, drive: Tensor, schedule) -> tuple[Tensor, Tensor, str]:
+def bounds(
+    law: NormLaw, record: NormRecord, drive: Drive, rates: Tensor, horizons: Sequence[int], coverage: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lowest, middle and highest ``y`` at each horizon."""
+    steps = intervals(law, rates, torch.ones_like(rates))
+    passages = [steps.between(0, ahead) for ahead in horizons]
+    past = past_forecasts(law, record)
+    deviation = torch.hypot(spread(past, horizons), doubt_of_rates(record, rates, horizons)[:, None])
+    doubt = student.ppf((1 + coverage) / 2, past.freedom) * deviation
+    doubt = doubt * torch.stack([passage.size(drive) for passage in passages])
+    faded = torch.stack([passage.left * record.norms[-1] ** law.power for passage in passages])
+    outward = torch.stack([passage.gain(drive.outward) for passage in passages])
+    inward = torch.stack([-passage.gain(drive.inward) for passage in passages])
+    middle = pulled(faded + outward, inward)
+    divided = outward / (1 + doubt / outward.clamp(min=1e-300))  # less than nothing is never added
+    low = pulled(faded + torch.maximum(outward - doubt, divided), torch.where(inward > 0, inward + doubt, 0.0))
+    return low, middle, pulled(faded + outward + doubt, torch.where(inward > doubt, inward - doubt, 0.0))
+
+
+def pulled(power: Tensor, inward: Tensor) -> Tensor:
+    """What a pull towards 0 leaves of ``y``: it weakens as the weight shrinks, so that nothing vanishes."""
+    return power * torch.exp(-inward / power.clamp(min=1e-300))
+
+
+def equilibrium_of(law: NormLaw, record: NormRecord, drive: Drive, schedule) -> tuple[Tensor, Tensor, str]:
     """Where the norms settle at the present rate, the step at which they do, and why they do not."""
     rate, step = record.rates[-1], record.steps[-1]
-    nothing = torch.full_like(drive, math.nan)
+    nothing = torch.full_like(drive.noise, math.nan)
     fade = float(law.fades(rate))
     if not fade > 0:
         reason = "no decay holds the norm, which grows as long as gradients push it" if rate > 0 else "the rate is 0"
         return nothing, nothing, reason
-    settled = (rate**2 * drive / fade).clamp(min=0)
     start = record.norms[-1] ** law.power
+    inward = -(rate**2 * drive.inward.noise + rate * drive.inward.force) / start.clamp(min=1e-300)  # as decay does
+    settled = (rate**2 * drive.outward.noise + rate * drive.outward.force) / (fade + inward)
     tolerance = ((1 + NEAR) ** law.power - 1) * settled
     when = step + steps_until(start - settled, tolerance, fade)
     vanishing = settled == 0
