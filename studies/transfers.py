@@ -21,7 +21,7 @@ from studies.norm_histories import History, follow
 from studies.recipes import result
 from studies.small_trainings import Lion, convnet, digit_batches, text_batches, writer
 
-STEPS = 1000
+STEPS = 800
 SEED = 21
 
 
@@ -75,7 +75,7 @@ def training(convolutional: bool, seed: int = SEED) -> Training:
     parameters = list(model.parameters())
     moved = [p for p, is_chosen in zip(parameters, chosen, strict=True) if is_chosen]
     rest = [p for p, is_chosen in zip(parameters, chosen, strict=True) if not is_chosen]
-    batches = digit_batches(64, seed, noise=0.3) if convolutional else text_batches(16, seed)
+    batches = digit_batches(64, seed, noise=0.3) if convolutional else text_batches(8, seed)
     return Training(model, batches, FILTERS if convolutional else MATRICES, moved, rest)
 
 

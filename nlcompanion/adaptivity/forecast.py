@@ -32,16 +32,18 @@ def forecast(
 ) -> Forecast:
     r"""Forecast the norms of one weight, or of many, and their effective rates, from their measured past.
 
-    .. math:: y = |W|^p, \qquad y_{n+1} = e^{-p\kappa\eta_n} y_n + \eta_n^2\,G
+    .. math:: y = |W|^p, \qquad y_{n+1} = e^{-p\kappa\eta_n} y_n + \eta_n^2\,G + \eta_n F
 
     Under SGD a scale-invariant weight has :math:`p = 4` and
-    :math:`G = \frac{2(1+\beta)}{(1-\beta)^3}P|\hat g|^2` with :math:`\hat g = |W| g` (TK Eq. 17); under Adam, AdamW,
-    Lion, Muon and whatever else normalises its updates :math:`p = 2` and :math:`G = |u|^2 S`. The drive :math:`G` is
-    measured over the last part of the record and held; the rate ahead is the schedule's. Without the measurements that
-    make :math:`G`, it is taken from the norms' own past.
+    :math:`G = \frac{2(1+\beta)}{(1-\beta)^3}P|\hat g|^2` with :math:`\hat g = |W| g` (TK Eq. 17), and :math:`F = 0`.
+    Under Adam, AdamW, Lion, Muon and whatever else normalises its updates :math:`p = 2`, :math:`G = |u|^2 S`, and
+    :math:`F` is a lasting pull along the weight: what the norms gained beyond :math:`G`, as far as it is no chance.
+    All are measured over the last quarter of the record and held; the rate ahead is the schedule's. Without the
+    measurements that make :math:`G` all of the gain counts as :math:`G`, taken from the norms' own past.
 
-    The interval comes from the record alone: forecasts are made at earlier steps of it, from what was known there,
-    and their errors give the spread. Nothing is fitted to what follows.
+    The interval comes from the record alone. Forecasts are made at earlier steps of it, from what was known there; the
+    errors of their gains at an eighth, a quarter and half of the record give the spread, which grows as the horizon
+    beyond that. A schedule that changes the rate adds a doubt. Nothing is fitted to what follows.
 
     Args:
         steps: the steps at which was measured, shape ``(T,)``, increasing, in any spacing; weights as they are

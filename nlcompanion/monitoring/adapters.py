@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 from nlcompanion.monitoring.monitor import Monitor
@@ -49,10 +51,8 @@ def hugging_face_callback(**settings: Any) -> Any:
 
 
 def _lightning_class() -> type:
-    try:
-        from lightning.pytorch import Callback
-    except ModuleNotFoundError:
-        from pytorch_lightning import Callback
+    is_whole = importlib.util.find_spec("lightning") is not None
+    Callback: Any = importlib.import_module("lightning.pytorch" if is_whole else "pytorch_lightning").Callback
 
     class LightningMonitor(Callback):
         """Makes the monitor when training starts and ends it when training ends."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from nlcompanion._arguments import described
 from nlcompanion.monitoring.alerts import Alert
 from nlcompanion.monitoring.watch.figures import COLUMNS
@@ -57,7 +59,8 @@ class Target:
 
     def __init__(self, target: Any):
         self._target = target
-        if isinstance(target, type) or not (_has(target, "add_scalar") or _has(target, "log") or callable(target)):
+        is_no_target = isinstance(target, type | torch.Tensor)
+        if is_no_target or not (_has(target, "add_scalar") or _has(target, "log") or callable(target)):
             raise TypeError(
                 "a target is a SummaryWriter, a wandb run (anything with log(dict, step=...)), or a function "
                 f"f(dict, step), got {described(target)}"

@@ -290,7 +290,6 @@ class Monitor:
         self._settle()
         return self._inspection.laws
 
-    @property
     def records(self, of: str = "tensors") -> list[dict[str, Any]]:
         """What was recorded, as ``pandas.DataFrame`` takes it: a dict for each step and tensor, or step and law.
 

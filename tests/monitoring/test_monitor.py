@@ -316,13 +316,17 @@ def test_the_state_goes_through_a_file(data, tmp_path):
     resumed.load_state_dict(of_monitor)
     train(again, optimizer, data, steps=60, seed=1)
     assert resumed.steps == 120
-    assert resumed.records() == whole.records()
+    for one, same in zip(resumed.records(), whole.records(), strict=True):
+        assert one.pop("tensor") == same.pop("tensor")
+        assert one == pytest.approx(same, rel=1e-9, abs=1e-12, nan_ok=True)
     assert resumed.notes == whole.notes
     assert [law.statement for law in resumed.laws] == [law.statement for law in whole.laws]
     for monitor, net, rule in ((whole, whole_model, whole_optimizer), (resumed, again, optimizer)):
         train(net, rule, data, steps=60, seed=2, before=lambda n, net=net: net[3].weight.grad.mul_(1.01))
         assert [alert.kind for alert in monitor.alerts] == ["broken gradient"]
-    assert str(resumed.alerts[0]) == str(whole.alerts[0])
+    one, same = resumed.alerts[0], whole.alerts[0]
+    assert (one.tensors, one.since, one.seen) == (same.tensors, same.since, same.seen)
+    assert one.size == pytest.approx(same.size, rel=1e-6)
     last = Monitor(again, optimizer)
     last.load_state_dict(resumed.state_dict())
     assert last.alerts == resumed.alerts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +35,10 @@ class CutSums:
             if name not in self.parameters:
                 continue
             p, cuts = self.parameters[name], self.cuts.of[name]
-            if is_plain(p):
-                squares, of_gradient, along = self._on_host(p, cuts)
-                factor = None if scale is None else float(scale)
-            else:
-                squares, of_gradient, along = _on_device(p, cuts)
-                factor = scale
-            if factor is not None:
+            is_here = is_plain(p)
+            squares, of_gradient, along = self._on_host(p, cuts) if is_here else _on_device(p, cuts)
+            if scale is not None:
+                factor: Any = float(scale) if is_here else scale
                 of_gradient, along = of_gradient / factor**2, along / factor
             self._sums[name] = [squares, of_gradient, along]
 

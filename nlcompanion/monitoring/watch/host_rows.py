@@ -52,21 +52,11 @@ class HostRows:
         for one, at in zip(self._tensors, self._places, strict=True):
             one.end(ee[at], ew[at])
 
-    def end_by_buffers(self, optimizer: Optimizer, rates: Mapping[int, float]) -> None:
-        """All sums after a step that was the buffers times their rates, without :meth:`begin`.
-
-        Args:
-            optimizer: whose buffers they are.
-            rates: by ``id`` of the tensors.
-        """
-        self._sums = np.zeros_like(self._sums)
-        for one, at in zip(self._tensors, self._places, strict=True):
-            p = one.parameter
-            if p.grad is None:
-                one.rest(self._sums[0, at])
-                continue
-            buffer = optimizer.state[p]["momentum_buffer"]
-            one.by_buffer(buffer, rates[id(p)], self._sums[:, at])
+    def end_by_buffers(self, rates: list[float], buffers: list[Tensor]) -> None:
+        """All sums after a step that was the buffers times their rates, without :meth:`begin`."""
+        sums = self._sums = np.zeros_like(self._sums)
+        for one, at, rate, buffer in zip(self._tensors, self._places, rates, buffers, strict=True):
+            one.by_buffer(buffer, rate, *sums[:, at])
 
     def take(self) -> np.ndarray:
         """``ww, gg, ee, ew``, all rows of each."""
@@ -85,6 +75,8 @@ class HostTensor:
         self._shape, self._dtype = p.shape, p.dtype
         self._weight, self._address = rows_of(p, self.rows), p.data_ptr()
         self._before: np.ndarray | None = None
+        self._buffer: Tensor | None = None
+        self._back = self._weight  # the buffer's rows
 
     def _look(self) -> np.ndarray:
         """The weights, whose storage may have been replaced."""
@@ -116,17 +108,18 @@ class HostTensor:
         products(before, before, ee)
         products(before, self._weight, ew)
 
-    def rest(self, ww: np.ndarray) -> None:
-        """A step that left it alone."""
-        weight = self._look()
-        products(weight, weight, ww)
-
-    def by_buffer(self, buffer: Tensor, rate: float, sums: np.ndarray) -> None:
+    def by_buffer(
+        self, buffer: Tensor, rate: float, ww: np.ndarray, gg: np.ndarray, ee: np.ndarray, ew: np.ndarray
+    ) -> None:
         """A step of minus the buffer times a rate; the weights are those after it."""
-        weight, back = self._look(), rows_of(buffer, self.rows)
+        weight = self._look()
         gradient = gradient_rows(self.parameter, self.rows)
-        assert gradient is not None
-        ww, gg, ee, ew = sums
+        if gradient is None:  # it was left alone
+            products(weight, weight, ww)
+            return
+        if buffer is not self._buffer:
+            self._buffer, self._back = buffer, rows_of(buffer, self.rows)
+        back = self._back
         products(back, back, ee)
         products(back, weight, ew)
         products(weight, weight, ww)
@@ -141,36 +134,57 @@ class HostTensor:
         return torch.from_numpy(-self._before).view(self._shape)
 
 
-def buffer_rates(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[int, float] | None:
-    """The rates by which an optimizer's momentum buffers are its steps, by ``id``; None where some are not.
+class BufferSteps:
+    """Whether an optimizer's momentum buffers are its steps, up to the rate, and these buffers.
 
     So it is for SGD with momentum and without Nesterov's, decay and dampening included, by PyTorch's own step.
     """
-    if type(optimizer) is not SGD or getattr(optimizer, "grad_scale", None) is not None:
-        return None
-    rates: dict[int, float] = {}
-    for group in optimizer.param_groups:
-        if not group["momentum"] or group["nesterov"]:
+
+    def __init__(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]):
+        self._optimizer, self._parameters = optimizer, list(parameters.values())
+        self._is_sgd = type(optimizer) is SGD
+        self._groups: list[dict] = []  # of each tensor
+        self._is_known = False
+
+    def look(self) -> None:
+        """Find the groups of the tensors, and whether all have buffers; after a step that was seen itself."""
+        of = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
+        states = self._optimizer.state
+        self._is_known = self._is_sgd and all(
+            id(p) in of
+            and p in states
+            and isinstance(buffer := states[p].get("momentum_buffer"), Tensor)
+            and is_plain(buffer)
+            for p in self._parameters
+        )
+        self._groups = [of[id(p)] for p in self._parameters] if self._is_known else []
+
+    def rates(self) -> list[float] | None:
+        """The rate of each tensor; None where the next step may be another than the buffer times it."""
+        if not self._is_known or getattr(self._optimizer, "grad_scale", None) is not None:
             return None
-        rates |= dict.fromkeys(map(id, group["params"]), float(group["lr"]))
-    for p in parameters.values():
-        buffer = optimizer.state.get(p, {}).get("momentum_buffer") if p in optimizer.state else None
-        if id(p) not in rates or buffer is None or not is_plain(buffer):
-            return None
-    return rates
+        for group in self._optimizer.param_groups:
+            if not group["momentum"] or group["nesterov"]:
+                return None
+        return [float(group["lr"]) for group in self._groups]
+
+    def buffers(self) -> list[Tensor]:
+        states = self._optimizer.state
+        return [states[p]["momentum_buffer"] for p in self._parameters]
 
 
 def gradient_rows(p: nn.Parameter, rows: int) -> np.ndarray | None:
     if p.grad is None:
         return None
-    gradient = p.grad.detach()
+    gradient = p.grad
     if gradient.layout != torch.strided:
         gradient = gradient.to_dense()
     return rows_of(gradient, rows)
 
 
 def rows_of(x: Tensor, rows: int) -> np.ndarray:
-    return x.detach().contiguous().numpy().reshape(rows, -1)
+    x = x.detach() if x.requires_grad else x
+    return x.contiguous().numpy().reshape(rows, -1)
 
 
 def products(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:

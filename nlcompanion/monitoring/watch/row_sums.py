@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nlcompanion.monitoring.watch.device_rows import DeviceRows
-from nlcompanion.monitoring.watch.host_rows import HostRows, buffer_rates, is_plain
+from nlcompanion.monitoring.watch.host_rows import BufferSteps, HostRows, is_plain
 
 KINDS = 4  # sums of each row: ww, gg before the step, ee, ew after it; e is minus the step, w the weight after it
 Sums = Tensor | np.ndarray
@@ -38,11 +38,11 @@ class RowSums:
         self.names = tuple(parameters)
         self.blocks = [] if self._host is None else [(self._host.names, self._host.counts)]
         self.blocks += [(rows.names, rows.counts) for rows in self._devices]
-        self._parameters, self._optimizer = dict(parameters), optimizer
-        self._rates: dict[int, float] | None = None  # of a step that its buffers tell
-        self._has_begun = False
+        self._buffer_steps = BufferSteps(optimizer, plain)
+        self._rates: list[float] | None = None  # of a step that its buffers tell
+        self._parameters, self._shapes = dict(parameters), {name: p.shape for name, p in parameters.items()}
+        self._has_begun = self._is_exact = False
 
-    @torch.no_grad()
     def begin(self, scale: Tensor | None, *, exact: bool) -> None:
         """Before the step.
 
@@ -53,29 +53,37 @@ class RowSums:
         Raises:
             ValueError: a tensor whose shape is another than it was.
         """
-        self._has_begun = True
-        self._rates = None
-        if not exact and self._host is not None and not self._devices:
-            self._rates = buffer_rates(self._optimizer, self._parameters)
-            if self._rates is not None:
-                return
+        self._has_begun, self._is_exact = True, exact
+        self._rates = None if exact or self._devices else self._buffer_steps.rates()
+        if self._rates is not None:
+            return
         if self._host is not None:
             self._host.begin(1.0 if scale is None else float(scale))
-        for rows in self._devices:
-            rows.begin(scale)
+        if self._devices:
+            self._check_shapes()
+            with torch.no_grad():
+                for rows in self._devices:
+                    rows.begin(scale)
 
-    @torch.no_grad()
+    def _check_shapes(self) -> None:
+        for name, p in self._parameters.items():
+            if p.shape != self._shapes[name]:
+                raise ValueError(f"{name} had the shape {tuple(self._shapes[name])} and has {tuple(p.shape)} now")
+
     def end(self) -> None:
         """After it."""
         if not self._has_begun:
             return
-        if self._host is not None:
-            if self._rates is not None:
-                self._host.end_by_buffers(self._optimizer, self._rates)
-            else:
-                self._host.end()
-        for rows in self._devices:
-            rows.end()
+        if self._host is not None and self._rates is not None:
+            self._host.end_by_buffers(self._rates, self._buffer_steps.buffers())
+        elif self._host is not None:
+            self._host.end()
+        if self._devices:
+            with torch.no_grad():
+                for rows in self._devices:
+                    rows.end()
+        if self._is_exact and not self._devices:
+            self._buffer_steps.look()
 
     def take(self) -> list[Sums]:
         """The sums of each block; 0 of a step that was not taken."""

@@ -69,18 +69,23 @@ class SettingsReader:
 
     def __init__(self, tensors: Tensors, optimizers: Sequence[Optimizer]):
         self._tensors, self._optimizers = tensors, optimizers
-        self._key: tuple | None = None
+        self._rates: list | None = None
+        self._gradients: list | None = None
         self._last = Settings()
 
-    def read(self) -> Settings:
+    def read(self, *, rates_only: bool = False) -> Settings:
+        """The settings now.
+
+        Args:
+            rates_only: whether to trust that the same tensors ask for gradients, and have them, as the last time.
+        """
         groups = [group for one in self._optimizers for group in one.param_groups]
-        key = (
-            [float(group.get(name) or 0.0) for group in groups for name in ("lr", "weight_decay", "momentum")],
-            [p.requires_grad for p in self._tensors.parameters.values()],
-            [p.grad is None for p in self._tensors.parameters.values()],
-        )
-        if key != self._key:
-            self._key, self._last = key, self._made()
+        rates = [float(group.get(name) or 0.0) for group in groups for name in ("lr", "weight_decay", "momentum")]
+        if rates_only and rates == self._rates:
+            return self._last
+        gradients = [(p.requires_grad, p.grad is None) for p in self._tensors.parameters.values()]
+        if rates != self._rates or gradients != self._gradients:
+            self._rates, self._gradients, self._last = rates, gradients, self._made()
         return self._last
 
     def _made(self) -> Settings:
@@ -94,4 +99,5 @@ class SettingsReader:
                     id(p): Setting(*of_group, asks=p.requires_grad, has_gradient=p.grad is not None)
                     for p in group["params"]
                 }
-        return Settings({name: of_ids[id(p)] for name, p in self._tensors.parameters.items()})
+        # one that was just exchanged for another is noticed at the next judged step
+        return Settings({name: of_ids.get(id(p)) or self._last[name] for name, p in self._tensors.parameters.items()})

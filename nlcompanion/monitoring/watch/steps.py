@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from nlcompanion.laws.law import Law
 from nlcompanion.monitoring.watch.layout import Layout, Taken
 from nlcompanion.monitoring.watch.settings import Settings, SettingsReader
-from nlcompanion.monitoring.watch.tensors import Tensors, held_key, tensors_of
+from nlcompanion.monitoring.watch.tensors import Tensors, held_key, held_sizes, tensors_of
 from nlcompanion.monitoring.watch.transfers import Transfers
 
 EARLY = 4  # the first steps, all of which are judged, for the search for laws
@@ -92,9 +92,9 @@ class WatchedSteps:
         if not self._watching:
             return
         self.early += is_early
-        if self._judging or held_key(self.optimizers) != self.tensors.key:
+        if self._judging or held_sizes(self.optimizers) != self.tensors.sizes:
             self._look_at_tensors(number)
-        self._settings, self._rescaled = self._reader.read(), False
+        self._settings, self._rescaled = self._reader.read(rates_only=not self._judging), False
 
     def _end_of_step(self) -> None:
         stepped, watched = frozenset(self._stepped), self._watching

@@ -23,6 +23,7 @@ class Tensors:
         left_out: trainable tensors of the model that no optimizer holds.
         foreign: how many tensors the optimizers hold that the model lacks.
         key: changes when groups or tensors do.
+        sizes: numbers of tensors of the groups.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -30,6 +31,7 @@ class Tensors:
     left_out: tuple[str, ...]
     foreign: int
     key: tuple
+    sizes: list[int]
 
     def of(self, optimizer: int) -> list[str]:
         return [name for name, owner in self.owners.items() if owner == optimizer]
@@ -38,6 +40,11 @@ class Tensors:
 def held_key(optimizers: Sequence[Optimizer]) -> tuple:
     """Which tensors the optimizers hold; another one after a group was added or taken away."""
     return tuple(tuple(map(id, group["params"])) for one in optimizers for group in one.param_groups)
+
+
+def held_sizes(optimizers: Sequence[Optimizer]) -> list[int]:
+    """The same in short: how many tensors each group has."""
+    return [len(group["params"]) for one in optimizers for group in one.param_groups]
 
 
 def tensors_of(model: nn.Module, optimizers: Sequence[Optimizer]) -> Tensors:
@@ -65,7 +72,8 @@ def tensors_of(model: nn.Module, optimizers: Sequence[Optimizer]) -> Tensors:
             continue
         parameters[name], owners[name] = p, owner[id(p)]
     found = {id(p) for p in parameters.values()}
-    return Tensors(parameters, owners, tuple(left_out), len(set(owner) - found), held_key(optimizers))
+    foreign = len(set(owner) - found)
+    return Tensors(parameters, owners, tuple(left_out), foreign, held_key(optimizers), held_sizes(optimizers))
 
 
 def is_sharded(p: torch.Tensor, name: str) -> bool:

@@ -13,6 +13,7 @@ for found in pkgutil.iter_modules(__path__):
 # what calls return, and errors: nobody makes them by hand
 RESULTS = {
     "Account",
+    "Alert",
     "Audit",
     "BeforeStep",
     "ConservedQuantities",
@@ -25,6 +26,8 @@ RESULTS = {
     "MatchedGroup",
     "Motion",
     "NLDTerms",
+    "NormForecast",
+    "NormForecasts",
     "OutputMotion",
     "Persistence",
     "Polar",

@@ -106,9 +106,7 @@ call(
 OPTIMIZER = torch.optim.AdamW([nn.Parameter(torch.ones(4, 4))], lr=0.01, weight_decay=0.1)
 UPDATES_SEEN = nl.UpdateMemory(1.0, double(1.0, 0.5), "recorded")
 
-call(
-    "update_memory", nl.update_memory, {"lags": NONE | COUNTS | {"zero"}, "updates": {"integers"}}, updates=LONG, lags=3
-)
+call("update_memory", nl.update_memory, {"lags": NONE | COUNTS | {"zero"}}, updates=LONG, lags=3)
 call("UpdateMemory.memory", lambda fading: UPDATES_SEEN.memory(fading), {"fading": BELOW_ONE}, fading=0.1)
 call(
     "white_updates",
