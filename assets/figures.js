@@ -6,6 +6,9 @@
   const large = document.createElement("img");
   dialog.append(large);
   dialog.addEventListener("click", () => dialog.close());
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && dialog.open) dialog.close(); // the theme keeps this key to itself
+  }, { capture: true });
   document.body.append(dialog);
 
   const open = (picture) => {
