@@ -176,7 +176,8 @@ class LearningRule:
         Raises:
             ValueError: a time that is not finite, or at which the schedules are not.
         """
-        rates = self._rates(as_time(t))
+        t = t if _is_time(t) else as_time(t)
+        rates = self._rates(t)
         if not all(map(math.isfinite, rates)):
             raise ValueError(f"the schedules of {self.name} are not finite at t = {float(t):g}; take another time")
         return rates

@@ -133,7 +133,7 @@ def _tensors(curves: Mapping[str, list], names: tuple[str, ...], layers: int) ->
     for name in names:
         wide = name in LAYERWISE
         curve = instance(name, curves[name], list, "[0.5, 0.25]")
-        rows = [_row(name, row) if wide else _number(name, row) for row in curve]
+        rows: list[Any] = [_row(name, row) if wide else _number(name, row) for row in curve]
         if len(rows) != length or (wide and any(len(row) != layers for row in rows)):
             raise ValueError(f"the curve {name} of a run does not fit {length} records of {layers} layers")
         found[name] = torch.tensor(rows, dtype=torch.float64).reshape((length, layers) if wide else (length,))

@@ -384,6 +384,24 @@ def test_a_round_in_which_the_first_optimizer_is_skipped_is_a_step_of_its_own(da
     adds_up(ledger, start, model)
 
 
+def test_a_scaler_skips_the_first_of_two_optimizers(data):
+    model = network(dtype=torch.float32)
+    one, other = PAIRS["SGD and SGD"](*split(model))
+    ledger, scaler = Ledger(laws_of(model, data), model, [one, other]), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x, y = data[0].float(), data[1]
+    for n in range(12):
+        one.zero_grad()
+        other.zero_grad()
+        scaler.scale(F.cross_entropy(model(x[n * 8 : n * 8 + 8]), y[n * 8 : n * 8 + 8])).backward()
+        if n in (4, 8):
+            model[1].weight.grad[0, 0] = torch.inf
+        scaler.step(one)
+        scaler.step(other)
+        scaler.update()
+    assert ledger.steps == 12
+    assert ledger.check() < 1e-6
+
+
 def test_a_gradient_that_is_written_to_between_two_optimizers_divides_the_step_and_raises_no_alarm(data):
     """Clipping everything before each of them looks like a new gradient: two steps are booked, and both add up."""
     (x, y), model = data, network()

@@ -156,7 +156,8 @@ def _as_stored(name: str, value: Any) -> Any:
     if name == "lr_drops":
         return tuple(integer(name, epoch, 1) for epoch in instance(name, value, (tuple, list), "(30, 60)"))
     field = attrs.fields_dict(TrainConfig)[name]
-    return field.converter(value, None, field)
+    converter: Any = field.converter
+    return converter(value, None, field)
 
 
 def _value(record: Record, name: str) -> Any:
