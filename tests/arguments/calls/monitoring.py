@@ -83,8 +83,8 @@ call(
     monitored,
     {
         "laws": NONE | {"empty list"},
-        "every": COUNTS | {"a large integer"},
-        "keep": NONE | {"a large integer"},
+        "every": COUNTS,
+        "keep": NONE,
         "replicas": NONE | {"True"},
         "ignore": {"empty list"},
         "on_alert": NONE | FUNCTIONS,
