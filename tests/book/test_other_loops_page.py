@@ -17,6 +17,9 @@ SHOWN = (  # what must stand in the output of each block, or how many steps its 
     8,
     "20 steps of AdamW",
     "3.weight was frozen (requires_grad is off) from step 6 on",
+    "ALERT broken gradient, since step 60: the gradient of 1.1.weight and 1.3.weight",
+    "alerts; 44 records handed on, the last of step 200",
+    "16 steps of AdamW, watched every 5",
 )
 
 
@@ -31,7 +34,7 @@ def test_every_snippet_of_the_page_runs(capsys, tmp_path, monkeypatch):
         monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
     blocks, names, missing = snippets(), {"__name__": "other_loops"}, []
     for code, shown in zip(blocks, SHOWN, strict=True):
-        needed = [name for name in FRAMEWORKS if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE)]
+        needed = [name for name in FRAMEWORKS if re.search(rf"^(import|from) {name}\b|= {name}\.", code, re.MULTILINE)]
         absent = [name for name in needed if find_spec(name) is None]
         if absent:
             missing += absent
