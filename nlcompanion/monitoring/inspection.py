@@ -95,8 +95,11 @@ class Inspection:
         return self._precision.handles
 
     def _precision_of(self) -> GradientPrecision:
-        names = {name for law in self.laws for name in law.parameters} if self.given else set(self._tensors.parameters)
-        return GradientPrecision({name: p for name, p in self._tensors.parameters.items() if name in names})
+        """Of matrices and filters, as a bias that nothing depends on has a gradient of few digits in any precision."""
+        parameters = self._tensors.parameters
+        names = {name for law in self.laws for name in law.parameters} if self.given else set(parameters)
+        matrices = {name: p for name, p in parameters.items() if name in names and p.ndim > 1}
+        return GradientPrecision(matrices or {name: p for name, p in parameters.items() if name in names})
 
     @property
     def _tensors(self) -> Tensors:
@@ -240,7 +243,8 @@ class Inspection:
             return None
         law, moved = self._evidence
         for name, one in moved.items():
-            self._precision.look_at(name, one.gradient)
+            if one.before.ndim > 1:
+                self._precision.look_at(name, one.gradient)
         half = self._precision.latest() if self._precision.dtype is None else None
         own_step = not all(map(steps_as_torch_does, self._watch.optimizers))
         return law, diagnosis(law, moved, optimizer=self.optimizer, own_step=own_step, half=half)

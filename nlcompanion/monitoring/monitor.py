@@ -86,6 +86,7 @@ class Monitor:
         on_alert: a function of an :class:`Alert`.
 
     Attributes:
+        optimizers: those that are heard, without wrappers.
         notes: what was recognised beside alerts, in sentences.
         stopped: why the monitor gave up, or None.
 
@@ -156,7 +157,7 @@ class Monitor:
         )
         self._ignored = set(_kinds(ignore))
         self._skips: Tensor | int = 0
-        self._optimizers = optimizers
+        self.optimizers = optimizers
         self._handles = [*listen(optimizers, self), *self._inspection.handles]
 
     # --- what the hooks tell ----------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class Monitor:
     def before(self, k: int) -> None:
         """An optimizer is about to step; called by its hook."""
         try:
-            skips = getattr(self._optimizers[k], "found_inf", None)
+            skips = getattr(self.optimizers[k], "found_inf", None)
             if isinstance(skips, Tensor):
                 self._skips = self._skips + skips.detach()
             self._watch.before(k)
@@ -341,7 +342,7 @@ class Monitor:
         return norm_forecasts(
             self._record.all_entries(),
             self._last_settings,
-            self._optimizers,
+            self.optimizers,
             self._inspection.free,
             horizon,
             schedule,

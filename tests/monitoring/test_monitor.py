@@ -109,7 +109,7 @@ def test_the_effective_rate_of_plain_sgd(data):
         model[0].weight.mul_(2)
         model[0].weight.div_(model[0].weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1) / 2)
     monitor = Monitor(model, SGD(model.parameters(), lr=1e-3), every=1)
-    train(model, monitor._optimizers, data, steps=3)
+    train(model, monitor.optimizers, data, steps=3)
     of_filters, of_head = (
         next(row for row in monitor.records() if row["tensor"] == name) for name in ("0.weight", "4.weight")
     )

@@ -175,11 +175,11 @@ def test_sparse_gradients():
     sparse = torch.optim.SparseAdam(model[0].parameters(), lr=1e-2)
     monitor, _ = watched(model, [sparse, SGD(model[2].parameters(), lr=1e-2)])
     for n in range(60):
-        for optimizer in monitor._optimizers:
+        for optimizer in monitor.optimizers:
             optimizer.zero_grad()
         words = torch.randint(50, (16, 4), generator=torch.Generator().manual_seed(n))
         nn.functional.cross_entropy(model(words), words[:, 0] % 5).backward()
-        for optimizer in monitor._optimizers:
+        for optimizer in monitor.optimizers:
             optimizer.step()
     row = monitor.records()[-3]
     assert row["tensor"] == "0.weight"
@@ -232,7 +232,7 @@ def test_a_listener_that_fails_leaves_the_loop_alone(data):
         raise RuntimeError("no network")
 
     monitor = Monitor(model, AdamW(model.parameters(), lr=1e-3), on_alert=fails)
-    train(model, monitor._optimizers, data, steps=30)
+    train(model, monitor.optimizers, data, steps=30)
     assert kinds(monitor) == ["decay"]
     assert monitor.stopped is None
     assert said(monitor, "on_alert", "no network")

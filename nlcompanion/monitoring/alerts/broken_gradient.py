@@ -198,11 +198,14 @@ def _is_free_length(law: Law) -> bool:
 
 
 def _tensors(laws: list[Law], worst: Law, cause: str) -> tuple[str, ...]:
-    """Where the fault is: in the tensor that the evidence names, or in those that all broken laws have."""
-    named = re.search(r"gradient of (\S+) is ", cause)
-    if named and named.group(1) in worst.parameters:
-        return (named.group(1),)
+    """Where the fault is: in the one tensor that all broken laws have, or in that which the evidence names.
+
+    One law of two tensors cannot tell which of them was scaled.
+    """
     common = tuple(name for name in worst.parameters if all(name in law.parameters for law in laws))
+    named = re.search(r"gradient of (\S+) is ", cause)
+    if len(common) != 1 and named and named.group(1) in worst.parameters and len(worst.parameters) > 2:
+        return (named.group(1),)
     return common or worst.parameters
 
 
