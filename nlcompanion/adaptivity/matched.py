@@ -10,6 +10,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
+from nlcompanion._arguments import positive_number
 from nlcompanion.laws.auditing import Audit
 
 __all__ = ["Match", "MatchedGroup", "Motion"]
@@ -33,6 +34,7 @@ class Motion:
 
     def in_steps_of(self, samples: float) -> Motion:
         """The same motion in the samples seen, in steps of ``samples`` times as many of them."""
+        samples = positive_number("samples", samples)
         root = math.sqrt(samples)
         return Motion(self.early_step * root, self.time_constant / samples, self.angle * root, self.rms)
 

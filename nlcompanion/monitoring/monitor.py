@@ -31,6 +31,22 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("nlcompanion.monitor")
 
 
+class _Hooks:
+    """What the steps' hooks call: apart from the monitor, of which nobody else calls it."""
+
+    def __init__(self, monitor: Monitor):
+        self._monitor = monitor
+
+    def before(self, k: int) -> None:
+        self._monitor._before(k)
+
+    def evaluated_again(self, k: int) -> None:
+        """A closure was called again within a step (LBFGS); figures are those of the first gradient."""
+
+    def after(self, k: int) -> None:
+        self._monitor._after(k)
+
+
 class Monitor:
     r"""Watches a training run: records norms, turns and effective rates, and says when the run leaves its own laws.
 
@@ -158,12 +174,12 @@ class Monitor:
         self._ignored = set(_kinds(ignore))
         self._skips: Tensor | int = 0
         self.optimizers = optimizers
-        self._handles = [*listen(optimizers, self), *self._inspection.handles]
+        self._handles = [*listen(optimizers, _Hooks(self)), *self._inspection.handles]
 
     # --- what the hooks tell ----------------------------------------------------------------------------------------
 
-    def before(self, k: int) -> None:
-        """An optimizer is about to step; called by its hook."""
+    def _before(self, k: int) -> None:
+        """An optimizer is about to step."""
         try:
             skips = getattr(self.optimizers[k], "found_inf", None)
             if isinstance(skips, Tensor):
@@ -172,11 +188,8 @@ class Monitor:
         except Exception as error:
             self._stop(error)
 
-    def evaluated_again(self, k: int) -> None:
-        """A closure was called again within a step (LBFGS); figures are those of the first gradient."""
-
-    def after(self, k: int) -> None:
-        """An optimizer has stepped; called by its hook."""
+    def _after(self, k: int) -> None:
+        """An optimizer has stepped."""
         try:
             self._watch.after(k)
         except Exception as error:

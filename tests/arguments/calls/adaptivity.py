@@ -174,3 +174,9 @@ call(
     horizons=[100],
     coverage=0.9,
 )
+call(
+    "Motion.in_steps_of",
+    lambda samples: nl.adaptivity.Motion(0.1, 100.0, 0.01, 1.0).in_steps_of(samples),
+    {"samples": POSITIVE},
+    samples=2.0,
+)
