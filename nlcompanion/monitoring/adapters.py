@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nlcompanion.monitoring.monitor import Monitor
 
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks.callback import Callback
+    from transformers.trainer_callback import TrainerCallback
 
-def lightning_callback(**settings: Any) -> Any:
+
+def lightning_callback(**settings: Any) -> Callback:
     """A Lightning callback that watches the training, and lies in its checkpoints.
 
     Its ``monitor`` is there from the start of the training. Figures go to the trainer's loggers by
@@ -25,12 +29,15 @@ def lightning_callback(**settings: Any) -> Any:
         ModuleNotFoundError: where neither ``lightning`` nor ``pytorch_lightning`` is installed.
 
     Example:
-        ``trainer = lightning.Trainer(callbacks=[lightning_callback(every=50)])``
+        >>> callback = lightning_callback(every=50)
+        >>> trainer = lightning.Trainer(callbacks=[callback])   # doctest: +SKIP
+        >>> callback.monitor is None                            # until the training starts
+        True
     """
     return _lightning_class()(settings)
 
 
-def hugging_face_callback(**settings: Any) -> Any:
+def hugging_face_callback(**settings: Any) -> TrainerCallback:
     """A callback for ``transformers.Trainer`` that watches the training; its logs get the number of alerts.
 
     Its ``monitor`` is there from the start of the training.
@@ -45,7 +52,10 @@ def hugging_face_callback(**settings: Any) -> Any:
         ModuleNotFoundError: where ``transformers`` is not installed.
 
     Example:
-        ``trainer = transformers.Trainer(model, arguments, callbacks=[hugging_face_callback(every=50)])``
+        >>> callback = hugging_face_callback(every=50)
+        >>> trainer = transformers.Trainer(model, arguments, callbacks=[callback])   # doctest: +SKIP
+        >>> callback.monitor is None                                                 # until the training begins
+        True
     """
     return _hugging_face_class()(settings)
 
