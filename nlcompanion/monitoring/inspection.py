@@ -218,7 +218,9 @@ class Inspection:
     # --- the cause of a broken law ----------------------------------------------------------------------------------
 
     def _ask_evidence(self, law: Law) -> None:
-        if self._wanted is None:
+        if self._wanted is not None:
+            return
+        if self._evidence is None or not set(self._evidence[0].parameters) & set(law.parameters):
             self._wanted, self._evidence = law, None
 
     def gather(self) -> None:

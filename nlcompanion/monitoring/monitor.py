@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from nlcompanion._arguments import choice, described, integer
 from nlcompanion.laws.auditing.report import Audit
 from nlcompanion.laws.law import Law
-from nlcompanion.monitoring import monitor_plot, monitor_state, monitor_text
-from nlcompanion.monitoring.alerts import KINDS, Alert, replica_ranks
+from nlcompanion.monitoring import monitor_arguments, monitor_plot, monitor_state, monitor_text, tensor_changes
+from nlcompanion.monitoring.alerts import Alert, replica_ranks
 from nlcompanion.monitoring.exports import Target, rows_of_laws, rows_of_tensors
 from nlcompanion.monitoring.inspection import Inspection
 from nlcompanion.monitoring.norm_forecasts import NormForecasts, norm_forecasts
-from nlcompanion.monitoring.step_hooks import innermost, listen
+from nlcompanion.monitoring.step_hooks import listen
 from nlcompanion.monitoring.watch.record import Entry, Record
 from nlcompanion.monitoring.watch.run_laws import given_laws, laws_argument
 from nlcompanion.monitoring.watch.settings import Settings
@@ -148,16 +148,17 @@ class Monitor:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be the torch.nn.Module that is trained, got {described(model)}")
         self.every = integer("every", every, 1, 10**9)
-        self._on_alert = _listener(on_alert)
+        self._on_alert = monitor_arguments.listener(on_alert)
         given = laws_argument(laws)
         kept = None if keep is None else integer("keep", keep, 16, 10**9)
-        optimizers = _optimizers(optimizer)
+        optimizers = monitor_arguments.optimizers_of(optimizer)
         self.notes: list[str] = []
         self.stopped: str | None = None
         self._alerts: list[Alert] = []
         self._targets: list[Target] = []
         self._watch = WatchedSteps(model, optimizers, self.every, self._receive, self._changed, self._gather)
-        self._refuse_foreign(model, optimizers)
+        for note in tensor_changes.at_the_start(model, optimizers, self._watch.tensors):
+            self._say(note)
         if given is not None:
             given = given_laws(given, model, self._watch.tensors, len(optimizers), self._say)
         self._record = Record(self.every, kept)
@@ -166,12 +167,12 @@ class Monitor:
             model,
             self._watch,
             given,
-            replica_ranks(model, _flag_or_none("replicas", replicas)),
-            _kinds(ignore),
+            replica_ranks(model, monitor_arguments.flag_or_none("replicas", replicas)),
+            monitor_arguments.kinds(ignore),
             self._tell,
             self._say,
         )
-        self._ignored = set(_kinds(ignore))
+        self._ignored = set(monitor_arguments.kinds(ignore))
         self._skips: Tensor | int = 0
         self.optimizers = optimizers
         self._handles = [*listen(optimizers, _Hooks(self)), *self._inspection.handles]
@@ -227,24 +228,12 @@ class Monitor:
         self._inspection.gather()
 
     def _changed(self, before: Tensors, now: Tensors) -> None:
-        came = [name for name in now.parameters if name not in before.parameters]
-        went = [name for name in before.parameters if name not in now.parameters]
         step = self._watch.steps + 1
-        if came:
-            self._say(f"from step {step} on the optimizer holds {', '.join(came)} too")
-        replaced = [
-            name
-            for name, p in before.parameters.items()
-            if name in now.left_out or (name in now.parameters and now.parameters[name] is not p)
-        ]
-        lost = [name for name in replaced if name in now.left_out]
-        gone = [name for name in went if name not in lost]
-        if gone:
-            self._say(f"from step {step} on {', '.join(gone)} is no longer held by optimizer and model")
-        if lost and now.foreign > before.foreign:
-            self._tell(monitor_text.replaced_alert(tuple(lost), step))
-        elif lost:
-            self._say(f"from step {step} on no optimizer holds {', '.join(lost)}")
+        for note in tensor_changes.notes(before, now, step):
+            self._say(note)
+        alert = tensor_changes.replaced(before, now, step)
+        if alert is not None:
+            self._tell(alert)
         self._inspection.changed(before, now)
 
     def _tell(self, alert: Alert) -> None:
@@ -263,19 +252,6 @@ class Monitor:
     def _say(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
-
-    def _refuse_foreign(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-        tensors = self._watch.tensors
-        name = " and ".join(type(one).__name__ for one in optimizers)
-        if not tensors.parameters:
-            raise ValueError(
-                f"{name} holds none of the parameters of this {type(model).__name__}, so none of them moves; make the "
-                "optimizer from this model's parameters(), after it was copied, moved or wrapped"
-            )
-        if tensors.left_out:
-            self._say(f"no optimizer holds {', '.join(tensors.left_out)}, which will not move")
-        if tensors.foreign:
-            self._say(f"{name} holds {tensors.foreign} tensors that the model lacks; they are not watched")
 
     # --- what it found ----------------------------------------------------------------------------------------------
 
@@ -416,30 +392,3 @@ class Monitor:
         self._alerts = [*found.alerts, *self._alerts]
         self.notes = list(dict.fromkeys([*found.notes, *self.notes]))
         self._skips = self._skips + found.skipped
-
-
-def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
-    several = list(given) if isinstance(given, list | tuple) else [given]
-    if not several:
-        raise ValueError("a monitor needs the optimizer that moves the model, got an empty list")
-    return list(dict.fromkeys(innermost(one)[0] for one in several))
-
-
-def _listener(on_alert: Any) -> Callable[[Alert], Any] | None:
-    if on_alert is not None and (not callable(on_alert) or isinstance(on_alert, type)):
-        raise TypeError(f"on_alert must be a function of an Alert, or None, got {described(on_alert)}")
-    return on_alert
-
-
-def _flag_or_none(name: str, value: Any) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{name} must be True, False or None, got {described(value)}")
-    return value
-
-
-def _kinds(ignore: Any) -> tuple[str, ...]:
-    if not isinstance(ignore, list | tuple) or not all(isinstance(kind, str) for kind in ignore):
-        raise TypeError(f"ignore must be kinds of alerts in a list, got {described(ignore)}")
-    for kind in ignore:
-        choice("ignore", kind, *KINDS)
-    return tuple(ignore)

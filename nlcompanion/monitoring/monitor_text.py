@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from nlcompanion.monitoring.alerts import Alert
-from nlcompanion.monitoring.alerts.alert import listed
 from nlcompanion.monitoring.watch.figures import COLUMNS
 from nlcompanion.monitoring.watch.record import Entry
 
@@ -28,21 +27,6 @@ def report(title: str, alerts: Sequence[Alert], notes: Sequence[str], entry: Ent
         if entry.laws:
             parts.append(_laws(entry))
     return "\n\n".join(parts)
-
-
-def replaced_alert(names: tuple[str, ...], step: int) -> Alert:
-    """The model computes with other tensors than its optimizer moves."""
-    return Alert(
-        "replaced",
-        "the model computes with the tensors that the optimizer moves",
-        names,
-        float(len(names)),
-        0.0,
-        step,
-        step,
-        f"the model's {listed(names)} was replaced, and the optimizer still moves the old tensor, which computes "
-        "nothing; make the optimizer after the model is complete, or add_param_group the new one",
-    )
 
 
 def _tensors(entry: Entry) -> str:

@@ -330,3 +330,52 @@ def test_the_state_goes_through_a_file(data, tmp_path):
     last = Monitor(again, optimizer)
     last.load_state_dict(resumed.state_dict())
     assert last.alerts == resumed.alerts
+
+
+# --- other devices ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "Muon"])
+def test_tensors_that_numpy_cannot_see_have_the_same_figures(data, kind, monkeypatch):
+    """What a GPU runs, on a CPU."""
+
+    def run():
+        torch.manual_seed(0)
+        model = convnet().double()
+        monitor, optimizers = watched(model, OPTIMIZERS[kind](model), every=5)
+        train(
+            model, optimizers, data, steps=120,
+            before=lambda n: model[4].bias.grad.mul_(1.01) if n >= 40 else None,
+        )  # fmt: skip
+        return monitor
+
+    plain = run()
+    for module in ("row_sums", "cut_sums"):
+        monkeypatch.setattr(f"nlcompanion.monitoring.watch.{module}.is_plain", lambda p: False)
+    other = run()
+    for one, same in zip(other.records(), plain.records(), strict=True):
+        assert one.pop("tensor") == same.pop("tensor")
+        assert one == pytest.approx(same, rel=1e-6, abs=1e-12, nan_ok=True)
+    assert [law.statement for law in other.laws] == [law.statement for law in plain.laws]
+    assert [str(alert) for alert in other.alerts] == [str(alert) for alert in plain.alerts]
+    assert other.stopped is None
+
+
+def test_sums_that_arrive_late_change_nothing(data, monkeypatch):
+    def run():
+        torch.manual_seed(0)
+        model = layers().double()
+        monitor, optimizers = watched(model, OPTIMIZERS["SGD"](model), every=5)
+        train(
+            model, optimizers, data, steps=200,
+            before=lambda n: model[3].weight.grad.mul_(1.01) if n >= 90 else None,
+        )  # fmt: skip
+        return monitor
+
+    at_once = run()
+    # as from a GPU: each is here when the next one was sent
+    late = "nlcompanion.monitoring.watch.transfers.Transfers._is_here"
+    monkeypatch.setattr(late, lambda transfers, one: len(transfers._queue) > 1)
+    delayed = run()
+    assert [(a.kind, a.tensors) for a in delayed.alerts] == [(a.kind, a.tensors) for a in at_once.alerts]
+    assert {row["step"] for row in delayed.records()} == {row["step"] for row in at_once.records()}

@@ -18,7 +18,7 @@ _ABOVE = 10.0  # how far above that a gradient may be
 _MOST = 100.0  # of the dtype's tolerance, that may count as rounding
 _FREE_MOST, _FREE_ABOVE = 0.3, 30.0  # of lengths before a normalisation, whose eps is larger than rounding
 _NOISE = 8  # units in the last place of the largest gradient of any law
-_TWICE = 2
+_TWICE, _PATIENCE = 2, 6  # samples in which a law must be left, and that its evidence may take to come
 
 
 class BrokenGradient:
@@ -126,12 +126,15 @@ class BrokenGradient:
                 continue
             first, times = self._suspects.get(law.statement, (sample.step, 0))
             self._suspects[law.statement] = first, times + 1
-            if times + 1 >= _TWICE and run.found[k] and not _is_explained(law, run):
-                run.withdraw(law, f"gradients left it at step {first}, and what was measured names no cause")
-            elif times + 1 >= _TWICE and law.statement not in self._told:
-                certain.append(k)
-            elif times == 0:
+            if law.statement in self._told:
+                continue
+            cause = _cause(law, run)
+            if times + 1 < _TWICE or (cause is None and times + 1 < _PATIENCE):  # the evidence may be on its way
                 run.ask_evidence(law)
+            elif run.found[k] and (cause is None or not is_explained(cause)):
+                run.withdraw(law, f"gradients left it at step {first}, and what was measured names no cause")
+            else:
+                certain.append(k)
         return [self._alert(certain, worst, limits, sample, run)] if certain else []
 
     def _alert(self, certain: list[int], worst: np.ndarray, limits: np.ndarray, sample: Sample, run: RunView) -> Alert:
@@ -184,12 +187,11 @@ class BrokenGradient:
         self._suspects = {law: (int(first), int(times)) for law, (first, times) in state["suspects"].items()}
 
 
-def _is_explained(law: Law, run: RunView) -> bool:
-    """Whether the evidence names a cause in one of the law's tensors, as for one scaled gradient."""
-    if run.evidence is None:
-        return False
-    judged, cause = run.evidence
-    return bool(set(judged.parameters) & set(law.parameters)) and is_explained(cause)
+def _cause(law: Law, run: RunView) -> str | None:
+    """What the evidence says, if it is there and of one of the law's tensors."""
+    if run.evidence is None or not set(run.evidence[0].parameters) & set(law.parameters):
+        return None
+    return run.evidence[1]
 
 
 def _is_free_length(law: Law) -> bool:
