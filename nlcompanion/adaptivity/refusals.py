@@ -11,7 +11,7 @@ from nlcompanion.adaptivity.norm_record import NormRecord
 LEAST_RECORDS = 12
 LEAST_STEPS = 50
 BURST = 0.05  # radians: beyond it the law of the norm is unreliable while the turn per step rises
-NO_LAW = 0.5  # radians: beyond it there is no law at all
+NO_LAW = {4: 0.2, 2: 0.5}  # radians, for the law of each power: see RadiusTracker.worst_reach for SGD's
 RISING = 1.2
 
 
@@ -53,8 +53,9 @@ def _burst(law: NormLaw, record: NormRecord, ahead: Tensor, rates: Tensor, k: in
     quarter = max(len(record.steps) // 4, 2)
     turns = record.turns[:, k]
     now, before = (part.square().nanmean().sqrt().item() for part in (turns[-quarter:], turns[-2 * quarter : -quarter]))
-    if now > NO_LAW:
-        return f"lasting updates turn the weight by {now:.2g} rad in a step, and beyond {NO_LAW} no law holds"
+    limit = NO_LAW[law.power]
+    if now > limit:
+        return f"bursts: lasting updates turn the weight by {now:.2g} rad in a step, and beyond {limit} no law holds"
     if law.power == 2:
         return ""  # updates that are normalised do not grow as the weight shrinks
     if now > BURST and now > RISING * before:
@@ -64,9 +65,9 @@ def _burst(law: NormLaw, record: NormRecord, ahead: Tensor, rates: Tensor, k: in
         )
     shrink = record.norms[-1, k] / ahead[:, k].clamp(min=1e-300) ** (1 / law.power)
     then = now * (rates / record.rates[-1].clamp(min=1e-300)) * shrink**2
-    if (then > NO_LAW).any():
+    if (then > limit).any():
         return (
             "a burst ahead: the norm is about to fall so far that a lasting gradient would turn the weight by more "
-            f"than {NO_LAW} rad in a step"
+            f"than {limit} rad in a step"
         )
     return ""
