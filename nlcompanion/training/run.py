@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._arguments import choice, instance, integer, names, number_from, real_number
+from nlcompanion._arguments import described, instance, integer, names, number_from, real_number
 from nlcompanion._extras import needs
 from nlcompanion.training.config import TrainConfig
 
@@ -103,7 +103,9 @@ class Run:
         missing = [name for name in entries if not isinstance(content, Mapping) or name not in content]
         if missing:
             raise ValueError(f"the content of a run lacks {', '.join(missing)}; Run.to_dict makes all of it")
-        choice("status", content["status"], "finished", "diverged")
+        status = content["status"]
+        if not isinstance(status, str) or status not in ("finished", "diverged"):
+            raise ValueError(f"a run is finished or diverged, got status {described(status)}")
         layers = names("layers", content["layers"])
         integer("steps", content["steps"], 0, 2**63 - 1)
         number_from("duration", content["duration"], 0, "it is a time")
