@@ -108,7 +108,6 @@ def make(name: str, folder: Path | str | None = None) -> Path:
     if name not in known:
         raise ResultError(f"there is no result {name!r} to make; there are {', '.join(sorted(known))}")
     _writable(path_of(name, folder))  # nowhere to store it: say so before the run, not after
-    provenance(0.0)  # nor can a result be stored of a package that is not installed
     import torch
 
     threads = torch.get_num_threads()

@@ -250,7 +250,7 @@ def test_a_name_is_registered_once(registered):
 
 
 def test_unknown_results(tmp_path, capsys):
-    with pytest.raises(ResultError, match="there are gu_fig1_kmnist"):
+    with pytest.raises(ResultError, match="there are forecasts_on_small_trainings, gu_fig1_kmnist"):
         make("nonsense", tmp_path)
     assert main(["nonsense", "--folder", str(tmp_path)]) == 2
     assert "no such result: nonsense" in capsys.readouterr().err
