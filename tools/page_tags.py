@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from html import unescape
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
@@ -37,10 +39,14 @@ def tags(path: Path, *keys: str) -> list[Tag]:
     return [tag for key in keys for tag in known.get(key, ())]
 
 
+_PLACE = re.compile(r'<[a-z][^>]*?\sid="([^"]+)"|<a\b[^>]*?\sname="([^"]+)"')
+
+
 @cache
 def _anchors(path: Path, changed: int) -> frozenset[str]:
-    every = _tags(path, changed)[EVERY]
-    return frozenset(tag.get("id") or tag.get("name") for tag in every if "id" in tag.attrs or tag.name == "a")
+    """From the text, for most pages are asked by others that have no other use for their tags."""
+    text = path.read_text(encoding="utf-8")
+    return frozenset(unescape(name) for found in _PLACE.findall(text) for name in found if name)
 
 
 def has_anchor(path: Path, anchor: str) -> bool:
