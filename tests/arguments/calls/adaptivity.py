@@ -60,11 +60,11 @@ call(
     momentum=0.5,
 )
 call("polar", nl.polar, q=Q, v=V)
-ADAPTIVE = {**SGD, "r0_squared": POSITIVE, "persistence": FROM_ZERO}
+ADAPTIVE = {**SGD, "r0_squared": POSITIVE}
 call(
     "radius_squared",
     nl.radius_squared,
-    ADAPTIVE,
+    {**ADAPTIVE, "persistence": FROM_ZERO},
     t=[0.0, 1.0, 2.0],
     grad_norm_squared=[1.0, 2.0, 1.0],
     r0_squared=1.0,
@@ -76,7 +76,7 @@ call(
 call(
     "radius_gain",
     nl.radius_gain,
-    {**SGD, "t": PAIRS, "r_squared": PAIRS | {"another shape"}},
+    {"momentum": BELOW_ONE, "weight_decay": FROM_ZERO, "t": PAIRS, "r_squared": PAIRS | {"another shape"}},
     t=[0.0, 1.0],
     r_squared=[1.0, 2.0],
     momentum=0.5,

@@ -45,6 +45,7 @@ call(
     inputs=samples()[0],
     targets=samples()[1],
     loss=nn.functional.cross_entropy,
+    optimizer=None,
     seed=0,
 )
 call(
