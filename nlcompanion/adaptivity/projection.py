@@ -29,13 +29,13 @@ class Forecast:
     r"""What will become of the norms of some weights; made by :func:`forecast`.
 
     With ``H`` horizons and weights in the shape ``(...)`` of one record. Where there is no forecast numbers are NaN
-    and :attr:`refusals` says why.
+    and ``refusals`` says why.
 
     Attributes:
         step: the last step of the record, at which the forecast is made.
         horizons: steps ahead, shape ``(H,)``.
         norm: :math:`|W|` at each horizon, shape ``(H, ...)``.
-        norm_low, norm_high: the interval that holds it with probability :attr:`coverage`.
+        norm_low, norm_high: the interval that holds it with probability ``coverage``.
         effective_rate: :math:`\eta/|W|^2` under SGD, in units of the unit-length gradient's steps, or
             :math:`\eta/|W|` under a normalised optimiser, in radians per unit of update; shape ``(H, ...)``.
         effective_rate_low, effective_rate_high: its interval.

@@ -84,10 +84,10 @@ class Monitor:
     ``replaced``         the model computes with the tensors that the optimizer moves
     ===================  ==============================================================================================
 
-    An alert is raised once, kept in :attr:`alerts`, logged as a warning of ``nlcompanion.monitor``, and given to
+    An alert is raised once, kept in ``alerts``, logged as a warning of ``nlcompanion.monitor``, and given to
     ``on_alert``. Without ``laws`` those of the run are found in its first three gradients: layers joined by ReLU or
     another homogeneous activation, gains and their readers. What else happened on the way (groups that came or went,
-    clipping, half precision, steps that were left out) is in :attr:`notes`. Should the monitor itself fail, it stops,
+    clipping, half precision, steps that were left out) is in ``notes``. Should the monitor itself fail, it stops,
     says so, and leaves the loop alone.
 
     Args:
