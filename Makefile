@@ -35,10 +35,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 book: $(READY) ## install what is needed and build the book
-	@$(PY) -m tools.what_holds
-	@rm -rf _build/html
-	@$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet > /dev/null
-	@$(PY) -m tools.pages
+	@$(PY) -m tools.build
 
 pdf: book ## the whole book as one PDF (needs Chromium)
 	@$(PY) -m tools.pdf
@@ -59,6 +56,7 @@ bugs: $(READY) ## plant bugs in the formulas, one at a time, and see which tests
 	@$(PY) -m tools.planted_bugs $(ONLY)
 
 lab: $(READY) ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter trust book/*.ipynb > /dev/null  # their controls are shown before anything is run
 	@$(BIN)/jupyter-lab book
 
 notebooks: $(READY) ## execute every notebook again and keep the outputs

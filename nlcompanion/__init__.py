@@ -12,7 +12,7 @@ symmetry of the loss is a law of training. Each folder is a noun, each function 
 ``laws``        what a network conserves, exactly, step by step
 ``testing``     gradients and optimisers held against their own laws
 ``adaptivity``  normalisation as an adaptive optimiser
-``monitoring``  the ledger of a training run, and the radius that a rule foresees
+``monitoring``  the ledger of a training run, the monitor and its alerts, the radius foreseen
 ``datasets``    digits (embedded), KMNIST, Tiny ImageNet
 ``training``    the training loop, for one GPU too, and sweeps that survive
 ``book``        claims and their verdicts, stored results, figures, sliders

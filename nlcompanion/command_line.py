@@ -280,13 +280,13 @@ def _options_of_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from nlcompanion.laws.audit.command import run
+    from nlcompanion.laws.auditing.command import run
 
     return run(options)
 
 
 def _options_of_audit(parser: argparse.ArgumentParser) -> None:
-    from nlcompanion.laws.audit.command import add_options
+    from nlcompanion.laws.auditing.command import add_options
 
     add_options(parser)
 

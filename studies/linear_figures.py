@@ -95,7 +95,7 @@ def modes_drawer(
         left.plot(t[::3], measured[r][::3], ".", color=COLORS["measurement"], markersize=4)
         left.set(xlabel="time", ylabel="strength in $P$", ylim=(-0.01, 0.33))
         for other, modes in measured.items():
-            look = {"color": "#cccccc", "linewidth": 1}
+            look = {"color": COLORS["context"], "linewidth": 1}
             if other == r:
                 look = {"color": COLORS["measurement"], "zorder": 3}
             right.plot(t, (modes - strength).square().sum(1) / 2, **look)

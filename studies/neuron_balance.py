@@ -147,6 +147,7 @@ class Family:
         other: the activation of the control; None if the same.
         p: the degree that the control takes for granted.
         samples: how many digits. Kinks want many: the fewer there are, the harder each image's kink.
+        exponent: the power of ten below which the law is taken to hold: what the solver leaves.
     """
 
     activation: object
@@ -154,11 +155,12 @@ class Family:
     other: object = None
     p: float = 1.0
     samples: int = 100
+    exponent: int = -10
 
 
 FAMILIES = {
-    "ReLU": Family("relu", KINKED, other="gelu", samples=300),  # its smooth cousin
-    "leaky ReLU": Family("leaky_relu", KINKED, other=nn.ELU(), samples=300),
+    "ReLU": Family("relu", KINKED, other="gelu", samples=300, exponent=-6),  # its smooth cousin
+    "leaky ReLU": Family("leaky_relu", KINKED, other=nn.ELU(), samples=300, exponent=-6),
     "$x^2$": Family(nl.Power(2), SMOOTH),  # as if the law of ReLU were everybody's
     "$x^3$": Family(nl.Power(3), SMOOTH),
     "RePU(3)": Family(nl.RePU(3), SMOOTH),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -146,3 +148,47 @@ def figure_of_source(account: nl.Account, neurons: list[int]):
     axes[1].set(xlabel="step", ylabel="source, and finite step (dashed)")
     axes[1].legend()
     return figure
+
+
+def ledger_of_a_faulty_run(laws, *, factor: float = 1.01, since: int = 40, steps: int = 80) -> nl.Ledger:
+    """The books of the convnet of :func:`convnet` under Nesterov's SGD; from a step on one gradient is multiplied.
+
+    Args:
+        laws: of the audit of that convnet.
+        factor: of the gradient of the second convolution; 1 for a healthy run.
+    """
+    model = convnet().double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-300
+    images, labels = digit_images(256)
+    images = images.double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    generator = torch.Generator().manual_seed(0)
+    with nl.Ledger(laws, model, optimizer, every=1) as ledger:
+        for step in range(steps):
+            batch = torch.randint(256, (32,), generator=generator)
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[batch]), labels[batch]).backward()
+            if step >= since:
+                model.get_parameter("3.weight").grad *= factor
+            optimizer.step()
+    return ledger
+
+
+def monitored_run(*, factor: float = 1.01, since: int = 80, steps: int = 140) -> nl.Monitor:
+    """The convnet of :func:`convnet` under AdamW with one group, watched; from a step on one gradient is wrong."""
+    model = convnet()
+    images, labels = digit_images(256)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    logging.getLogger("nlcompanion.monitor").addHandler(logging.NullHandler())  # alerts are read from the monitor
+    monitor = nl.Monitor(model, optimizer)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        batch = torch.randint(256, (32,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[batch]), labels[batch]).backward()
+        if step >= since:
+            model.get_parameter("3.weight").grad *= factor
+        optimizer.step()
+    return monitor

@@ -27,7 +27,13 @@ from nlcompanion.book.results import ResultError, path_of, write
 __all__ = ["Recipe", "make", "recipes", "result"]
 
 # modules whose import registers their results
-STUDIES = ("studies.homogeneity", "studies.implicit_adaptivity", "studies.time_symmetry")
+STUDIES = (
+    "studies.forecasts",
+    "studies.homogeneity",
+    "studies.implicit_adaptivity",
+    "studies.time_symmetry",
+    "studies.transfers",
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def make(name: str, folder: Path | str | None = None) -> Path:
     if name not in known:
         raise ResultError(f"there is no result {name!r} to make; there are {', '.join(sorted(known))}")
     _writable(path_of(name, folder))  # nowhere to store it: say so before the run, not after
+    provenance(0.0)  # nor can a result be stored of a package that is not installed
     import torch
 
     threads = torch.get_num_threads()

@@ -119,7 +119,7 @@ def words_of(path: Path) -> set[str]:
 @cache
 def uses() -> dict[str, set[str]]:
     """Where each name is used, tests and lists of exports apart; a function's own module counts if it uses it."""
-    places = [ROOT / "README.md"]
+    places = [ROOT / "README.md", ROOT / "book" / "other_loops.md"]
     for part, pattern in (("book", "*.ipynb"), ("studies", "*.py"), ("tools", "*.py"), ("benchmarks", "*.py")):
         places += (ROOT / part).glob(pattern)
     places += [path for path in (ROOT / "nlcompanion").rglob("*.py") if path.name != "__init__.py"]
@@ -140,6 +140,7 @@ def public() -> set[str]:
 COUNTERPARTS = {
     "law_of": "Law.symmetry the other way",
     "loss_below": "stops a motion by its loss, as steady by its speed",
+    "ntk_product": "ntk for so many samples that its matrix would not fit",
 }
 
 

@@ -37,7 +37,7 @@ def words_after(*start: str) -> list[list[str]]:
 def test_the_lines_to_type_are_found():
     assert len(OURS) == 3
     assert ["book"] in words_after("make")
-    assert ["tools.what_holds"] in words_after("python", "-m")
+    assert ["tools.build"] in words_after("python", "-m")
 
 
 def test_every_target_of_make_is_there():

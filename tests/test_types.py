@@ -29,7 +29,9 @@ MISTAKES = {
     "nl.TrainConfig(learning_rate=0.1)": 'Unexpected keyword argument "learning_rate"',
     "nl.training.trian": 'Module has no attribute "trian"',
 }
-TYPES = [f"reveal_type(nl.{name})" for name in nlcompanion.__all__]
+# these return callbacks of other libraries, which mypy is told not to read here
+OF_OTHERS = {"hugging_face_callback", "lightning_callback"}
+TYPES = [f"reveal_type(nl.{name})" for name in nlcompanion.__all__ if name not in OF_OTHERS]
 LINES = [*USE.splitlines(), *MISTAKES, *TYPES]
 
 
@@ -85,7 +87,7 @@ def test_right_use_is_none(said):
     assert not [text for line in USE.splitlines() if line for text in at(line, said) if ": error:" in text]
 
 
-@pytest.mark.parametrize("name", nlcompanion.__all__)
+@pytest.mark.parametrize("name", [name for name in nlcompanion.__all__ if name not in OF_OTHERS])
 def test_a_public_name_has_a_type(said, name):
     (text,) = at(f"reveal_type(nl.{name})", said)
     revealed = re.search(r'Revealed type is "(.*)"$', text)[1]

@@ -1,6 +1,7 @@
 """The house: which part may import which, and that no import hides a name, whatever is imported first."""
 
 import ast
+import importlib
 import os
 import pkgutil
 import re
@@ -175,7 +176,7 @@ def test_the_map_is_in_the_order_of_the_walls():
 MODULES = [module.name for module in pkgutil.walk_packages(nlcompanion.__path__, "nlcompanion.")]
 
 # each child of a process that has loaded the libraries, and nothing of ours, imports one module first
-FIRST = """
+LOOK = """
 import importlib, os, sys
 import matplotlib.pyplot, scipy.integrate, scipy.optimize, scipy.signal, scipy.special, torch.func
 torch.set_num_threads(1)
@@ -193,7 +194,7 @@ def look(first):
         for name in room.__all__:
             assert type(getattr(room, name)) is not type(sys), f"{folder}.{name} after import {first}"
 
-for first in MODULES:
+for first in FIRST:
     child = os.fork()
     if not child:
         try:
@@ -207,10 +208,42 @@ for first in MODULES:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
-def test_whatever_is_imported_first_every_public_name_is_what_it_should_be():
-    modules = [name for name in MODULES if not name.endswith("__main__")]
-    assert len(modules) > 60
-    code = f"MODULES = {modules!r}\n{FIRST}"
+def with_a_namesake() -> list[str]:
+    """The modules that are called like a name which their folder offers. No other can hide one."""
+    found = []
+    for module in MODULES:
+        folder, _, name = module.rpartition(".")
+        if name in getattr(importlib.import_module(folder), "__all__", ()):
+            found.append(module)
+    return found
+
+
+def names_after(first: list[str]) -> None:
+    """Each of these is imported first, in a process of its own; then every public name is looked at."""
+    code = f"MODULES = {MODULES!r}\nFIRST = {first!r}\n{LOOK}"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+def test_a_module_imported_first_hides_no_public_name():
+    modules = with_a_namesake()
+    assert {"nlcompanion.laws", "nlcompanion.networks.mlp"} <= set(modules)
+    names_after(modules)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+def test_nor_does_any_other_module():
+    modules = [name for name in MODULES if not name.endswith("__main__")]
+    assert len(modules) > 60
+    names_after(modules)
+
+
+def test_no_function_hides_the_folder_that_it_comes_from():
+    """Each folder is an attribute of the one above it, not a function of the same name."""
+    folders = [module.name for module in pkgutil.walk_packages(nlcompanion.__path__, "nlcompanion.") if module.ispkg]
+    for name in folders:
+        folder = importlib.import_module(name)
+        above, _, own = name.rpartition(".")
+        assert getattr(importlib.import_module(above), own) is folder, name

@@ -154,6 +154,16 @@ def softplus():
     return _with_source(nn.Softplus())
 
 
+@entry(SOURCE, *logits("2", 5), why="what SiLU overwrites is seen before")
+def silu_in_place():
+    return _with_source(nn.SiLU(inplace=True))
+
+
+@entry(SOURCE, *logits("2", 5), why="ReLU6 is ReLU for ordinary weights, and a threshold is no symmetry")
+def relu6():
+    return _with_source(nn.ReLU6())
+
+
 @entry(
     "rescaling: 0.weight + 0.bias - 2.weight - 1.beta x5", *logits("2", 5), why="each neuron's beta shrinks as z grows"
 )
@@ -518,6 +528,18 @@ def convolution_gelu():
     return images(nn.Sequential(nn.Conv2d(2, 4, 3), nn.GELU(), Mean(), nn.Linear(4, 3)))
 
 
+@entry(
+    "scale: 0.weight x4",
+    "source: 1.weight + 1.bias - 3.weight x4",
+    "rescaling: 3.weight + 3.bias - 6.weight x3",
+    *logits("6", 12),
+    why="what writes to a SiLU behind a norm is the norm's gain and bias",
+)
+def conv_bn_silu():
+    first = [nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.SiLU(inplace=True)]
+    return images(nn.Sequential(*first, nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)))
+
+
 # --- recurrent nets ---------------------------------------------------------------------------------------------------
 
 
@@ -574,6 +596,24 @@ def glu_packed():
             return super().forward(x) + self.offset
 
     return vectors(nn.Sequential(nn.Linear(4, 10), nn.GLU(), Head()))
+
+
+@entry(
+    "gated: up.weight - down.weight x5",
+    "source: gate.weight - down.weight x5",
+    why="SwiGLU: the branch without an activation is linear in what it passes, the other one has a source",
+)
+def swiglu():
+    class SwiGLU(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.up = nn.Linear(4, 5, bias=False), nn.Linear(4, 5, bias=False)
+            self.down = nn.Linear(5, 3, bias=False)
+
+        def forward(self, x):
+            return self.down(F.silu(self.gate(x)) * self.up(x))
+
+    return regression(SwiGLU())
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -645,6 +685,7 @@ def encoder_layer():
 # --- transformers, by people who did not write this -------------------------------------------------------------------
 
 _HF = "transformers"
+_TIMM = "timm"  # imports torchvision, of which there must be the build that belongs to this torch
 _SMALL = {
     "vocab_size": 11,
     "hidden_size": 8,
@@ -784,6 +825,220 @@ def resnet():
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic", num_labels=3)
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     return ResNetForImageClassification(config).train(), {"pixel_values": x, "labels": torch.tensor([0, 1, 2, 0])}
+
+
+@entry(
+    "query-key: {a}.weight + {a}.bias - {a}.weight x8",
+    "query-key: {a}.weight + {a}.bias - {a}.weight - {a}.bias x2",
+    "rotation: {a}.weight + {a}.bias x2",
+    "value-output: {a}.weight + {a}.bias - {h}attention.dense.weight x32",
+    "dead: {a}.bias x4",
+    "shear: {a}.bias + {h}attention.dense.bias x8",
+    "shear: {h}input_layernorm.bias + {a}.bias x8",
+    "shear: {h}post_attention_layernorm.bias + {h}mlp.dense_h_to_4h.bias x8",
+    "scale: gpt_neox.embed_in.weight + {h}attention.dense.weight + {h}attention.dense.bias"
+    " + {h}mlp.dense_4h_to_h.weight + {h}mlp.dense_4h_to_h.bias x1",
+    "rescaling: gpt_neox.final_layer_norm.weight + gpt_neox.final_layer_norm.bias - lm_head.weight x8",
+    "rescaling: {h}post_attention_layernorm.weight + {h}post_attention_layernorm.bias - {h}mlp.dense_h_to_4h.weight x8",
+    "rescaling: {h}input_layernorm.weight + {h}input_layernorm.bias - {a}.weight x8",
+    "shift: gpt_neox.embed_in.weight x11",
+    "shift: {h}attention.dense.weight x8",
+    "shift: {h}mlp.dense_4h_to_h.weight x12",
+    "shift: {h}attention.dense.bias x1",
+    "duplicate: {h}attention.dense.bias - {h}mlp.dense_4h_to_h.bias x8",
+    "logit shift: lm_head.weight x8",
+    "source: {h}mlp.dense_h_to_4h.weight + {h}mlp.dense_h_to_4h.bias - {h}mlp.dense_4h_to_h.weight x12",
+    why="rotary embedding turns two of a head's four dimensions: GL(2) of the others, a length and an angle of these, "
+    "the key's bias alive where it is turned; two branches side by side, so their biases add up",
+    slow=True,
+    needs=_HF,
+    h="gpt_neox.layers.0.",
+    a="gpt_neox.layers.0.attention.query_key_value",
+)
+def gpt_neox():
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    off = {"attention_dropout": 0.0, "hidden_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    config = GPTNeoXConfig(**_SMALL, **off, max_position_embeddings=8, tie_word_embeddings=False)
+    return _text(GPTNeoXForCausalLM(config))
+
+
+def _vision_transformer(*, tokens: str, patches: str, places: str, block: str, names: dict[str, str], head: str):
+    """A classifier of images in patches, that reads a token of its own; by two libraries, under their names."""
+    n = {key: block + name for key, name in names.items()}
+    query, key, value, out, into, back, before, after = (n[k] for k in ("q", "k", "v", "o", "in", "out", "n1", "n2"))
+    norm = names["norm"]
+    read = dict.fromkeys(f" - {x}.weight" for x in (query, key, value))
+    stream = f"{out}.weight + {out}.bias + {back}.weight + {back}.bias"
+    packed = dict.fromkeys(f" + {x}.bias" for x in (query, value))
+    return (
+        f"scale: {tokens} + {places} + {patches}.weight + {patches}.bias + {stream} x1",
+        f"scale: {patches}.weight + {patches}.bias + {places} x1",
+        f"rescaling: {norm}.weight + {norm}.bias - {head}.weight x8",
+        f"rescaling: {after}.weight + {after}.bias - {into}.weight x8",
+        f"rescaling: {before}.weight + {before}.bias{''.join(read)} x8",
+        f"query-key: {query}.weight + {query}.bias - {key}.weight x32",
+        f"value-output: {value}.weight + {value}.bias - {out}.weight x32",
+        f"shift: {tokens} x1",
+        f"shift: {places} x5",
+        f"shift: {patches}.weight x2",
+        f"shift: {patches}.bias x1",
+        f"shift: {out}.weight x8",
+        f"shift: {out}.bias x1",
+        f"shift: {back}.weight x12",
+        f"shift: {back}.bias x1",
+        f"duplicate: {tokens} - {places} + {patches}.bias x8",
+        f"dead: {key}.bias x8",
+        f"shear: {norm}.bias + {head}.bias x8",
+        f"shear: {after}.bias + {into}.bias x8",
+        f"shear: {value}.bias + {out}.bias x8",
+        f"shear: {before}.bias{''.join(packed)} x8",
+        f"source: {into}.weight + {into}.bias - {back}.weight x12",
+        *logits(head, 8),
+    )
+
+
+_VIT = "the class token alone is read; patches reach it through the first norm only, so they have a length of their own"
+
+
+@entry(
+    *_vision_transformer(
+        tokens="vit.embeddings.cls_token",
+        patches="vit.embeddings.patch_embeddings.projection",
+        places="vit.embeddings.position_embeddings",
+        block="vit.layers.0.",
+        names={
+            "q": "attention.q_proj",
+            "k": "attention.k_proj",
+            "v": "attention.v_proj",
+            "o": "attention.o_proj",
+            "in": "mlp.fc1",
+            "out": "mlp.fc2",
+            "n1": "layernorm_before",
+            "n2": "layernorm_after",
+            "norm": "vit.layernorm",
+        },
+        head="classifier",
+    ),
+    why=_VIT,
+    slow=True,
+    needs=_HF,
+)
+def vision_transformer():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    of_images = {"image_size": 4, "patch_size": 2, "num_channels": 2, "num_labels": 3}
+    config = ViTConfig(**sizes, **of_images, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    x = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    return ViTForImageClassification(config).train(), {"pixel_values": x, "labels": torch.tensor([0, 1, 2, 0])}
+
+
+@entry(
+    *_vision_transformer(
+        tokens="cls_token",
+        patches="patch_embed.proj",
+        places="pos_embed",
+        block="blocks.0.",
+        names={
+            "q": "attn.qkv",
+            "k": "attn.qkv",
+            "v": "attn.qkv",
+            "o": "attn.proj",
+            "in": "mlp.fc1",
+            "out": "mlp.fc2",
+            "n1": "norm1",
+            "n2": "norm2",
+            "norm": "norm",
+        },
+        head="head",
+    ),
+    why=f"{_VIT}; query, key and value are one matrix here",
+    slow=True,
+    needs=_TIMM,
+)
+def vision_transformer_of_timm():
+    from timm.models.vision_transformer import VisionTransformer
+
+    sizes = {"embed_dim": 8, "depth": 1, "num_heads": 2, "mlp_ratio": 1.5}
+    return images(VisionTransformer(img_size=4, patch_size=2, in_chans=2, num_classes=3, **sizes), 2, 4)
+
+
+@entry(
+    "scale: stem.proj.weight + stem.proj.bias + {t}fc2.weight + {c}fc2.weight + {c}fc2.bias x1",
+    "rescaling: norm.weight + norm.bias - head.weight x6",
+    "rescaling: blocks.0.norm2.weight + blocks.0.norm2.bias - {c}fc1.weight x6",
+    "rescaling: blocks.0.norm1.weight + blocks.0.norm1.bias - {t}fc1.weight x1",
+    "shift: stem.proj.weight x2",
+    "shift: stem.proj.bias x1",
+    "shift: {c}fc2.weight x24",
+    "shift: {c}fc2.bias x1",
+    "dead: {t}fc2.bias x4",
+    "shear: norm.bias + head.bias x6",
+    "shear: blocks.0.norm2.bias + {c}fc1.bias x6",
+    "shear: blocks.0.norm1.bias + {t}fc1.bias x1",
+    "source: {c}fc1.weight + {c}fc1.bias - {c}fc2.weight x24",
+    "source: {t}fc1.weight + {t}fc1.bias - {t}fc2.weight x3",
+    *logits("head", 6),
+    why="one matrix mixes the patches of every channel, so the norm before it gives up one number and not one a "
+    "channel; what it adds to a patch is the same for all channels, a mean, and dead",
+    slow=True,
+    needs=_TIMM,
+    t="blocks.0.mlp_tokens.",
+    c="blocks.0.mlp_channels.",
+)
+def mixer_of_timm():
+    from timm.models.mlp_mixer import MlpMixer
+
+    return images(MlpMixer(img_size=4, patch_size=2, in_chans=2, num_classes=3, embed_dim=6, num_blocks=1), 2, 4)
+
+
+@entry(
+    *(f"scale: {{s}}{k}.layers.0.dwconv.weight + {{s}}{k}.layers.0.dwconv.bias x1" for k in (0, 1)),
+    "scale: {e}patch_embeddings.weight + {e}patch_embeddings.bias x1",
+    "scale: {s}1.downsampling_layer.1.weight + {s}1.downsampling_layer.1.bias"
+    " + {s}1.layers.0.layer_scale_parameter + {s}1.layers.0.dwconv.bias x1",
+    "scale: {e}layernorm.weight + {e}layernorm.bias"
+    " + {s}0.layers.0.layer_scale_parameter + {s}0.layers.0.dwconv.bias x1",
+    "rescaling: convnext.layernorm.weight + convnext.layernorm.bias - classifier.weight x6",
+    "rescaling: {s}1.downsampling_layer.0.weight + {s}1.downsampling_layer.0.bias"
+    " - {s}1.downsampling_layer.1.weight x4",
+    *(
+        f"rescaling: {{s}}{k}.layers.0.layernorm.weight + {{s}}{k}.layers.0.layernorm.bias"
+        f" - {{s}}{k}.layers.0.pwconv1.weight x{n}"
+        for k, n in ((0, 4), (1, 6))
+    ),
+    *(
+        f"rescaling: {{s}}{k}.layers.0.layer_scale_parameter - {{s}}{k}.layers.0.pwconv2.weight"
+        f" - {{s}}{k}.layers.0.pwconv2.bias x{n}"
+        for k, n in ((0, 4), (1, 6))
+    ),
+    "shift: {e}patch_embeddings.weight x2",
+    "shift: {e}patch_embeddings.bias x1",
+    *(f"shift: {{s}}{k}.layers.0.dwconv.bias x1" for k in (0, 1)),
+    "shear: convnext.layernorm.bias + classifier.bias x6",
+    *(f"shear: {{s}}{k}.layers.0.layernorm.bias + {{s}}{k}.layers.0.pwconv1.bias x{n}" for k, n in ((0, 4), (1, 6))),
+    "shear: {s}1.downsampling_layer.0.bias + {s}1.downsampling_layer.1.bias x4",
+    *(
+        f"source: {{s}}{k}.layers.0.pwconv1.weight + {{s}}{k}.layers.0.pwconv1.bias"
+        f" - {{s}}{k}.layers.0.pwconv2.weight x{n}"
+        for k, n in ((0, 16), (1, 24))
+    ),
+    *logits("classifier", 6),
+    why="a stream's length is forgotten by the next norm, if the bias of the depthwise convolution that reads it grows "
+    "along; the mean is not, since that convolution reads channel by channel",
+    slow=True,
+    needs=_HF,
+    e="convnext.embeddings.",
+    s="convnext.encoder.stages.",
+)
+def convnext():
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    sizes = {"patch_size": 2, "hidden_sizes": [4, 6], "depths": [1, 1], "num_stages": 2, "image_size": 8}
+    config = ConvNextConfig(num_channels=2, num_labels=3, layer_scale_init_value=0.1, **sizes)
+    x = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    return ConvNextForImageClassification(config).train(), {"pixel_values": x, "labels": torch.tensor([0, 1, 2, 0])}
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------

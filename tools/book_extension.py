@@ -8,6 +8,7 @@ notebooks keep for JupyterLab's widgets is left out of it.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from importlib.resources import files
@@ -47,10 +48,17 @@ def offer_buttons(app, config) -> None:
 WORDS_PER_MINUTE = 180  # of text with formulas
 
 
+def minutes_to_read(texts: list[str]) -> int:
+    return max(1, round(len(" ".join(texts).split()) / WORDS_PER_MINUTE))
+
+
+def prose(notebook: dict) -> list[str]:
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+
+
 def in_brief(notebook: dict, claims: list[str]) -> str:
     """What stands below a chapter's title: how its claims fare, how long it takes to read and to execute, with what."""
-    texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
-    minutes = max(1, round(len(" ".join(texts).split()) / WORDS_PER_MINUTE))
+    minutes = minutes_to_read(prose(notebook))
     counts = Counter(rows_by_id()[id].verdict for id in claims)
     fates = [_counted(counts[verdict], verdict) for verdict in VERDICTS if counts[verdict]]
     parts = [f"{len(claims)} [claims](what_holds.md): {', '.join(fates)}"] if claims else []
@@ -78,6 +86,34 @@ def put_in_brief(app, docname: str, source: list[str]) -> None:
     brief = in_brief(notebook, list(verdicts([path])))
     opening["source"] = f"{title}\n\n{{.nl-brief}}\n{brief}\n{rest}"
     source[0] = json.dumps(notebook)
+
+
+# They do not say that pages may be read side by side, and keep nothing of a page: one counts the chapters once all have
+# been read, the other prepares LaTeX.
+_SILENT = ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex")
+
+
+def allow_processes(app, config) -> None:
+    for name in _SILENT:
+        if name in app.extensions:
+            app.extensions[name].parallel_read_safe = app.extensions[name].parallel_write_safe = True
+
+
+_CHAPTER_ROW = re.compile(r"^\| \[\]\((?P<file>[\w.]+)\)", re.MULTILINE)
+
+
+def put_reading_times(app, docname: str, source: list[str]) -> None:
+    """Write behind each chapter that begins a row of the front page how many minutes it takes to read."""
+    if docname != app.config.root_doc:
+        return
+    folder = (Path(app.srcdir) / docname).parent
+
+    def with_minutes(row: re.Match[str]) -> str:
+        text = (folder / row["file"]).read_text(encoding="utf-8")
+        texts = prose(json.loads(text)) if row["file"].endswith(".ipynb") else [text]
+        return f"{row[0]}, {minutes_to_read(texts)} min"
+
+    source[0] = _CHAPTER_ROW.sub(with_minutes, source[0])
 
 
 def drop_widget_state(app, env) -> None:
@@ -110,7 +146,9 @@ def name_the_folds(app, pagename, templatename, context, doctree) -> None:
 def setup(app) -> dict[str, bool]:
     app.connect("config-inited", provide_mathjax)
     app.connect("config-inited", offer_buttons)
+    app.connect("config-inited", allow_processes)
     app.connect("source-read", put_in_brief)
+    app.connect("source-read", put_reading_times)
     app.connect("env-updated", drop_widget_state)
     app.connect("html-page-context", mend_bibliography)
     app.connect("html-page-context", name_the_folds, priority=600)  # after the theme, which puts its function there

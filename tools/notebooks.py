@@ -8,6 +8,7 @@ regular: widgets get their numbers in order of appearance, and the kernel's vers
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -19,6 +20,9 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from PIL import Image
+
+from tools.captions import join_captions
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -59,6 +63,26 @@ def regular(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return copy
 
 
+_COLOURS = 256  # of a picture: drawings of lines need no more, and take half of the room
+
+
+def lighter(picture: str) -> str:
+    """A PNG of few colours, in base64 as a notebook holds it; the picture as it was, where that is smaller."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as drawn:
+        drawn.convert("RGB").quantize(_COLOURS).save(small, format="png", optimize=True)
+    return min(base64.b64encode(small.getvalue()).decode("ascii") + "\n", picture, key=len)
+
+
+def with_lighter_pictures(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = lighter(data["image/png"])
+    return notebook
+
+
 RECORD = "nlcompanion"  # under which a notebook's metadata say with what and how fast it was executed
 PACKAGES = ("torch", "numpy", "scipy")
 
@@ -87,7 +111,7 @@ def execute(path: Path, timeout: float = 600.0) -> bool:
         resources={"metadata": {"path": str(path.parent)}},
         extra_arguments=["--log-level=ERROR"],  # no remark on the kernel's own transport
     ).execute()
-    after = regular(notebook)
+    after = with_lighter_pictures(regular(notebook))
     changed = without_record(after) != without_record(before) or RECORD not in before.metadata
     if changed:
         after.metadata[RECORD] = {
@@ -102,11 +126,11 @@ def execute(path: Path, timeout: float = 600.0) -> bool:
 
 def figure(path: Path, name: str) -> bytes:
     """The picture of an executed notebook that carries this figure name, as PNG."""
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
-            for output in cell.outputs:
+    for cell in join_captions(nbformat.read(path, as_version=4))["cells"]:
+        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name:
+            for output in cell["outputs"]:
                 if "image/png" in output.get("data", {}):
-                    return base64.b64decode(output.data["image/png"])
+                    return base64.b64decode(output["data"]["image/png"])
     raise LookupError(f"{path.name} shows no figure named {name}; execute it, or name another in tools/notebooks.py")
 
 

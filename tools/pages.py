@@ -11,12 +11,15 @@ import hashlib
 import json
 import re
 import sys
-from functools import cache
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
 from bs4 import BeautifulSoup, Tag
+
+from tools.page_loads import remote
+from tools.page_tags import has_anchor, parse, tags
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
@@ -32,20 +35,6 @@ LEFTOVERS = {
     "a Sphinx message": re.compile(r"\b(CRITICAL|ERROR|WARNING): "),
 }
 HEAVIEST = 1_500_000  # bytes of a page and its pictures
-
-# What makes a browser load something by itself.
-LOADING = {
-    "script": "src",
-    "img": "src",
-    "iframe": "src",
-    "source": "src",
-    "video": "src",
-    "audio": "src",
-    "object": "data",
-}
-FETCHED = {"stylesheet", "preload", "modulepreload", "icon", "shortcut", "preconnect", "dns-prefetch", "prefetch"}
-STYLE_URL = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""")
-IMPORT = re.compile(r"""\bimport\s*\(?\s*["']((?:https?:)?//[^"']+)""")
 
 LINKS = (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("iframe", "src"))
 
@@ -87,20 +76,11 @@ def unfinished(root: Path = ROOT, html: Path = HTML) -> str:
     return ""
 
 
-@cache
-def _parse(path: Path, changed: int) -> BeautifulSoup:
-    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-
-
-def parse(path: Path) -> BeautifulSoup:
-    return _parse(path, path.stat().st_mtime_ns)
-
-
 def prose(page: BeautifulSoup) -> str:
     """The article's text as a reader sees it, without code, program output and mathematics."""
     article = page.select_one("article.bd-article") or page
     hidden = [tag for tag in article.find_all(["script", "style", "pre", "code"]) if not is_message(tag)]
-    hidden += article.select(".math, annotation")
+    hidden += [*article.find_all(class_="math"), *article.find_all("annotation")]
     skip = {id(text) for tag in hidden for text in tag.find_all(string=True)}
     return "".join(text for text in article.find_all(string=True) if id(text) not in skip)
 
@@ -114,24 +94,24 @@ def page_faults(name: str, root: Path = ROOT, html: Path = HTML) -> list[str]:
     path = html / f"{name}.html"
     if not path.is_file():
         return ["is in the table of contents and was not built"]
-    page = parse(path)
-    titles = [h1.get_text(strip=True) for h1 in page.select("article h1")]
+    titles = [h1.get_text(strip=True) for h1 in tags(path, "h1") if h1.find_parent("article")]
     faults = [] if len(titles) == 1 and titles[0].strip("# ") else [f"has the titles {titles}, not one"]
-    text = prose(page) + "".join(pre.get_text() for pre in page.select(".cell_output pre"))
+    printed = [pre.get_text() for pre in tags(path, "pre") if pre.find_parent(class_="cell_output")]
+    text = prose(parse(path)) + "".join(printed)
     faults += [
         f"shows {what}: {excerpt(text, found)}" for what, mark in LEFTOVERS.items() if (found := mark.search(text))
     ]
     faults += [
         f"shows the message {tag.get_text(' ', strip=True)[:100]!r}"
-        for tag in page.select(".system-message, .problematic")
+        for tag in tags(path, ".system-message", ".problematic")
     ]
-    faults += broken_links(path, page)
+    faults += broken_links(path)
     if (heavy := weight(path)) > HEAVIEST:
         faults.append(f"weighs {heavy / 1e6:.2f} MB with its pictures, {HEAVIEST / 1e6:g} MB at most")
     source = root / f"{name}.ipynb"
     if source.is_file():
         faults += notebook_faults(
-            page, json.loads(source.read_text(encoding="utf-8")), contents(root)[name] != REFERENCE
+            path, json.loads(source.read_text(encoding="utf-8")), contents(root)[name] != REFERENCE
         )
     return faults
 
@@ -140,33 +120,38 @@ def excerpt(text: str, found: re.Match[str]) -> str:
     return repr(text[max(0, found.start() - 30) : found.end() + 50].strip())
 
 
-def notebook_faults(page: BeautifulSoup, notebook: dict, is_chapter: bool) -> list[str]:
+def notebook_faults(path: Path, notebook: dict, is_chapter: bool) -> list[str]:
     """What the page of a notebook lacks of it."""
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     shown = [cell for cell in code if "remove-cell" not in cell["metadata"].get("tags", [])]
     faults = []
-    if len(page.select("div.cell")) != len(shown):
-        faults.append(f"shows {len(page.select('div.cell'))} of the notebook's {len(shown)} code cells")
+    if len(cells := tags(path, ".cell")) != len(shown):
+        faults.append(f"shows {len(cells)} of the notebook's {len(shown)} code cells")
     controls = sum(
         "application/vnd.jupyter.widget-view+json" in output.get("data", {})
         for cell in shown
         for output in cell["outputs"]
     )
-    if len(page.select(".nl-explorer")) != controls:
-        faults.append(f"shows {len(page.select('.nl-explorer'))} of the notebook's {controls} controls")
-    if is_chapter and not any("\\(" in tag.text or "\\[" in tag.text for tag in page.select("article .math")):
+    if len(sliders := tags(path, ".nl-explorer")) != controls:
+        faults.append(f"shows {len(sliders)} of the notebook's {controls} controls")
+    if is_chapter and not any("\\(" in tag.text or "\\[" in tag.text for tag in tags(path, ".math")):
         faults.append("has no equation")
-    if is_chapter and not page.select(".cell_output img, article figure img, .cell_output svg"):
+    if is_chapter and not any(is_drawn(tag) for tag in tags(path, "img", "svg")):
         faults.append("has no figure")
     return faults
 
 
-def broken_links(path: Path, page: BeautifulSoup) -> list[str]:
+def is_drawn(tag: Tag) -> bool:
+    """Whether a picture belongs to the text, and not to the theme."""
+    return tag.find_parent(class_="cell_output") is not None or tag.find_parent("figure") is not None
+
+
+def broken_links(path: Path) -> list[str]:
     """Links and files named by a page that are not there, anchors in other pages included."""
     faults = []
     for kind, attribute in LINKS:
-        for tag in page.find_all(kind):
-            link = urlsplit(tag.get(attribute) or "")
+        for address in dict.fromkeys(tag.get(attribute) or "" for tag in tags(path, kind)):
+            link = urlsplit(address)
             if link.scheme or link.netloc or not (link.path or link.fragment):
                 continue
             target = (path.parent / unquote(link.path)).resolve() if link.path else path.resolve()
@@ -177,53 +162,18 @@ def broken_links(path: Path, page: BeautifulSoup) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-@cache
-def _anchors(path: Path, changed: int) -> frozenset[str]:
-    page = _parse(path, changed)
-    return frozenset(
-        tag.get("id") or tag.get("name") for tag in page.find_all(lambda t: t.has_attr("id") or t.name == "a")
-    )
-
-
-def has_anchor(path: Path, anchor: str) -> bool:
-    return anchor in _anchors(path, path.stat().st_mtime_ns)
-
-
-def remote(path: Path) -> list[str]:
-    """Addresses on the network that a page or a style sheet loads by itself; links to click do not count."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".css":
-        return STYLE_URL.findall(text)
-    page = parse(path)
-    found = [tag.get(LOADING[tag.name]) for tag in page.find_all(list(LOADING))]
-    found += [tag.get("href") for tag in page.find_all("link") if FETCHED & set(tag.get("rel") or [])]
-    found += [
-        address.split()[0] for tag in page.select("[srcset]") for address in tag["srcset"].split(",") if address.strip()
-    ]
-    found = [address for address in found if address and is_remote(address)]
-    for tag in page.find_all("style"):
-        found += STYLE_URL.findall(tag.get_text())
-    for tag in page.select("[style]"):
-        found += STYLE_URL.findall(tag["style"])
-    for tag in page.find_all("script"):
-        found += IMPORT.findall(tag.get_text())
-    return found
-
-
-def is_remote(address: str) -> bool:
-    parts = urlsplit(address)
-    return bool(parts.netloc) or parts.scheme in ("http", "https", "ftp")
+def loads(path: Path, html: Path) -> list[str]:
+    return [f"{path.relative_to(html)} loads {address}" for address in remote(path)]
 
 
 def loaded_from_elsewhere(html: Path = HTML) -> list[str]:
     """What the book's files load from the network, one sentence each; none for a book that is whole in itself."""
-    files = sorted([*html.rglob("*.html"), *html.rglob("*.css")])
-    return [f"{path.relative_to(html)} loads {address}" for path in files for address in remote(path)]
+    return [fault for path in sorted([*html.rglob("*.html"), *html.rglob("*.css")]) for fault in loads(path, html)]
 
 
 def weight(path: Path) -> int:
     """Bytes of a page with its own pictures; what all pages share, theme and MathJax, is not counted."""
-    images = {tag.get("src") for tag in parse(path).find_all("img")}
+    images = {tag.get("src") for tag in tags(path, "img")}
     own = [path.parent / unquote(source) for source in images if source and not urlsplit(source).scheme]
     return path.stat().st_size + sum(image.stat().st_size for image in own if image.is_file())
 
@@ -234,8 +184,23 @@ def faults(root: Path = ROOT, html: Path = HTML) -> list[str]:
     return found + loaded_from_elsewhere(html)
 
 
+def _faults_of_page(name: str) -> list[str]:
+    path = HTML / f"{name}.html"
+    return [f"{name} {fault}" for fault in page_faults(name)] + (loads(path, HTML) if path.is_file() else [])
+
+
+def faults_side_by_side() -> list[str]:
+    """The same of this book, in a process for each core, which reads its pages once for all questions."""
+    names = list(contents())
+    own = {HTML / f"{name}.html" for name in names}
+    others = [path for path in [*HTML.rglob("*.html"), *HTML.rglob("*.css")] if path not in own]
+    with ProcessPoolExecutor() as pool:
+        found = [fault for faults in pool.map(_faults_of_page, names) for fault in faults]
+    return found + [fault for path in sorted(others) for fault in loads(path, HTML)]
+
+
 def main() -> int:
-    found = faults()
+    found = faults_side_by_side()
     if found:
         print(*found, sep="\n", file=sys.stderr)
         print(f"{len(found)} faults in the built pages; the book is not finished.", file=sys.stderr)

@@ -56,7 +56,7 @@ def _compare(peer: Peer, report: Report, model, x: torch.Tensor, name: str, comp
         nl.ntk(model, x, output="trace")
         return 1
 
-    rounds = {"least": 3, "most": 7, "budget": 15.0}
+    rounds = {"least": 1, "most": 5, "budget": 15.0}  # one call there takes most of a minute at 300 samples
     timings = compare(
         {"neural-tangents": lambda: peer("run", name=name), "ntk": run}, clock=peer.clock, warm=False, **rounds
     )

@@ -6,6 +6,12 @@ import jax
 import jax.numpy as jnp
 import neural_tangents as nt
 import numpy as np
+from jax.extend import source_info_util
+from jax.interpreters import ad
+
+# neural-tangents 0.6.5 looks for two names where JAX had them before it moved them
+ad.source_info_util = source_info_util
+ad.config = jax.config
 
 _made: dict = {}
 

@@ -102,7 +102,8 @@ def equilibrium(
 
     The angle and the time constant hold in every regime. The radius and the drive belong to one: TK's formulas are
     those for ``persistence=1``, and gradients that are new in every step have ``(1 - momentum) / (1 + momentum)``, so
-    that their :math:`r^{*4}` is smaller by 19 at :math:`\beta = 0.9`.
+    that their :math:`r^{*4}` is smaller by 19 at :math:`\beta = 0.9`. For other optimisers see :func:`equilibrium_of`;
+    :func:`equilibrium_of_updates` has this one as a case.
 
     Args:
         lr, weight_decay, momentum: as in ``torch.optim.SGD``; the decay must be positive.

@@ -1,5 +1,8 @@
 """A control over pictures drawn beforehand: a slider that works in the page, and as a widget in a live notebook.
 
+Where motion is the point, a button plays the frames in turn. Nothing moves by itself: the reader starts it, pauses it,
+and has no such button if the system asks for reduced motion; the slider remains.
+
 A page has no kernel behind it, so a slider can only choose among pictures that already exist. Each explorer draws its
 frames when the cell runs. Its output has two forms, and whoever shows it takes the one it can: plain HTML with a few
 lines of script for the page, a widget of ipywidgets for JupyterLab.
@@ -23,6 +26,8 @@ __all__ = ["Explorer", "explore"]
 _MAX_FRAMES = 40  # some 20 KB each: a page should not outweigh the book
 _COLOURS = 128  # of a frame; line drawings need no more, and take a third of the room
 
+_MILLISECONDS = 250  # that a frame stays while the frames are played
+
 _SCRIPT = """
 for (const box of document.querySelectorAll(".nl-explorer:not([data-ready])")) {
   box.dataset.ready = "";
@@ -38,6 +43,23 @@ for (const box of document.querySelectorAll(".nl-explorer:not([data-ready])")) {
   };
   slider.addEventListener("input", show);
   show();
+  const play = box.querySelector("button");
+  if (!play || matchMedia("(prefers-reduced-motion: reduce)").matches) continue;
+  play.hidden = false;
+  let timer = 0;
+  const pause = () => { clearInterval(timer); timer = 0; play.textContent = "Play"; };
+  const next = () => {
+    if (slider.value === slider.max) return pause();
+    slider.value = Number(slider.value) + 1;
+    show();
+  };
+  play.addEventListener("click", () => {
+    if (timer) return pause();
+    if (slider.value === slider.max) { slider.value = 0; show(); }
+    play.textContent = "Pause";
+    timer = setInterval(next, Number(box.dataset.milliseconds));
+  });
+  slider.addEventListener("input", pause);
 }
 """
 
@@ -51,11 +73,20 @@ class Explorer:
         start: index of the frame shown first.
         frames: the pictures, PNG.
         words: each picture in words.
+        motion: whether a button plays the frames in turn.
     """
 
-    def __init__(self, name: str, values: Sequence[str], start: int, frames: Sequence[bytes], words: Sequence[str]):
+    def __init__(
+        self,
+        name: str,
+        values: Sequence[str],
+        start: int,
+        frames: Sequence[bytes],
+        words: Sequence[str],
+        motion: bool = False,
+    ):
         self.name, self.values, self.start = name, tuple(values), start
-        self.frames, self.words = tuple(frames), tuple(words)
+        self.frames, self.words, self.motion = tuple(frames), tuple(words), motion
         self._widget: widgets.VBox | None = None
 
     @property
@@ -68,6 +99,7 @@ class Explorer:
             f'aria-valuetext="{first}">'
         )
         label = f'<label class="nl-explorer-label"><span>{name}</span>{slider}<output>{first}</output></label>'
+        button = '<button type="button" class="nl-explorer-play" hidden>Play</button>' if self.motion else ""
         frames = [
             _image(frame, words, hidden=index != self.start)
             for index, (frame, words) in enumerate(zip(self.frames, self.words, strict=True))
@@ -75,8 +107,8 @@ class Explorer:
         values = escape(json.dumps(self.values, ensure_ascii=False))
         return "\n".join(
             [
-                f'<div class="nl-explorer" data-values="{values}">',
-                label,
+                f'<div class="nl-explorer" data-values="{values}" data-milliseconds="{_MILLISECONDS}">',
+                f'<div class="nl-explorer-head">{label}{button}</div>',
                 *frames,
                 "</div>",
                 f"<script>{_SCRIPT}</script>",
@@ -97,8 +129,16 @@ class Explorer:
             )
             stack = widgets.Stack(frames, selected_index=self.start)
             widgets.jslink((slider, "index"), (stack, "selected_index"))
-            self._widget = widgets.VBox([slider, stack])
+            self._widget = widgets.VBox([self._with_play(slider), stack])
         return self._widget
+
+    def _with_play(self, slider: widgets.SelectionSlider) -> widgets.Widget:
+        """The slider alone, or beside a button that moves it."""
+        if not self.motion:
+            return slider
+        play = widgets.Play(value=self.start, min=0, max=len(self.values) - 1, interval=_MILLISECONDS)
+        widgets.jslink((play, "value"), (slider, "index"))
+        return widgets.HBox([play, slider])
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, object]:
         text = f"{self.name}: {', '.join(self.values)}"
@@ -113,6 +153,7 @@ def explore(
     describe: Callable[[object], str],
     start: int | None = None,
     dpi: int = 110,
+    motion: bool = False,
 ) -> Explorer:
     """A slider over pre-drawn figures, one for each value.
 
@@ -123,6 +164,7 @@ def explore(
         describe: ``describe(value) -> str``, the picture in words, for readers who cannot see it.
         start: index shown first; the middle one by default.
         dpi: resolution of the frames.
+        motion: offer a button that plays the frames in turn, for values that are times.
 
     Returns:
         An :class:`Explorer`; end the cell with it.
@@ -150,7 +192,7 @@ def explore(
         raise ValueError(f"start = {start} is no index into {len(values)} values")
     frames = [_picture(draw(value), dpi) for value in values]
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    return Explorer(name, texts, start, frames, [describe(value) for value in values])
+    return Explorer(name, texts, start, frames, [describe(value) for value in values], motion)
 
 
 def _picture(figure: Figure, dpi: int) -> bytes:

@@ -21,7 +21,7 @@ A :class:`Law` is one such law or a stack of them: one per neuron (:func:`homoge
 :meth:`Law.under` gives its form for a learning rule, a :class:`Ledger` books it along a training run.
 """
 
-from nlcompanion.laws.audit import Audit, AuditError, audit
+from nlcompanion.laws.auditing import Audit, AuditError, audit
 from nlcompanion.laws.count import count_laws
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.of_layers import data_rotation_law, homogeneous_law, homogeneous_laws, linear_law

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from nlcompanion._arguments import as_tensor, described, finite_number, known, positive_number
 from nlcompanion.laws.sources import Source, refuse_sources
-from nlcompanion.laws.terms import Shift, Term, Torque, expression, generated, moved, of_neuron, summed
+from nlcompanion.laws.terms import (
+    Shift,
+    Term,
+    Torque,
+    expression,
+    generated,
+    moved,
+    of_neuron,
+    squared_lengths,
+    summed,
+)
 from nlcompanion.symmetries.actions import Symmetry
 
 if TYPE_CHECKING:
@@ -255,7 +265,10 @@ class Law:
 
         Zero up to rounding where the law holds, on every mini-batch; 0 for a neuron whose gradient vanishes.
         """
-        shares = [t.lengths(self.tensor_of(gradient, t), self.tensor_of(q, t)) for t in self.terms]
+        shares = [
+            squared_lengths(terms, self.tensor_of(gradient, terms[0]), self.tensor_of(q, terms[0]))
+            for terms in self._terms_by_tensor()
+        ]
         lengths = reduce(torch.add, [g for g, _ in shares]) * reduce(torch.add, [x for _, x in shares])
         cosine = self.form(gradient, q) / lengths.sqrt()
         return torch.where(lengths > 0, cosine, torch.zeros_like(cosine))

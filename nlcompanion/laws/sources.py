@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 ELEMENTWISE = frozenset(
     {
         *("gelu", "silu", "tanh", "sigmoid", "softplus", "elu", "selu", "celu", "mish", "hardswish", "softsign"),
-        *("relu6", "hardtanh", "logsigmoid", "sin", "cos", "erf"),
+        *("relu6", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold", "logsigmoid"),
+        *("clamp", "clamp_min", "clamp_max", "clip", "sin", "cos", "sinh", "atan", "arctan", "asinh", "erf"),
     }
 )  # functions of PyTorch that are noticed, by name
 
@@ -56,6 +57,35 @@ class Source:
     @property
     def text(self) -> str:
         return f"{self.module or 'the model'}: {self.function}"
+
+
+class ElementwiseCall(NamedTuple):
+    """One call of an elementwise function."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    z: Tensor  # what went in, also where the result was written over it
+    out: Tensor
+
+
+def noticed(func: Callable, args: tuple, kwargs: dict) -> tuple[Any, ElementwiseCall | None]:
+    """``(func(*args, **kwargs), the call)``; None for what is no elementwise function of one differentiated tensor."""
+    name = getattr(func, "__name__", "")
+    z = args[0] if args else kwargs.get("input")
+    rest = {key: value for key, value in kwargs.items() if key != "input"}
+    of_one = not any(isinstance(x, Tensor) for x in (*args[1:], *rest.values()))
+    if name not in ELEMENTWISE or not isinstance(z, Tensor) or not z.is_floating_point() or not of_one:
+        return func(*args, **kwargs), None
+    in_place = bool(rest.get("inplace")) or any(x is True for x in args[1:])
+    kept = z.detach().clone() if in_place else z.detach()
+    out = func(*args, **kwargs)
+    if not isinstance(out, Tensor) or not out.requires_grad or (out is z and not in_place):
+        return out, None
+
+    def again(x: Tensor) -> Tensor:
+        return func(x.clone() if in_place else x, *args[1:], **rest)
+
+    return out, ElementwiseCall(name, again, kept, out)
 
 
 def source_of(function: Callable[[Tensor], Tensor], z: Tensor, delta: Tensor) -> Tensor:

@@ -320,6 +320,55 @@ def expression(terms: tuple[Term, ...]) -> str:
     return " ".join(parts).removeprefix("+ ")
 
 
+def squared_lengths(terms: Sequence[Term], g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    r"""``(|g|^2, |xi|^2)`` over the part of one tensor that the terms move, and of the generator that they add up to.
+
+    Terms may meet in one entry: an affine law scales and shifts the same slice, :math:`\xi = c\,q + c'/2`, and a shared
+    matrix is scaled by rows and by columns, :math:`\xi = 0` where these meet. There lengths do not add up.
+    """
+    if len(terms) > 1 and _overlap(terms, q):
+        return _lengths_of_overlapping(terms, g, q)
+    shares = [term.lengths(g, q) for term in terms]
+    return reduce(torch.add, [of_g for of_g, _ in shares]), reduce(torch.add, [of_xi for _, of_xi in shares])
+
+
+def _overlap(terms: Sequence[Term], q: Tensor) -> bool:
+    """Whether two terms of stacked neurons move the same entry; of matrices of neurons nothing is said."""
+    if any(isinstance(term, Gram | Torque) or (isinstance(term, Slices) and term.matrix) for term in terms):
+        return False
+    one = torch.ones((), dtype=q.dtype, device=q.device)
+    times = [(term.generate(torch.ones_like(q), one) != 0).int() for term in terms]
+    return bool(reduce(torch.add, times).max() > 1)
+
+
+def _lengths_of_overlapping(terms: Sequence[Term], g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Neuron by neuron, from the entries themselves."""
+    n = _neurons_of(terms[0])
+    eye = torch.eye(n, dtype=q.dtype, device=q.device)
+    of_each: Sequence[Tensor] = eye.unbind() if n else [torch.ones((), dtype=q.dtype, device=q.device)]
+    shifts: list[Term] = [term for term in terms if isinstance(term, Shift)]
+    scales: list[Term] = [term for term in terms if not isinstance(term, Shift)]
+    slopes, generators = [], []
+    for s in of_each:
+        moves = torch.zeros_like(q, dtype=torch.bool)  # what a row and a column move in opposite ways stays
+        for same in (part for part in (scales, shifts) if part):
+            moves |= reduce(torch.add, [term.generate(torch.ones_like(q), s) for term in same]) != 0
+        slopes.append((g * moves).square().sum())
+        generators.append(reduce(torch.add, [term.generate(q, s) for term in terms]).square().sum())
+    if n:
+        return torch.stack(slopes), torch.stack(generators)
+    return slopes[0], generators[0]
+
+
+def _neurons_of(term: Term) -> int:
+    """How many neurons a term has a number for; 0 if it is one number."""
+    if isinstance(term, Slices):
+        return 0 if term.alone else len(term.index)
+    if isinstance(term, Squares) and term.axis is not None and term.index is None:
+        return term.shape[term.axis]
+    return 0
+
+
 def of_neuron(term: Term, index: int) -> Squares | Slices:
     """A term of a stack, of one of its neurons alone."""
     if isinstance(term, Slices):

@@ -68,6 +68,11 @@ def diagnosis(
     )
 
 
+def is_explained(cause: str) -> bool:
+    """Whether a :func:`diagnosis` rests on evidence of one cause, and not on the lack of any."""
+    return cause not in (_LAYERS, _FEW)
+
+
 def undiagnosed(law: Law, optimizer: str) -> str:
     """What may be the cause where no evidence was kept."""
     if law.kind == "data":

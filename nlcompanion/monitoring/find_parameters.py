@@ -13,7 +13,9 @@ _WITHIN = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  #
 _AROUND = {"module"}  # DataParallel and DDP, around the whole
 
 
-def find_parameters(model: nn.Module, terms: Mapping[str, Term], held: Collection[int]) -> dict[str, nn.Parameter]:
+def find_parameters(
+    model: nn.Module, terms: Mapping[str, Term], held: Collection[int], *, any_dtype: bool = False
+) -> dict[str, nn.Parameter]:
     """The laws' parameters in the model, or in the one part of it that has them all.
 
     Args:
@@ -21,6 +23,7 @@ def find_parameters(model: nn.Module, terms: Mapping[str, Term], held: Collectio
             with it inside, as a ``LightningModule`` has its network.
         terms: by the names that the laws use.
         held: ``id`` of the parameters that some optimizer holds; they decide between parts that are alike.
+        any_dtype: whether half precision and several precisions at once will do.
 
     Raises:
         ValueError: if no part has them, if several have them, or if they are not all in float64 or all in float32.
@@ -28,7 +31,7 @@ def find_parameters(model: nn.Module, terms: Mapping[str, Term], held: Collectio
     named = dict(model.named_parameters(remove_duplicate=False))
     for name, p in list(named.items()):
         named.setdefault(_bare(name), p)
-    spellings = [{name: spell(name) for name in terms} for spell in (str, _bare, _without_wrappers)]
+    spellings = [{name: spell(name) for name in terms} for spell in (str, _bare, without_wrappers)]
     for spelling in spellings:
         prefixes = _places(named, terms, spelling)
         if prefixes:
@@ -37,7 +40,8 @@ def find_parameters(model: nn.Module, terms: Mapping[str, Term], held: Collectio
         raise _missing_error(named, terms)
     choices = [{name: named[prefix + spelling[name]] for name in terms} for prefix in prefixes]
     found = choices[0] if prefixes[0] == "" else _the_trained_one(prefixes, choices, held)
-    _check_dtypes(found)
+    if not any_dtype:
+        _check_dtypes(found)
     return found
 
 
@@ -73,7 +77,7 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WITHIN)
 
 
-def _without_wrappers(name: str) -> str:
+def without_wrappers(name: str) -> str:
     name = _bare(name)
     while name.partition(".")[0] in _AROUND:
         name = name.partition(".")[2]

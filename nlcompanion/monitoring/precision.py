@@ -37,6 +37,10 @@ class GradientPrecision:
         """From now on :attr:`dtype` is what was found so far."""
         self._dtype = self.latest()
 
+    def assume(self, dtype: torch.dtype | None) -> None:
+        """From now on :attr:`dtype` is what was found in an earlier part of the run."""
+        self._dtype = dtype
+
     @property
     def dtype(self) -> torch.dtype | None:
         """The half precision of the gradients when the run began; None for full precision."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nlcompanion.laws.sources import ELEMENTWISE, Source, source_of
+from nlcompanion.laws.sources import ElementwiseCall, Source, noticed, source_of
 from nlcompanion.monitoring.gradient_sums import GradientSums, Sums
 
 Key = tuple[str, str, int]
@@ -88,21 +88,20 @@ class SourceReader:
             if not self.path:
                 self.mode.__exit__(None, None, None)
 
-    def note(self, name: str, function, z: Tensor, out: Tensor) -> None:
+    def note(self, call: ElementwiseCall) -> None:
         """One call of an elementwise function."""
         here = self.path[-1]
-        key = here, name, self.calls[here, name]
-        self.calls[here, name] += 1
+        key = here, call.name, self.calls[here, call.name]
+        self.calls[here, call.name] += 1
         if key not in self.axes:
             return
-        kept = z.detach()
 
         def add(delta: Tensor) -> None:
-            field = source_of(function, kept, delta).double()
+            field = source_of(call.function, call.z, delta).double()
             for axis in self.axes[key]:
                 self.sums.add((key, axis), field.sum([k for k in range(field.ndim) if k != axis]))
 
-        out.register_hook(add)
+        call.out.register_hook(add)
 
 
 class _Listening(TorchFunctionMode):
@@ -111,13 +110,7 @@ class _Listening(TorchFunctionMode):
         self.reader = reader
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name in ELEMENTWISE:
-            z = args[0] if args else kwargs.get("input")
-            rest = {k: v for k, v in kwargs.items() if k != "input"}
-            plain = not any(isinstance(x, Tensor) for x in (*args[1:], *rest.values()))
-            if isinstance(z, Tensor) and isinstance(out, Tensor) and out.requires_grad and out is not z and plain:
-                self.reader.note(name, lambda x: func(x, *args[1:], **rest), z, out)
+        out, call = noticed(func, args, kwargs or {})
+        if call is not None:
+            self.reader.note(call)
         return out

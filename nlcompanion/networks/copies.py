@@ -83,6 +83,10 @@ def _refuse_what_has_no_values(model: nn.Module) -> None:
             raise ValueError(f"{name} of a lazy module has no shape yet; run the model on a batch once, then make this")
         if x.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values; load the weights first")
+
+
+def refuse_complex_parameters(model: nn.Module) -> None:
+    """Those that are trained, which a real flat vector cannot hold."""
     for name, p in model.named_parameters():
         if p.is_complex() and p.requires_grad:
             raise TypeError(

@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nlcompanion._arguments import described, function
-from nlcompanion.networks.copies import copied, loose_tensors, other_names, refuse_random_draws, unwrapped
+from nlcompanion.networks.copies import (
+    copied,
+    loose_tensors,
+    other_names,
+    refuse_complex_parameters,
+    refuse_random_draws,
+    unwrapped,
+)
 from nlcompanion.networks.function_of_parameters import check_function_of_parameters, explained
-from nlcompanion.networks.nested_data import Precision, arguments, cast, tensors_in
+from nlcompanion.networks.nested_data import Precision, arguments, cast, cast_criterion, tensors_in
 from nlcompanion.networks.recomputation import plain_checkpoints
 
 __all__ = ["FlatLoss", "flat_loss"]
@@ -38,6 +45,7 @@ class FlatLoss:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("the model has no trainable parameter; flat_loss needs one with requires_grad=True")
+        refuse_complex_parameters(model)
         self.model = copied(model).double()  # what reads its own weights all the same is then found by their values
         self._whole = _WithLoss(self.model)
         self._data = (inputs, targets)
@@ -215,10 +223,8 @@ class FlatLoss:
     def _cast_to(self, precision: Precision) -> tuple[_Data, dict[str, Tensor]]:
         frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
         state = {**frozen, **dict(self.model.named_buffers())}
-        loss = self._loss
-        if isinstance(loss, nn.Module):  # class weights are buffers of the criterion
-            loss = copy.deepcopy(loss).to(precision.device, precision.dtype)
-        inputs, targets, loss = (cast(given, precision) for given in (*self._data, loss))
+        loss = cast_criterion(self._loss, precision)
+        inputs, targets = (cast(given, precision) for given in self._data)
         args, kwargs = arguments(inputs)
         data = _Data(inputs, targets, loss, args, kwargs)
         return data, {name: cast(x.detach(), precision) for name, x in state.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,55 +13,77 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class Precision(NamedTuple):
-    """What a computation is made in."""
+    """What a computation is made in; without a device, where each tensor is."""
 
     dtype: torch.dtype
-    device: torch.device
+    device: torch.device | None = None
 
     @classmethod
     def of(cls, q: Tensor) -> Precision:
         return cls(q.dtype, q.device)
 
 
-def cast(data: Any, to: Precision) -> Any:
-    """Every floating-point and complex tensor in ``data`` as the computation needs it; all else as it is."""
+class Place(NamedTuple):
+    """Where in nested data a tensor stands: the innermost key above it, and its number in the innermost collection."""
+
+    key: str = ""
+    number: int = 0
+
+
+def mapped(data: Any, function: Callable[[Tensor, Place], Tensor], place: Place = Place()) -> Any:  # noqa: B008
+    """The same nesting with ``function(tensor, place)`` for every tensor; all else as it is."""
     if isinstance(data, nn.Parameter):
-        return cast(data.detach(), to)
+        return function(data.detach(), place)
     if isinstance(data, Tensor):
-        return _cast_tensor(data, to)
-    if isinstance(data, PackedSequence):
-        return data._replace(data=cast(data.data, to))
+        return function(data, place)
+    if isinstance(data, PackedSequence):  # the lengths in it are its shape
+        return data._replace(data=function(data.data, place))
     if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(cast(item, to) for item in data))
+        fields = zip(data._fields, data, strict=True)
+        return type(data)(*(mapped(item, function, Place(name, k)) for k, (name, item) in enumerate(fields)))
     if type(data) in (list, tuple):
-        return type(data)(cast(item, to) for item in data)
+        return type(data)(mapped(item, function, Place(place.key, k)) for k, item in enumerate(data))
     if isinstance(data, Mapping):
-        return _cast_mapping(data, to)
+        return _mapped_mapping(data, function)
     if isinstance(data, functools.partial):
-        return functools.partial(data.func, *cast(data.args, to), **cast(dict(data.keywords), to))
+        keywords = mapped(dict(data.keywords), function)
+        return functools.partial(data.func, *mapped(data.args, function), **keywords)
     return data
 
 
-def _cast_tensor(x: Tensor, to: Precision) -> Tensor:
-    if x.is_inference():  # autograd refuses those
-        x = x.clone()
-    if x.is_floating_point():
-        moved = x.detach().to(to.device, to.dtype)
-    elif x.is_complex():
-        moved = x.detach().to(to.device, torch.complex128 if to.dtype == torch.float64 else torch.complex64)
-    else:
-        return x.to(to.device)
-    return moved.clone().requires_grad_() if x.requires_grad else moved
-
-
-def _cast_mapping(data: Mapping[Any, Any], to: Precision) -> Any:
-    items = {name: cast(value, to) for name, value in data.items()}
+def _mapped_mapping(data: Mapping[Any, Any], function: Callable[[Tensor, Place], Tensor]) -> Any:
+    items = {key: mapped(value, function, Place(str(key), k)) for k, (key, value) in enumerate(data.items())}
     if type(data) is dict:
         return items
     try:
         return type(data)(items)  # type: ignore[call-arg]
     except TypeError:
         return items
+
+
+def cast(data: Any, to: Precision) -> Any:
+    """Every floating-point and complex tensor in ``data`` as the computation needs it; all else as it is."""
+    return mapped(data, lambda x, _: _cast_tensor(x, to))
+
+
+def _cast_tensor(x: Tensor, to: Precision) -> Tensor:
+    if x.is_inference():  # autograd refuses those
+        x = x.clone()
+    if x.is_floating_point():
+        moved = x.detach().to(device=to.device, dtype=to.dtype)
+    elif x.is_complex():
+        complex_dtype = torch.complex128 if to.dtype == torch.float64 else torch.complex64
+        moved = x.detach().to(device=to.device, dtype=complex_dtype)
+    else:
+        return x.to(device=to.device)
+    return moved.clone().requires_grad_() if x.requires_grad else moved
+
+
+def cast_criterion(loss: Any, to: Precision) -> Any:
+    """A loss function in the precision of a computation: a copy of a module, whose buffers may be class weights."""
+    if isinstance(loss, nn.Module):
+        return copy.deepcopy(loss).to(device=to.device, dtype=to.dtype)
+    return cast(loss, to)
 
 
 def tensors_in(data: Any) -> Iterator[Tensor]:

@@ -2,61 +2,54 @@ r"""Linear maps and convolutions: :math:`x^T dx = dW^T W`, and :math:`db = \sum 
 
 The output :math:`y = xW^T + b` does not see :math:`(xA, WA^{-T})`. Between channels the same holds for a convolution,
 whose window plays no part. Beyond 32 channels the second index is folded: each channel is added, with a random sign, to
-one of 32 buckets, so that every channel still counts and the check costs less than the pass.
+one of 8 to 32 buckets, 16 channels each where that is enough, so that every channel still counts and the check costs
+little beside the pass.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nlcompanion.testing.record import Record, register_kind, register_module
-from nlcompanion.testing.rounding import Balance, Product, balance, blocks, copies, square
+from nlcompanion.testing.rounding import Balance, Product, absolute, balance, blocks, copies, square
 
-BUCKETS = 32
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Columns in a random order, with random signs, added up by buckets."""
-
-    order: Tensor
-    signs: Tensor
-
-    @staticmethod
-    def of(width: int, device) -> Fold | None:
-        if width <= BUCKETS:
-            return None
-        generator = torch.Generator().manual_seed(width)
-        order = torch.randperm(width, generator=generator).to(device)
-        return Fold(order, (torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1).double().to(device))
-
-    def matrix(self) -> Tensor:
-        width = len(self.order)
-        matrix = torch.zeros(width, BUCKETS, dtype=torch.float64, device=self.order.device)
-        matrix[self.order, torch.arange(width, device=self.order.device) % BUCKETS] = self.signs
-        return matrix
+UNFOLDED = 32
+PER_BUCKET, FEWEST, MOST = 16, 8, 32
 
 
-def _channel_law(x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor, precision) -> Balance:
+@functools.cache
+def _fold(width: int, dtype: torch.dtype) -> Tensor | None:
+    """A matrix that adds up columns by buckets, in a random order and with random signs; None for few columns."""
+    if width <= UNFOLDED:
+        return None
+    buckets = min(max(FEWEST, -(-width // PER_BUCKET)), MOST)
+    generator = torch.Generator().manual_seed(width)
+    order = torch.randperm(width, generator=generator)
+    matrix = torch.zeros(width, buckets, dtype=dtype)
+    signs = torch.randint(0, 2, (width,), generator=generator) * 2 - 1
+    matrix[order, torch.arange(width) % buckets] = signs.to(dtype)
+    return matrix
+
+
+def _channel_law(record: Record, x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor) -> Balance:
     """``x``, ``dx`` of shape ``(n, channels)``, ``w``, ``dw`` ``(rows, channels)``, ``dy`` ``(positions, outputs)``."""
-    stored, sums = precision.stored, precision.sums
+    stored, sums = record.precision.stored, record.precision.sums
     window = w.shape[0] != dy.shape[1]  # a convolution's reaches several rows
-    fold = Fold.of(x.shape[1], x.device)
-    matrix = fold.matrix() if fold is not None else None
+    matrix = _fold(x.shape[1], record.work)
+    matrix = None if matrix is None else matrix.to(x.device)
     bucket = (lambda t: t) if matrix is None else (lambda t: t @ matrix)
-    bucket_squares = (lambda t: t) if matrix is None else (lambda t: (t.float() @ matrix.float().abs()).double())
-    w, dw = w.double(), dw.double()
-    of_rows = torch.cat([square(dy[block].double()).sum(1) for block in blocks(*dy.shape)])
-    of_outputs = torch.stack([square(dy[block].double()).sum(0) for block in blocks(*dy.shape)]).sum(0)
+    bucket_squares = (lambda t: t) if matrix is None else (lambda t: (t.float() @ matrix.float().abs()).to(t.dtype))
+    squares = [square(record.cast(dy[block])) for block in blocks(*dy.shape)]
+    of_rows = torch.cat([part.sum(1) for part in squares])
+    of_outputs = torch.stack([part.sum(0) for part in squares]).sum(0)
     reach = of_rows.sum()
     channel, of_inputs = bucket_squares(square(w).sum(0)[None])[0], torch.zeros_like(w[0])
     parts = []
     for block in blocks(*x.shape):
-        a, b = x[block].double(), dx[block].double()
+        a, b = record.cast(x[block]), record.cast(dx[block])
         at_row = reach if window else of_rows[block, None]
         error = stored**2 * bucket_squares(square(b)) + sums**2 * at_row * channel
         parts.append(Product.of(a, bucket(b), b_error=error))
@@ -68,14 +61,17 @@ def _channel_law(x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor, preci
     return Balance.whole(found.law, found.tensors, found.difference, found.size, found.noise, found.side)
 
 
-def _bias_law(dy: Tensor, db: Tensor, precision) -> Balance:
-    total = absolute = squares = torch.zeros_like(db)
+def _bias_law(record: Record, dy: Tensor, db: Tensor) -> Balance:
+    db = db.double()
+    total = size = squares = torch.zeros_like(db)
     for block in blocks(*dy.shape):
-        part = dy[block].double()
-        total, absolute, squares = total + part.sum(0), absolute + part.abs().sum(0), squares + square(part).sum(0)
-    error = square(precision.stored * db) + precision.sums**2 * len(dy) * squares
+        part = record.cast(dy[block])
+        of_part = square(part).sum(0)
+        total, size = total + part.sum(0).double(), size + absolute(part, of_part, 0).double()
+        squares = squares + of_part.double()
+    error = square(record.precision.stored * db) + record.precision.sums**2 * len(dy) * squares
     noise = (copies(dy) * error).sqrt()
-    return Balance.whole("db = sum of dy", "bias", db - total, db.abs() + absolute, noise, squares.sqrt())
+    return Balance.whole("db = sum of dy", "bias", db - total, db.abs() + size, noise, squares.sqrt())
 
 
 def _linear(record: Record) -> list[Balance]:
@@ -88,9 +84,9 @@ def _linear(record: Record) -> list[Balance]:
             f"x {tuple(record.raw_value('x').shape)}, weight {tuple(w.shape)} and "
             f"y {tuple(record.raw_value('y').shape)} do not fit y = x Wᵀ: x (..., in), weight (out, in), y (..., out)"
         )
-    laws = [_channel_law(x, dx, w, dw, dy, record.precision)]
+    laws = [_channel_law(record, x, dx, w, dw, dy)]
     if record.has("bias"):
-        laws.append(_bias_law(dy, record.gradient("bias"), record.precision))
+        laws.append(_bias_law(record, dy, record.gradient("bias")))
     return laws
 
 
@@ -112,9 +108,9 @@ def _convolution(record: Record) -> list[Balance]:
             raise ValueError(
                 f"weight {tuple(record.raw_value('weight').shape)} does not fit {x.shape[1]} input channels"
             )
-        laws.append(_channel_law(xs, dxs, w, dw, dys, record.precision))
+        laws.append(_channel_law(record, xs, dxs, w, dw, dys))
     if record.has("bias"):
-        laws.append(_bias_law(dy, record.gradient("bias"), record.precision))
+        laws.append(_bias_law(record, dy, record.gradient("bias")))
     return laws
 
 

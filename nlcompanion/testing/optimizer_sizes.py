@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlcompanion.testing.optimizer_families import OptimizerLaws
+from nlcompanion.testing.optimizer_laws import OptimizerLaws
 from nlcompanion.testing.optimizer_trials import ROUNDINGS, Path, Trial, polar_factor
+from nlcompanion.testing.optimizer_white import WHITE_SIDE
 from nlcompanion.testing.report import BROKEN, CANNOT_TELL, LAWFUL, LawCheck
 
 OFFSET = 0.5  # of every weight, for the shifted run
+KEPT = "a shift shrinks by what each step keeps"
 LARGER = 8.0  # by which gradients are scaled: a power of two, exact in every dtype
 WHITE_STEPS = 240
-WHITE_SIDE = 64  # a momentum near 1 leaves the entries as the only samples: their mean square is known to 2%
 
 
 def shift(trial: Trial, laws: OptimizerLaws, base: Path) -> list[LawCheck]:
@@ -27,33 +28,74 @@ def shift(trial: Trial, laws: OptimizerLaws, base: Path) -> list[LawCheck]:
     decay = float(group.get("weight_decay", 0.0))
     if laws.decay == "unknown":
         return []
+    from_zero = [_first_from_zero(trial)] if decay else []
+    if laws.sized:
+        return [_decay_alone(trial, decay, laws), *from_zero] if decay and laws.decay == "decoupled" else from_zero
     if laws.decay == "coupled" and decay:
-        return [_decay_is_a_gradient(trial, base, decay, laws), _first_from_zero(trial)]
+        return [_decay_is_a_gradient(trial, base, decay, laws), *from_zero, *_kept_without_decay(trial, laws)]
     if laws.decay == "decoupled":
         law, rate = "a shift shrinks by (1 - lr*decay)^n", 1 - float(group["lr"]) * decay
     else:
         law, rate = "a shift of the weights stays", 1.0
-    checks = [_shifted(law, trial, base, rate)]
-    if decay:
-        checks.append(_first_from_zero(trial))
-    return checks
+    if laws.kept is not None:
+        law = KEPT
+    return [_shifted(law, trial, base, _kept_after(trial, laws, rate), laws.tolerance), *from_zero]
 
 
-def _shifted(law: str, trial: Trial, base: Path, rate: float) -> LawCheck:
+def _kept_without_decay(trial: Trial, laws: OptimizerLaws) -> list[LawCheck]:
+    """What a rule keeps of the weights beside an L2 decay, which is switched off for it."""
+    if laws.kept is None:
+        return []
+    left, base = _kept_after(trial, laws, 1.0), trial.run(weight_decay=0.0)
+    return [_shifted(KEPT, trial, base, left, laws.tolerance, weight_decay=0.0)]
+
+
+def _kept_after(trial: Trial, laws: OptimizerLaws, rate: float) -> list[float]:
+    """What is left of a shift of 1 after n steps, from n = 0."""
+    group, left = trial.settings(), [1.0]
+    for n in range(1, trial.steps + 1):
+        own = float(laws.kept(group, n)) if laws.kept is not None else 1.0
+        left.append(left[-1] * rate * own)
+    return left
+
+
+def _shifted(law: str, trial: Trial, base: Path, left: Sequence[float], tolerance: float, **settings: Any) -> LawCheck:
     """The shrinking itself is judged: a rate that is off shows in what the shift has lost."""
-    moved = trial.run([p + OFFSET for p in trial.start])
+    moved = trial.run([p + OFFSET for p in trial.start], **settings)
     worst = 0.0
     for n, (row, other) in enumerate(zip(base, moved, strict=True)):
-        expected = OFFSET * rate**n
+        expected = OFFSET * left[n]
         for a, b in zip(row, other, strict=True):
-            worst = max(worst, float((b - a - expected).abs().max()) / max(expected, 1e-300))
+            worst = max(worst, float((b - a - expected).abs().max()) / OFFSET)
     # the two runs round at the size of their weights, larger than the shift
     size = max(float(p.abs().max()) for row in base + moved for p in row)
     floor = ROUNDINGS * trial.unit * (1 + size / OFFSET) * trial.steps
-    lost = 1 - rate**trial.steps
+    lost = 1 - left[-1]
+    floor += tolerance * abs(lost)
     hidden = floor / lost if lost > 0 else floor
     verdict = BROKEN if worst > floor else CANNOT_TELL if hidden > 0.5 else LAWFUL
     return LawCheck(law, "all", "", worst, floor, hidden, verdict)
+
+
+def _decay_alone(trial: Trial, decay: float, laws: OptimizerLaws) -> LawCheck:
+    """Steps that know the weights' size: each is made with decay and without, from the same place."""
+    optimizer, held = trial.fresh()
+    without = trial.run(weight_decay=0.0)
+    rate = float(optimizer.param_groups[0]["lr"]) * decay
+    path, expected = [without[0]], [without[0]]
+
+    def put_back(n: int, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]):
+        with torch.no_grad():
+            for p, at in zip(parameters, without[n + 1], strict=True):
+                p.copy_(at)
+        return optimizer, parameters
+
+    moved = trial.run(fresh=(optimizer, held), around=put_back)
+    for n in range(trial.steps):
+        path.append([a - b + w for a, b, w in zip(moved[n + 1], without[n + 1], without[0], strict=True)])
+        expected.append([w - rate * b for b, w in zip(without[n], without[0], strict=True)])
+    law = "a step shrinks the weights by lr*decay, beside what it does without"
+    return trial.compare(law, path, expected, extra=laws.tolerance)
 
 
 def _decay_is_a_gradient(trial: Trial, base: Path, decay: float, laws: OptimizerLaws) -> LawCheck:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlcompanion.testing.optimizer_families import OptimizerLaws
+from nlcompanion.testing.optimizer_laws import OptimizerLaws
 from nlcompanion.testing.optimizer_trials import Path, Trial, polar_factor
 from nlcompanion.testing.report import BROKEN, LAWFUL, LawCheck
 

@@ -96,7 +96,10 @@ class Trial:
                 raise
             path.append([p.detach().double().clone() for p in parameters])
             if not all(torch.isfinite(p).all() for p in path[-1]):
-                raise ValueError(f"step {n + 1} gave weights that are not finite; lower lr, no law is told from them")
+                raise ValueError(
+                    f"step {n + 1} gave weights that are not finite, and no law is told from them; lower lr, or raise "
+                    f"an eps that {parameters[0].dtype} rounds to 0"
+                )
             if around is not None:
                 optimizer, parameters = around(n, optimizer, parameters)
         return path

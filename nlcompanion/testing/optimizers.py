@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlcompanion._arguments import flag, function, instance, integer, seed_number
+from nlcompanion._arguments import choice, flag, function, instance, integer, seed_number
 from nlcompanion.testing import optimizer_sizes as sizes
 from nlcompanion.testing import optimizer_symmetries as symmetries
-from nlcompanion.testing.optimizer_families import OptimizerLaws, known_laws
+from nlcompanion.testing.optimizer_families import FAMILIES, known_laws, laws_of_family
+from nlcompanion.testing.optimizer_laws import OptimizerLaws
 from nlcompanion.testing.optimizer_trials import Trial
 from nlcompanion.testing.report import LawCheck, LawError, Report
 
@@ -23,7 +24,7 @@ def check_optimizer(
     factory: Callable[[Sequence[Tensor]], torch.optim.Optimizer],
     parameters: Sequence[Tensor] | None = None,
     *,
-    laws: OptimizerLaws | None = None,
+    laws: OptimizerLaws | str | None = None,
     steps: int = 6,
     seed: int = 0,
     raise_error: bool = False,
@@ -44,8 +45,10 @@ def check_optimizer(
         factory: makes the optimiser of a list of parameters (fused, foreach or your own), all in one group; where it
             makes groups of its own, check the settings of each apart.
         parameters: whose shapes, dtype and device are used; None takes four small float64 tensors.
-        laws: what the rule promises; None looks up its class in the table, and for a class that is not there checks
-            the seventh item alone, and says so.
+        laws: what the rule promises: declared, or the name of a family for a rule of your own that is meant to be it
+            (``"AdamW"`` for a fused one; ``"Lion"``, ``"Shampoo"`` and ``"SOAP"``, which torch lacks as of 2.13). None
+            looks up its class in the table, and for a class that is not there checks the seventh item alone, and says
+            so.
         steps: of each trial.
         seed: of weights and gradients.
         raise_error: raise for a broken law.
@@ -75,8 +78,10 @@ def check_optimizer(
     """
     if not (isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer)):
         function("factory", factory, "of a list of parameters, which returns a torch.optim.Optimizer", 1)
-    if laws is not None:
-        instance("laws", laws, OptimizerLaws, 'OptimizerLaws(decay="decoupled")')
+    if isinstance(laws, str):
+        choice("laws", laws, *FAMILIES)
+    elif laws is not None:
+        instance("laws", laws, OptimizerLaws, 'OptimizerLaws(decay="decoupled"), or the name of a family')
     integer("steps", steps, 1, _MOST_STEPS)
     seed = seed_number("seed", seed)
     flag("raise_error", raise_error)
@@ -86,6 +91,8 @@ def check_optimizer(
     if optimizer.param_groups[0].get("lr", 1.0) == 0:
         raise ValueError("lr is 0, so every step is 0 and no law can be told from it; check it at a larger lr")
     limits = []
+    if isinstance(laws, str):
+        laws = laws_of_family(laws, optimizer.param_groups[0])
     if laws is None and (laws := known_laws(optimizer)) is None:
         laws = OptimizerLaws(decay="unknown", elementwise=False)
         limits.append(f"{type(optimizer).__name__} is in no table: declare its laws=OptimizerLaws(...)")
@@ -121,7 +128,7 @@ def _start(parameters, laws, factory, seed: int) -> list[Tensor]:
     draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
     start = [draw(shape) for shape in SHAPES]
     matrices = [p for p in start if p.ndim == 2]
-    if laws is not None and laws.ndim == 2:
+    if laws in ("Muon", "Shampoo", "SOAP") or (isinstance(laws, OptimizerLaws) and laws.ndim == 2):
         return matrices
     try:
         factory([torch.nn.Parameter(p) for p in start])

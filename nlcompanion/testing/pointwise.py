@@ -17,16 +17,16 @@ from nlcompanion.testing.rounding import Balance, blocks
 Pair = tuple[Tensor, Tensor]
 
 
-def _same(law: str, tensors: str, left: Pair, right: Pair, unit: float, factor: float = 1.0) -> Balance:
+def _same(record: Record, law: str, tensors: str, left: Pair, right: Pair, unit: float, factor: float = 1.0) -> Balance:
     """``a b = factor c d``, number by number; of each block of numbers the worst is kept."""
     worst = []
     flat = [t.reshape(-1) for t in (*left, *right)]
     for block in blocks(len(flat[0]), 1):
-        a, b, c, d = (t[block].double() for t in flat)
+        a, b, c, d = (record.cast(t[block]) for t in flat)
         one, other = a * b, factor * (c * d)
         size = one.abs() + other.abs()
         difference = one - other
-        at = int((difference.abs() / size.clamp_min(1e-300)).argmax())
+        at = int((difference.abs() / size.clamp_min(torch.finfo(size.dtype).tiny)).argmax())
         worst.append(torch.stack([difference[at], size[at]]))
     difference, size = torch.stack(worst, 1)[:, None]
     return Balance(law, tensors, difference, size, unit * size, size / 2)
@@ -36,22 +36,23 @@ def _homogeneous(record: Record) -> list[Balance]:
     degree = record.options.get("degree", 1.0)
     left, right = ((record.raw_value(role), record.raw_gradient(role)) for role in "xy")
     law = f"x dx = {degree:g} y dy"
-    return [_same(law, "x, y", left, right, (1 + abs(degree)) * record.precision.stored, degree)]
+    return [_same(record, law, "x, y", left, right, (1 + abs(degree)) * record.precision.stored, degree)]
 
 
 def _gated(record: Record) -> list[Balance]:
     gate, up, y = ((record.raw_value(role), record.raw_gradient(role)) for role in ("gate", "up", "y"))
-    laws = [_same("u du = y dy", "up, y", up, y, 2 * record.precision.stored)]
+    laws = [_same(record, "u du = y dy", "up, y", up, y, 2 * record.precision.stored)]
     if (degree := record.options.get("degree")) is not None:
         law = f"g dg = {degree:g} y dy"
-        laws.append(_same(law, "gate, y", gate, y, (2 + abs(degree)) * record.precision.stored, degree))
+        laws.append(_same(record, law, "gate, y", gate, y, (2 + abs(degree)) * record.precision.stored, degree))
     return laws
 
 
 def _shift(record: Record) -> list[Balance]:
     axis = record.options.get("dim", -1)
     logits, gradient = (t.movedim(axis, -1) for t in (record.value("x"), record.gradient("x")))
-    spread = 1 + logits.amax(-1) - logits.amin(-1)  # a log-probability is rounded at its own size
+    lowest = torch.where(logits == -torch.inf, logits.amax(-1, keepdim=True), logits).amin(-1)  # of what is not masked
+    spread = 1 + logits.amax(-1) - lowest  # a log-probability is rounded at its own size
     unit = record.precision.stored + record.precision.sums * logits.shape[-1] ** 0.5
     root = gradient.square().sum(-1).sqrt()
     if "y" in record.values:  # what cancelled on the way: y dy - y sum of y dy, or dy - exp(y) sum of dy
@@ -79,14 +80,14 @@ def _rotary(record: Record) -> list[Balance]:
     for law, read in (("|x| = |y| per pair", record.value), ("|dx| = |dy| per pair", record.gradient)):
         x, y = (_pairs(read(role), interleaved) for role in "xy")
         one = torch.ones_like(x)
-        found.append(_same(law, "x, y", (x, one), (y, one), unit))
+        found.append(_same(record, law, "x, y", (x, one), (y, one), unit))
     return found
 
 
 register_kind("homogeneous", ("x",), _homogeneous)
 register_kind("gated", ("gate", "up"), _gated)
-register_kind("softmax", ("x",), _shift)
-register_kind("cross_entropy", ("x",), _shift)
+register_kind("softmax", ("x",), _shift, masked=("x", "y"))
+register_kind("cross_entropy", ("x",), _shift, masked=("x",))
 register_kind("rotary", ("x",), _rotary)
 for _module in (nn.ReLU, nn.LeakyReLU, nn.PReLU):
     register_module(_module, lambda module: ("homogeneous", {"degree": 1.0}))

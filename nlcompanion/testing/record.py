@@ -12,23 +12,42 @@ from torch import Tensor
 from nlcompanion._arguments import described
 from nlcompanion.testing.rounding import Balance, Precision
 
+LARGE = 1 << 15  # numbers; the time of a check on fewer goes into calls
+
 
 @dataclass
 class Record:
-    """Tensors by role (``x``, ``weight``, ``y``, ...), the loss's gradients by the same roles, and options."""
+    """Tensors by role (``x``, ``weight``, ``y``, ...), the loss's gradients by the same roles, and options.
+
+    ``work`` is the dtype of the check's own arithmetic, and ``limits`` are what a law could not be held against, and
+    why; a dictionary for its keys.
+    """
 
     values: dict[str, Tensor]
     gradients: dict[str, Tensor | None]
     options: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype | None = None
+    work: torch.dtype = torch.float64
+    limits: dict[str, None] = field(default_factory=dict)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """In the dtype of the check's own arithmetic."""
+        return tensor.to(self.work)
+
+    @property
+    def worth_a_look(self) -> bool:
+        """No tensor is finer than float32, which then loses little, and the largest are large enough to save time."""
+        tensors = [*self.values.values(), *(g for g in self.gradients.values() if g is not None)]
+        coarse = all(torch.finfo(t.dtype).eps >= torch.finfo(torch.float32).eps for t in tensors)
+        return coarse and max(t.numel() for t in tensors) >= LARGE
 
     def value(self, role: str) -> Tensor:
-        """In float64, detached."""
-        return self.raw_value(role).double()
+        """In the dtype of the check, detached."""
+        return self.cast(self.raw_value(role))
 
     def gradient(self, role: str) -> Tensor:
-        """In float64, detached."""
-        return self.raw_gradient(role).double()
+        """In the dtype of the check, detached."""
+        return self.cast(self.raw_gradient(role))
 
     def raw_value(self, role: str) -> Tensor:
         """As it was given, detached."""
@@ -54,8 +73,11 @@ class Record:
         given = [gradient for gradient in self.gradients.values() if gradient is not None]
         return Precision.of(*self.values.values(), *given, dtype=self.dtype)
 
-    def check(self) -> None:
-        """Errors for what no verdict can be given on: integers, shapes that do not fit, values that are not finite."""
+    def check(self, masked: tuple[str, ...] = ()) -> None:
+        """Errors for what no verdict can be given on: integers, shapes that do not fit, values that are not finite.
+
+        The values of ``masked`` roles may be minus infinity.
+        """
         for role, value in self.values.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -71,6 +93,8 @@ class Record:
                     "they must be the same"
                 )
             for name, tensor in ((role, value), (f"the gradient of {role}", gradient)):
+                if tensor is value and role in masked:
+                    tensor = tensor.masked_fill(tensor == -torch.inf, 0.0)
                 if tensor is not None and not _finite(tensor):
                     raise ValueError(
                         f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite; no law says "
@@ -85,20 +109,23 @@ def _finite(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of layer: its roles in the order in which a function takes them, and its laws."""
+    """A kind of layer: its roles in the order in which a function takes them, its laws, and what may be masked."""
 
     name: str
     roles: tuple[str, ...]
     laws: Callable[[Record], list[Balance]]
+    masked: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {}
 MODULES: dict[type, Callable[[Any], tuple[str, Mapping[str, Any]] | None]] = {}
 
 
-def register_kind(name: str, roles: tuple[str, ...], laws: Callable[[Record], list[Balance]]) -> None:
-    """Make a kind known: ``laws(record)`` returns the balances of one call."""
-    KINDS[name] = Kind(name, roles, laws)
+def register_kind(
+    name: str, roles: tuple[str, ...], laws: Callable[[Record], list[Balance]], masked: tuple[str, ...] = ()
+) -> None:
+    """Make a kind known: ``laws(record)`` returns the balances of a call; ``masked`` roles may hold minus infinity."""
+    KINDS[name] = Kind(name, roles, laws, masked)
 
 
 def register_module(module: type, read: Callable[[Any], tuple[str, Mapping[str, Any]] | None]) -> None:

@@ -51,3 +51,16 @@ def test_what_is_no_notebook_stays_as_it_is(tmp_path):
     source = ["# A page\n"]
     book_extension.put_in_brief(SimpleNamespace(srcdir=tmp_path), "page", source)
     assert source == ["# A page\n"]
+
+
+def test_the_front_page_says_how_long_each_chapter_takes(tmp_path):
+    (tmp_path / "one.ipynb").write_text(json.dumps(chapter(words=900, record=None)))
+    (tmp_path / "other.md").write_text("word " * 360)
+    table = "| | afterwards |\n|---|---|\n| [](one.ipynb) | this |\n| [](other.md), an appendix | that |\n"
+    app = SimpleNamespace(srcdir=tmp_path, config=SimpleNamespace(root_doc="index"))
+    front, elsewhere = [table], [table]
+    book_extension.put_reading_times(app, "index", front)
+    book_extension.put_reading_times(app, "page", elsewhere)
+    assert "| [](one.ipynb), 5 min | this |" in front[0]
+    assert "| [](other.md), 2 min, an appendix | that |" in front[0]
+    assert elsewhere == [table]

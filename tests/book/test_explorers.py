@@ -1,6 +1,8 @@
 """Sliders over pre-drawn frames, and the style of the figures."""
 
 import json
+import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -55,6 +57,19 @@ def test_the_widgets_link_lives_in_the_browser():
     assert stack.selected_index == 0  # no kernel moves it
 
 
+def test_a_motion_has_a_button_that_the_reader_presses():
+    still, moving = (explore(draw, [1, 2, 3], name="n", describe=words, motion=motion) for motion in (False, True))
+    assert "<button" not in still.html
+    button = BeautifulSoup(moving.html, "html.parser").select_one(".nl-explorer button")
+    assert button.has_attr("hidden")  # until the script finds that motion is welcome
+    assert "prefers-reduced-motion" in moving.html
+    head, stack = moving.widget.children
+    play, slider = head.children
+    assert (play.min, play.max, play.value) == (0, 2, slider.index)
+    assert not play.playing
+    assert stack.selected_index == slider.index
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="1 values"):
         explore(draw, [1], name="n", describe=words)
@@ -76,6 +91,40 @@ def test_order_guide_has_its_slope():
     with pytest.raises(ValueError, match="positive"):
         order_guide(axis, [0.0, 1.0], 1.0, 1)
     plt.close(figure)
+
+
+DIMMED = 0.92  # what the dark theme leaves of a figure's brightness (assets/book.css)
+
+
+def luminance(colour, brightness=1.0):
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [brightness * int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(colour, ground="#FFFFFF", brightness=1.0):
+    darker, lighter = sorted(luminance(each, brightness) for each in (colour, ground))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("role", COLORS)
+@pytest.mark.parametrize("brightness", [1.0, DIMMED], ids=["light", "dark"])
+def test_every_colour_stands_out_from_the_ground_of_figures(role, brightness):
+    assert contrast(COLORS[role], brightness=brightness) >= 3
+
+
+def test_contrast_is_that_of_the_standard():
+    assert contrast("#000000") == pytest.approx(21)
+    assert contrast("#E69F00") < 3  # the palette's own amber
+    css = (Path(__file__).resolve().parents[2] / "assets" / "book.css").read_text(encoding="utf-8")
+    assert f"filter: brightness({DIMMED})" in css
+
+
+def test_studies_draw_in_these_colours():
+    studies = (Path(__file__).resolve().parents[2] / "studies").glob("*.py")
+    own = {path.name: re.findall(r"#[0-9a-fA-F]{6}\b", path.read_text(encoding="utf-8")) for path in studies}
+    assert {name: colours for name, colours in own.items() if colours} == {}
 
 
 def test_colours_are_distinct_and_the_style_applies():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nlcompanion import audit, descend, flat_loss, gradient_flow, homogeneous_law, linear_law, mlp, nesterov, sgd
-from nlcompanion.laws.audit.statements import rates_of
+from nlcompanion.laws.auditing.statements import rates_of
 from nlcompanion.laws.under_optimizers import decoupled_decay, statement_under
 
 X = torch.linspace(-1, 1, 20, dtype=torch.float64).view(5, 4).sin()
@@ -306,7 +306,7 @@ def test_what_decay_alone_makes_of_a_charge(kind, name):
     q.grad = torch.zeros_like(q)
     APART[name]([q]).step()
     before, after = law.charge(f.q0), law.charge(q.detach())
-    alone = said.split("decay alone: ")[1]
+    alone = said.split("decay alone: ")[1].split("; ")[0]
     if kind == "affine":
         values = {"ΔC": after - before, "Q(θ)": law.square(f.q0), "form(θ, θ)": law.form(f.q0)}
         assert balance(alone, values) < 1e-11

@@ -100,6 +100,57 @@ def test_every_control_changes_its_picture_by_mouse_and_by_key(opened, name):
         assert slider.get_attribute("aria-valuetext") == control.locator("output").inner_text()
 
 
+def test_motion_waits_for_the_reader_and_can_be_paused(browser, opened, name):
+    page, *_ = opened(name)  # which asks for reduced motion
+    buttons = page.locator(".nl-explorer button")
+    assert all(not button.is_visible() for button in buttons.all())
+    if not buttons.count():
+        return
+    context = browser.new_context(viewport=DESK, reduced_motion="no-preference")
+    lively = context.new_page()
+    lively.goto((pages.HTML / f"{name}.html").as_uri(), timeout=120_000)
+    for control in lively.locator(".nl-explorer:has(button)").all():
+        button, slider = control.locator("button"), control.locator("input")
+        slider.evaluate("slider => { slider.value = 0; slider.dispatchEvent(new Event('input')) }")
+        lively.wait_for_timeout(600)
+        assert slider.input_value() == "0", "it moves by itself"
+        button.click()
+        assert button.inner_text() == "Pause"
+        lively.wait_for_function("slider => Number(slider.value) >= 2", arg=slider.element_handle(), timeout=30_000)
+        button.click()
+        stopped = slider.input_value()
+        lively.wait_for_timeout(600)
+        assert slider.input_value() == stopped
+    context.close()
+
+
+def test_a_figure_is_shown_in_full_size_on_a_tap(opened, name):
+    page, *_ = opened(name)
+    pictures = page.locator(".bd-article .cell_output img:visible, .bd-article figure img:visible")
+    if not pictures.count():
+        return
+    picture = pictures.first
+    picture.click()
+    dialog = page.locator("dialog.nl-full-size")
+    assert dialog.is_visible()
+    assert dialog.locator("img").get_attribute("alt") == picture.get_attribute("alt")
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+
+
+def test_what_is_wider_than_a_phone_shows_that_it_scrolls(opened, name):
+    page, *_ = opened(name)
+    page.set_viewport_size(PHONE)
+    try:
+        without_a_shadow = """() => [
+                ...document.querySelectorAll("article div.math, article .pst-scrollable-table-container")
+            ].filter(box => box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== "visible")
+            .filter(box => !getComputedStyle(box).backgroundImage.includes("gradient")).length"""
+        assert page.evaluate(without_a_shadow) == 0
+    finally:
+        page.set_viewport_size(DESK)
+
+
 def test_no_page_is_wider_than_a_phone(opened, name):
     page, *_ = opened(name)
     page.set_viewport_size(PHONE)

@@ -1,19 +1,23 @@
 """The built book, page by page, and the tools that build it. Each check of a page is itself checked on a bad page."""
 
+import base64
 import hashlib
 import importlib
+import io
 import json
 import posixpath
 import re
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 from sphinx.util.inventory import InventoryFile
 
 from nlcompanion import __version__
@@ -469,3 +473,16 @@ def test_every_target_of_the_makefile_has_a_line_of_help():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()) - {"FORCE"}
     assert targets == set(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE))
+
+
+def test_pictures_are_kept_with_few_colours():
+    drawn = io.BytesIO()
+    random = Random(0)
+    picture = Image.frombytes("RGB", (128, 128), random.randbytes(3 * 128 * 128))
+    picture.save(drawn, format="png")
+    before = base64.b64encode(drawn.getvalue()).decode()
+    after = notebooks.lighter(before)
+    assert len(after) < len(before)
+    with Image.open(io.BytesIO(base64.b64decode(after))) as light:
+        assert light.size == (128, 128)
+        assert len(light.convert("RGB").getcolors()) <= 256

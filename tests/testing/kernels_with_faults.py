@@ -173,3 +173,88 @@ class Shampoo(torch.optim.Optimizer):
         values, vectors = torch.linalg.eigh(matrix)
         kept = values > 1e-10 * values.max()
         return (vectors * torch.where(kept, values.abs() ** -0.25, 0.0)) @ vectors.T
+
+
+class Soap(torch.optim.Optimizer):
+    """Adam in the eigenbasis of Shampoo's two sums of squares, of matrices (arXiv:2409.11321), renewed at each step.
+
+    The first gradient makes the basis only, as in the authors' code: in its own basis it is diagonal, and Adam would
+    divide the rounding beside the diagonal by its own size.
+    """
+
+    def __init__(self, params, lr=0.01, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.0, *, fault=""):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.fault = fault
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._one(p, p.grad, self.state[p], group)
+
+    def _one(self, p: Tensor, g: Tensor, state: dict, group: dict) -> None:
+        b1, b2 = group["betas"]
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        if not state:
+            state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+            state["left"], state["right"] = (torch.zeros(n, n, dtype=p.dtype) for n in p.shape)
+        state["step"] += 1
+        for side, square in (("left", g @ g.T), ("right", g.T @ g)):
+            state[side].mul_(b2).add_(square, alpha=1 - b2)
+        if state["step"] == 1:
+            return
+        left, right = (torch.linalg.eigh(state[side])[1] for side in ("left", "right"))
+        if self.fault == "one side":
+            right = torch.eye(len(right), dtype=p.dtype)
+        state["m"].mul_(b1).add_(g, alpha=1 - b1)
+        turned = left.T @ g @ right
+        state["v"].mul_(b2).addcmul_(turned, turned, value=1 - b2)
+        n = state["step"] - 1
+        first, second = state["m"] / (1 - b1**n), state["v"] / (1 - b2**n)
+        update = left @ ((left.T @ first @ right) / (second.sqrt() + group["eps"])) @ right.T
+        p.sub_(update, alpha=group["lr"])
+
+
+class FaultyAdafactor(torch.optim.Adafactor):
+    """Decay as L2, or at a rate of its own."""
+
+    def __init__(self, params, *, fault="", **settings):
+        super().__init__(params, **settings)
+        self.fault = fault
+
+    @torch.no_grad()
+    def step(self):
+        kept = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and self.fault == "L2 for decay":
+                    p.grad = p.grad + group["weight_decay"] * p
+                if p.grad is not None and self.fault == "decay without lr":
+                    p.mul_(1 - group["weight_decay"])
+            group["weight_decay"] = 0.0 if self.fault else group["weight_decay"]
+        super().step()
+        for group, decay in zip(self.param_groups, kept, strict=True):
+            group["weight_decay"] = decay
+
+
+class FaultyAveraging(torch.optim.ASGD):
+    """Shrinks the weights by ``lambd`` once more, or takes its decay for a decoupled one."""
+
+    def __init__(self, params, *, fault="", **settings):
+        super().__init__(params, **settings)
+        self.fault = fault
+
+    @torch.no_grad()
+    def step(self):
+        kept = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, kept, strict=True):
+            for p in group["params"]:
+                if p.grad is not None and self.fault == "lambd twice":
+                    p.mul_(1 - group["lr"] * group["lambd"])
+                if p.grad is not None and self.fault == "decoupled":
+                    p.mul_(1 - group["lr"] * decay)
+            group["weight_decay"] = 0.0 if self.fault == "decoupled" else decay
+        super().step()
+        for group, decay in zip(self.param_groups, kept, strict=True):
+            group["weight_decay"] = decay

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from kernels_with_faults import ByHand, Shampoo
+from kernels_with_faults import ByHand, FaultyAdafactor, FaultyAveraging, Shampoo, Soap
 from torch import optim
 
 from nlcompanion import LawError, OptimizerLaws, assert_optimizer_lawful, check_optimizer
@@ -136,6 +136,93 @@ def test_rules_of_ones_own_are_declared():
     assert [check.law for check in report.broken] == ["orthogonal commute with the step"]
 
 
+@pytest.mark.parametrize(("kind", "fault"), [(Shampoo, "diagonal"), (Soap, "one side")])
+def test_rules_that_torch_lacks_are_rows_of_the_table(kind, fault):
+    """PyTorch 2.13 has no Shampoo, SOAP or Lion: a hand-written one is held against the row of its name."""
+    name = {Shampoo: "Shampoo", Soap: "SOAP"}[kind]
+    assert not hasattr(optim, name)
+    report = assert_optimizer_lawful(lambda p: kind(p, weight_decay=0.1), laws=name, steps=3)
+    assert {"orthogonal commute with the step", "gradients times c change nothing"} <= {c.law for c in report.checks}
+    report = check_optimizer(lambda p: kind(p, fault=fault), laws=name, steps=3)
+    assert [check.law for check in report.broken] == ["orthogonal commute with the step"]
+
+
+def test_a_rule_is_held_against_the_family_that_it_is_meant_to_be():
+    assert_optimizer_lawful(lambda p: ByHand(p, rule="lion", weight_decay=0.1), laws="Lion")
+    report = check_optimizer(lambda p: ByHand(p, rule="lion", fault="45 times too small"), laws="Lion")
+    assert {check.law for check in report.broken} == {
+        "the first step has the family's size",
+        "white gradients give the family's update RMS",
+    }
+    assert_optimizer_lawful(lambda p: ByHand(p, betas=(0.9, 0.999), weight_decay=0.1), laws="AdamW")
+    report = check_optimizer(lambda p: ByHand(p, betas=(0.9, 0.999), weight_decay=0.1), laws="Adam")
+    assert [check.law for check in report.broken] == ["decay is a gradient decay*weight (L2)"]
+    with pytest.raises(ValueError, match="choose from SGD, Adam"):
+        check_optimizer(ByHand, laws="Adamm")
+    with pytest.raises(ValueError, match="the row NAdam reads 'momentum_decay'"):
+        check_optimizer(ByHand, laws="NAdam")
+
+
+def test_the_decay_of_steps_in_proportion_to_the_weights():
+    """A shift changes such steps, so that each step is compared with itself without decay."""
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    assert_optimizer_lawful(lambda p: FaultyAdafactor(p, **settings), laws="Adafactor")
+    for fault in ("L2 for decay", "decay without lr"):
+        broken = check_optimizer(lambda p, f=fault: FaultyAdafactor(p, fault=f, **settings), laws="Adafactor").broken
+        assert "a step shrinks the weights by lr*decay, beside what it does without" in {check.law for check in broken}
+    shifted = OptimizerLaws("decoupled", 0, elementwise=False)
+    assert check_optimizer(lambda p: optim.Adafactor(p, **settings), laws=shifted).verdict == "broken"
+
+
+def test_what_averaging_keeps_of_the_weights():
+    settings = {"lr": 0.1, "lambd": 0.2, "weight_decay": 0.1}
+    assert_optimizer_lawful(lambda p: FaultyAveraging(p, **settings), laws="ASGD")
+    found = {}
+    for fault in ("lambd twice", "decoupled"):
+        report = check_optimizer(lambda p, f=fault: FaultyAveraging(p, fault=f, **settings), laws="ASGD")
+        found[fault] = {check.law for check in report.broken}
+    assert "a shift shrinks by what each step keeps" in found["lambd twice"]
+    assert "decay is a gradient decay*weight (L2)" in found["decoupled"]
+
+
+WHITE = {
+    "Adam": {"betas": (0.9, 0.999)},
+    "AMSGrad": {"betas": (0.9, 0.99)},
+    "NAdam": {"betas": (0.95, 0.99)},
+    "RAdam": {"betas": (0.9, 0.99)},
+    "RMSprop": {"momentum": 0.9},
+    "centered": {"alpha": 0.97},
+    "Adamax": {"betas": (0.9, 0.9)},
+    "Adagrad": {"lr_decay": 0.01},
+    "Adadelta": {"rho": 0.95},
+    "ASGD": {"lambd": 0.05, "lr": 0.1},
+    "Adafactor": {"lr": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", [*WHITE, *(["Muon", "Muon, RMS"] if MUON else [])])
+def test_white_gradients_give_the_size_that_the_table_computes(name):
+    """To two per cent; the control is the rule at another setting, whose size is another."""
+    kind, settings, _ = FAMILIES[name]
+    settings = {"lr": 0.01, **settings, **WHITE.get(name, {})}
+    other = {**settings, "lr": 1.2 * settings["lr"]}
+    start = [torch.zeros(5, 4, dtype=torch.float64)]
+    group = kind([torch.nn.Parameter(p.clone()) for p in start], **settings).param_groups[0]
+    laws = known_laws(kind([torch.nn.Parameter(start[0].clone())], **settings))
+    held = OptimizerLaws("unknown", white_rms=lambda _, n: laws.white_rms(group, n), elementwise=False)
+    law = "white gradients give the family's update RMS"
+    for tried, verdict in ((settings, "lawful"), (other, "broken")):
+        report = check_optimizer(functools.partial(kind, **tried), start, laws=held, steps=1)
+        (check,) = [check for check in report.checks if check.law == law]
+        assert check.verdict == verdict
+        assert verdict == "broken" or check.defect < 0.02
+
+
+def test_rprop_promises_no_size():
+    """Its sizes are a product of 1.2 and 0.5 at random: the mean fourth power grows without bound."""
+    assert known_laws(optim.Rprop([torch.nn.Parameter(torch.zeros(2))])).white_rms is None
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-6, 1e-5, 1e-2])
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "centered", "Adagrad"])
 def test_an_eps_is_part_of_the_rule(name, eps):
@@ -197,6 +284,94 @@ def test_a_learning_rate_in_a_tensor_rounds_in_its_own_dtype():
     assert report.checks[0].floor < 1e-11
 
 
+@pytest.mark.parametrize("decay", [0.5, 1.0, 1.5, 2.0])
+def test_a_decay_that_turns_the_weights_around_is_lawful(decay):
+    """1 - lr*decay is negative beyond 1; the fault of that size is found."""
+    assert_optimizer_lawful(lambda p: optim.AdamW(p, lr=1.0, weight_decay=decay))
+    half = lambda p: ByHand(p, lr=1.0, weight_decay=decay, fault="L2 for decay")  # noqa: E731
+    assert check_optimizer(half, laws="Lion").verdict == "broken"
+
+
+ODD = {
+    "NAdam": [{"momentum_decay": 0.0}, {"maximize": True, "decoupled_weight_decay": True, "weight_decay": 0.1}],
+    "RAdam": [{"betas": (0.9, 0.5)}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
+    "Adam": [{"betas": (0.0, 0.0)}, {"maximize": True, "weight_decay": 0.1}],
+    "AMSGrad": [{"maximize": True, "weight_decay": 0.1}],
+    "RMSprop": [{"alpha": 0.5}, {"momentum": 0.9, "centered": True, "weight_decay": 0.1}],
+    "Adagrad": [{"lr_decay": 0.1, "initial_accumulator_value": 0.1, "weight_decay": 0.1}],
+    "Adadelta": [{"rho": 0.5}, {"lr": 1.0, "weight_decay": 0.1}],
+    "Rprop": [{"etas": (0.3, 1.5)}, {"maximize": True}],
+    "ASGD": [{"t0": 2, "lambd": 0.1, "weight_decay": 0.1}, {"alpha": 0.0, "lambd": 0.1}, {"maximize": True}],
+    "Adafactor": [{"d": 2.0, "eps": (1e-3, 1e-2)}, {"lr": 2.0}, {"maximize": True, "weight_decay": 0.1}],
+    "SGD": [{"lr": 1e6}, {"lr": 1e-12}, {"maximize": True, "weight_decay": 0.1}],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_settings_at_the_edge_raise_no_alarm(name):
+    kind, common, _ = FAMILIES[name]
+    for settings in ODD[name]:
+        assert_optimizer_lawful(functools.partial(kind, **{"lr": 0.01, **common, **settings}))
+
+
+def twice(step, params):
+    step()
+    step()
+
+
+def noisy(step, params):
+    step()
+    for p in params:
+        p.add_(1e-6 * torch.randn_like(p))
+
+
+def rounded(step, params):
+    step()
+    for p in params:
+        p.copy_(p.half())
+
+
+def tail_forgotten(step, params):
+    last = [p.flatten()[-1].clone() for p in params]
+    step()
+    for p, kept in zip(params, last, strict=True):
+        p.view(-1)[-1] = kept
+
+
+def vectors_not_decayed(step, params):
+    before = [(p, p.clone()) for p in params if p.ndim < 2]
+    step()
+    for p, old in before:
+        p.add_(old, alpha=0.01 * 0.1)
+
+
+def clipped_in_secret(step, params):
+    torch.nn.utils.clip_grad_norm_(params, 1.0)
+    step()
+
+
+def gradients_zeroed(step, params):
+    """No fault: what a step does to the gradients afterwards is its own affair."""
+    step()
+    for p in params:
+        p.grad = None
+
+
+@pytest.mark.parametrize("fault", [twice, noisy, rounded, tail_forgotten, vectors_not_decayed, clipped_in_secret])
+def test_a_step_that_does_something_beside_is_found(fault):
+    class Wrapped(optim.AdamW):
+        how = staticmethod(fault)
+
+        @torch.no_grad()
+        def step(self):
+            self.how(super().step, [p for group in self.param_groups for p in group["params"]])
+
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    assert check_optimizer(lambda p: Wrapped(p, **settings), laws="AdamW").verdict == "broken"
+    Wrapped.how = staticmethod(gradients_zeroed)
+    assert check_optimizer(lambda p: Wrapped(p, **settings), laws="AdamW").verdict == "lawful"
+
+
 def test_a_rule_that_is_in_no_table_is_said_to_be():
     report = check_optimizer(lambda p: ByHand(p))
     assert "declare its laws" in report.limits[0]
@@ -230,3 +405,5 @@ def test_bad_input_gives_an_error_that_names_the_cause():
         check_optimizer(lambda p: optim.SGD([x for x in p if x.ndim], lr=0.1))
     with pytest.raises(ValueError, match="not finite"):
         check_optimizer(lambda p: optim.SGD(p, lr=1e308), laws=OptimizerLaws())
+    with pytest.raises(ValueError, match=r"raise an eps that torch\.float16 rounds to 0"):
+        check_optimizer(lambda p: optim.AdamW(p, lr=0.01), [torch.ones(5, 4).half()])

@@ -13,14 +13,21 @@ for found in pkgutil.iter_modules(__path__):
 # what calls return, and errors: nobody makes them by hand
 RESULTS = {
     "Account",
+    "Alert",
     "Audit",
     "BeforeStep",
     "ConservedQuantities",
     "ConservedQuantity",
     "Equilibrium",
+    "Forecast",
     "LawCheck",
     "LearningRule",
+    "Match",
+    "MatchedGroup",
+    "Motion",
     "NLDTerms",
+    "NormForecast",
+    "NormForecasts",
     "OutputMotion",
     "Persistence",
     "Polar",
@@ -33,6 +40,7 @@ RESULTS = {
     "Steady",
     "Sweep",
     "Trajectory",
+    "UpdateEquilibrium",
 }
 ERRORS = {"AuditError", "ClaimError", "DataError", "DescentError", "FlowError", "LawError", "LedgerError", "SweepError"}
 TYPES = {"Lagrangian", "Part"}  # aliases for annotations

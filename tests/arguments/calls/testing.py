@@ -107,7 +107,7 @@ call(
         "ndim": NONE | COUNTS | {"zero"},
         "tolerance": FROM_ZERO,
     }
-    | {"stops": {"True"}, "equivariance": {"empty list", "dict"}},
+    | {"stops": {"True"}, "sized": {"True"}, "equivariance": {"empty list", "dict"}},
     decay="none",
     degree=0,
     equivariance=("signs",),
@@ -115,6 +115,7 @@ call(
     ndim=None,
     tolerance=0.0,
     stops=True,
+    sized=False,
 )
 call(
     "GainIntoLinear.slope",

@@ -1,0 +1,77 @@
+"""What it costs to watch every step of training, or every 20th as a `Monitor` does unless it is told otherwise.
+
+Full-batch SGD with momentum on 1,000 synthetic images, as in `bench_training_step`: the loop as PyTorch has it, and
+with a `Monitor` beside it that has found the laws of the layers by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from _timing import Report, Timings, compare, single_thread
+from torch.nn.functional import cross_entropy
+
+import nlcompanion as nl
+
+IMAGES = 1000
+WIDTHS = {
+    50: (40, {"least": 7, "budget": 8.0}),
+    200: (20, {"least": 9, "budget": 20.0}),
+    800: (20, {"least": 3, "most": 3}),
+}
+BARE, DEFAULT, EACH = "bare loop", "every 20th step", "every step"
+STRIDES = {DEFAULT: 20, EACH: 1}
+
+
+class Loop:
+    """A task of the timer: steps of a training loop of its own, watched at a stride."""
+
+    def __init__(self, width: int, dtype: torch.dtype, watch: str):
+        g = torch.Generator().manual_seed(0)
+        ink = torch.rand(IMAGES, 784, generator=g) < 0.2
+        self.x = (ink * torch.rand(IMAGES, 784, generator=g)).to(dtype)
+        self.y = torch.randint(10, (IMAGES,), generator=g)
+        self.model = nl.mlp((784, width, width, width, 10), "relu", init="kaiming", dtype=dtype)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        self.steps, _ = WIDTHS[width]
+        self.monitor = None
+        if watch in STRIDES:
+            self.monitor = nl.Monitor(self.model, self.optimizer, every=STRIDES[watch])
+
+    def __call__(self) -> int:
+        for _ in range(self.steps):
+            self.optimizer.zero_grad()
+            cross_entropy(self.model(self.x), self.y).backward()
+            self.optimizer.step()
+        return self.steps
+
+
+def measure(width: int, dtype: torch.dtype) -> Timings:
+    loops = {watch: Loop(width, dtype, watch) for watch in (BARE, DEFAULT, EACH)}
+    timings = compare(loops, **WIDTHS[width][1])
+    for watch in STRIDES:  # a fast monitor that watches nothing, or is wrong, would be none
+        monitor = loops[watch].monitor
+        assert len(monitor.laws) == 3, monitor.notes
+        assert not monitor.alerts, monitor.alerts
+        assert monitor.stopped is None, monitor.stopped
+    print(f"width {width}, {dtype}: {timings}")
+    return timings
+
+
+def main() -> int:
+    single_thread()
+    report = Report("A training step of 784-d-d-d-10 on 1,000 images, watched by a monitor")
+    for width in WIDTHS:
+        for dtype in (torch.float32, torch.float64):
+            timings, name = measure(width, dtype), f"d = {width}, {str(dtype).removeprefix('torch.')}"
+            paper = width == 200
+            report.add(
+                f"{name}: monitor at its default stride / bare", timings.ratio(DEFAULT), target=1.02 if paper else None
+            )
+            report.add(f"{name}: monitor at every step / bare", timings.ratio(EACH), target=1.05 if paper else None)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
