@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import itertools
 import pkgutil
 import signal
 import traceback
@@ -18,15 +19,23 @@ from wrong_values import WRONG_VALUES
 import nlcompanion
 
 SECONDS = 10
+NUMBERS = itertools.count()
 PACKAGE = Path(nlcompanion.__file__).parent
 FOLDERS = [found.name for found in pkgutil.iter_modules([str(PACKAGE)]) if found.ispkg and found.name[0] != "_"]
 CASES = [(name, argument) for name, call in CALLS.items() for argument in call.arguments]
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return tmp_path_factory.mktemp("wrong_values")
+
+
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    """Some of the values are taken for names of files."""
-    monkeypatch.chdir(tmp_path)
+def _elsewhere(folders, monkeypatch):
+    """Some of the values are taken for names of files; one folder for all would not do, and tmp_path takes longer."""
+    folder = folders / str(next(NUMBERS))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
 
 
 @cache
