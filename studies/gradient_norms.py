@@ -54,7 +54,7 @@ def rise(steps: int = 1000, *, lr: float = 0.1, weight_decay: float = 0.02, seed
         optimizer.zero_grad()
         loss = cross_entropy(model(inputs), targets)
         loss.backward()
-        rows.append([[float(p.grad.norm()), float(p.detach().norm())] for p in filters])
+        rows.append([_norms(p) for p in filters])
         losses.append(float(loss.detach()))
         optimizer.step()
     count = steps // window
@@ -66,6 +66,12 @@ def rise(steps: int = 1000, *, lr: float = 0.1, weight_decay: float = 0.02, seed
         settled=torch.full((count,), (2 * weight_decay / lr) ** 0.5),
         loss=torch.tensor(losses[: count * window]).reshape(count, window).mean(1),
     )
+
+
+def _norms(p: torch.nn.Parameter) -> list[float]:
+    """Of the gradient and of the weight."""
+    assert p.grad is not None
+    return [float(p.grad.norm()), float(p.detach().norm())]
 
 
 def figure_of_rise(found: Rise):

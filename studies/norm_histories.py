@@ -58,6 +58,7 @@ class _Follower:
 
     def before(self) -> None:
         self.old = self.weight.detach().double().clone()
+        assert self.weight.grad is not None
         self.gradient = self.weight.grad.double()
 
     def after(self, *, decoupled: bool) -> list[float]:
@@ -129,5 +130,17 @@ def follow(
         "momentum": own[0].get("momentum", 0.0) if sgd else 0.0,
         "decoupled": not sgd,
     }
-    columns = [table[:, :, k] for k in range(7)]
-    return History(tuple(weights), *columns, torch.tensor(rates, dtype=torch.float64), torch.tensor(losses), settings)
+    norms, grad_norms, averages, update_norms, alignments, memory, angles = table.unbind(dim=2)
+    return History(
+        names=tuple(weights),
+        norms=norms,
+        grad_norms=grad_norms,
+        averages=averages,
+        update_norms=update_norms,
+        alignments=alignments,
+        memory=memory,
+        angles=angles,
+        rates=torch.tensor(rates, dtype=torch.float64),
+        losses=torch.tensor(losses),
+        settings=settings,
+    )

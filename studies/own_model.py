@@ -171,9 +171,14 @@ def ledger_of_a_faulty_run(laws, *, factor: float = 1.01, since: int = 40, steps
             optimizer.zero_grad()
             F.cross_entropy(model(images[batch]), labels[batch]).backward()
             if step >= since:
-                model.get_parameter("3.weight").grad *= factor
+                _scale_gradient(model.get_parameter("3.weight"), factor)
             optimizer.step()
     return ledger
+
+
+def _scale_gradient(p: torch.nn.Parameter, factor: float) -> None:
+    assert p.grad is not None
+    p.grad *= factor
 
 
 def monitored_run(*, factor: float = 1.01, since: int = 80, steps: int = 140) -> nl.Monitor:
@@ -189,6 +194,6 @@ def monitored_run(*, factor: float = 1.01, since: int = 80, steps: int = 140) ->
         optimizer.zero_grad()
         F.cross_entropy(model(images[batch]), labels[batch]).backward()
         if step >= since:
-            model.get_parameter("3.weight").grad *= factor
+            _scale_gradient(model.get_parameter("3.weight"), factor)
         optimizer.step()
     return monitor

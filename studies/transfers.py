@@ -6,7 +6,7 @@ The control carries rate and decay over as they are. Only norms and angles are c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,7 @@ class Training:
     """A fresh model, its data, and the parameters that change their optimiser."""
 
     model: nn.Module
-    batches: object
+    batches: Iterator[tuple[Tensor, Tensor]]
     names: tuple[str, ...]
     moved: list[nn.Parameter]
     rest: list[nn.Parameter]
@@ -95,6 +95,7 @@ def followed(transfer: Transfer, kind: str, steps: int = STEPS, seed: int = SEED
     """A run of the source, of the matched target or of the naive one: "source", "matched" or "naive"."""
     fresh = training(transfer.convolutional, seed)
     beside = torch.optim.AdamW(fresh.rest, lr=transfer.lr)
+    optimizer: torch.optim.Optimizer
     if kind == "source":
         optimizer = adamw(transfer, fresh.moved)
     elif kind == "naive":

@@ -473,8 +473,9 @@ def depthwise():
 
 @entry(
     "scale: 0.weight + 0.bias x1",
+    "rotation: 0.weight + 0.bias + 2.weight x10",
     *logits("2", 5),
-    why="F.normalize divides by the length; a plain function shows as well as a module",
+    why="F.normalize divides by the length and turns with its input: O(5) has ten planes; a plain function shows too",
 )
 def normalised_embedding():
     class Normalise(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from nlcompanion._arguments import choice, flag, fraction, integer, number_from, numbers
 from nlcompanion.adaptivity.norm_law import NORMALIZED, SGD, law_of
 from nlcompanion.adaptivity.norm_record import record_of
@@ -22,7 +24,7 @@ def forecast(
     momentum: float = 0.0,
     decoupled: bool = False,
     lrs=None,
-    schedule: Callable[[int], float] | Sequence[float] | None = None,
+    schedule: Callable[[int], float] | Sequence[float] | Tensor | None = None,
     grad_norms=None,
     persistence=None,
     update_norms=None,

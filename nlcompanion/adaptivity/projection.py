@@ -71,7 +71,7 @@ class Forecast:
 def project(
     law: NormLaw,
     record: NormRecord,
-    schedule: Callable[[int], float] | Sequence[float] | None,
+    schedule: Callable[[int], float] | Sequence[float] | Tensor | None,
     horizons: Sequence[int],
     coverage: float,
     coupled: bool,

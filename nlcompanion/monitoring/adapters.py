@@ -29,8 +29,7 @@ def lightning_callback(**settings: Any) -> Callback:
         ModuleNotFoundError: where neither ``lightning`` nor ``pytorch_lightning`` is installed.
 
     Example:
-        >>> callback = lightning_callback(every=50)
-        >>> trainer = lightning.Trainer(callbacks=[callback])   # doctest: +SKIP
+        >>> callback = lightning_callback(every=50)             # Trainer(callbacks=[callback])
         >>> callback.monitor is None                            # until the training starts
         True
     """
@@ -52,9 +51,8 @@ def hugging_face_callback(**settings: Any) -> TrainerCallback:
         ModuleNotFoundError: where ``transformers`` is not installed.
 
     Example:
-        >>> callback = hugging_face_callback(every=50)
-        >>> trainer = transformers.Trainer(model, arguments, callbacks=[callback])   # doctest: +SKIP
-        >>> callback.monitor is None                                                 # until the training begins
+        >>> callback = hugging_face_callback(every=50)          # Trainer(model, arguments, callbacks=[callback])
+        >>> callback.monitor is None                            # until the training begins
         True
     """
     return _hugging_face_class()(settings)
