@@ -176,9 +176,11 @@ def figure_of_transfer(stored: dict, name: str):
 
     figure, axes = panels(2, titles=("norm", "turn per step"))
     colours = {"source": COLORS["measurement"], "matched": COLORS["prediction"], "naive": COLORS["control"]}
+    source, _, target = name.partition(",")[0].partition(" to ")
+    labels = {"source": source, "matched": f"{target}, matched", "naive": f"{target}, naive"}
     for kind, course in stored["curves"][name].items():
         for axis, quantity in zip(axes, ("norm", "angle"), strict=True):
-            axis.plot(course["step"], course[quantity], color=colours[kind], label=kind)
+            axis.plot(course["step"], course[quantity], color=colours[kind], label=labels[kind])
             axis.set(xlabel="step", ylim=(0, None))
     axes[0].legend()
     return figure
