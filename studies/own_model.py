@@ -164,21 +164,22 @@ def ledger_of_a_faulty_run(laws, *, factor: float = 1.01, since: int = 40, steps
     images, labels = digit_images(256)
     images = images.double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-    generator = torch.Generator().manual_seed(0)
     with nl.Ledger(laws, model, optimizer, every=1) as ledger:
-        for step in range(steps):
-            batch = torch.randint(256, (32,), generator=generator)
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[batch]), labels[batch]).backward()
-            if step >= since:
-                _scale_gradient(model.get_parameter("3.weight"), factor)
-            optimizer.step()
+        _train_with_a_fault(model, optimizer, images, labels, factor, since, steps)
     return ledger
 
 
-def _scale_gradient(p: torch.nn.Parameter, factor: float) -> None:
-    assert p.grad is not None
-    p.grad *= factor
+def _train_with_a_fault(model, optimizer, images, labels, factor: float, since: int, steps: int) -> None:
+    """On batches of 32; from the step ``since`` on the gradient of the second convolution is multiplied."""
+    generator = torch.Generator().manual_seed(0)
+    faulty = model.get_parameter("3.weight")
+    for step in range(steps):
+        batch = torch.randint(256, (32,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[batch]), labels[batch]).backward()
+        if step >= since:
+            faulty.grad *= factor
+        optimizer.step()
 
 
 def monitored_run(*, factor: float = 1.01, since: int = 80, steps: int = 140) -> nl.Monitor:
@@ -188,12 +189,5 @@ def monitored_run(*, factor: float = 1.01, since: int = 80, steps: int = 140) ->
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     logging.getLogger("nlcompanion.monitor").addHandler(logging.NullHandler())  # alerts are read from the monitor
     monitor = nl.Monitor(model, optimizer)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        batch = torch.randint(256, (32,), generator=generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(images[batch]), labels[batch]).backward()
-        if step >= since:
-            _scale_gradient(model.get_parameter("3.weight"), factor)
-        optimizer.step()
+    _train_with_a_fault(model, optimizer, images, labels, factor, since, steps)
     return monitor

@@ -11,6 +11,7 @@ from torch import nn
 from nlcompanion import audit, descend, flat_loss, gradient_flow, homogeneous_law, linear_law, mlp, nesterov, sgd
 from nlcompanion.laws.auditing.statements import rates_of
 from nlcompanion.laws.under_optimizers import decoupled_decay, statement_under
+from studies.small_trainings import Lion
 
 X = torch.linspace(-1, 1, 20, dtype=torch.float64).view(5, 4).sin()
 Y = torch.arange(5) % 2
@@ -247,22 +248,6 @@ def test_what_an_audit_says_is_what_the_steps_do(kind, k):
         assert balance(equation(said), values) < 1e-10
     if (kind, k) in STOOD_THERE:
         assert balance(STOOD_THERE[kind, k], values) > 1e-3
-
-
-class Lion(torch.optim.Optimizer):
-    """The sign of a mean of gradients, and decay apart from it (arXiv 2302.06675)."""
-
-    def __init__(self, parameters, lr, weight_decay):
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                kept = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                p.add_(torch.sign(0.9 * kept + 0.1 * p.grad), alpha=-group["lr"])
-                kept.lerp_(p.grad, 0.01)
 
 
 RATES = {"lr": 0.1, "weight_decay": 0.5}

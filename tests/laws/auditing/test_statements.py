@@ -8,22 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nlcompanion import audit
-
-
-class Lion(torch.optim.Optimizer):
-    """The sign of a mean of gradients, and decay apart from it (arXiv 2302.06675)."""
-
-    def __init__(self, parameters, lr, weight_decay=0.0):
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                kept = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                p.add_(torch.sign(0.9 * kept + 0.1 * p.grad), alpha=-group["lr"])
-                kept.lerp_(p.grad, 0.01)
+from studies.small_trainings import Lion
 
 
 class Odd(torch.optim.Optimizer):
