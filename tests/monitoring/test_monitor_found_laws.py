@@ -1,7 +1,5 @@
 """The laws that a monitor finds in gradients are those that the layers have, and its tests of them are fair."""
 
-import logging
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,16 +9,12 @@ from watched import OPTIMIZERS, convnet, kinds, layers, normed, samples, train, 
 from nlcompanion.laws import audit, homogeneous_laws
 from nlcompanion.networks import RePU, flat_loss
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 
 @pytest.fixture(scope="module")
 def data():
     return samples(torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.getLogger("nlcompanion.monitor").setLevel(logging.ERROR)
-    torch.manual_seed(0)
 
 
 def found(model, data, steps=5, lr=1e-3):

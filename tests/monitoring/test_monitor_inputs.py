@@ -15,15 +15,12 @@ from nlcompanion.networks import flat_loss
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
 
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
 @pytest.fixture(scope="module")
 def data():
     return samples()
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.getLogger("nlcompanion.monitor").setLevel(logging.ERROR)
-    torch.manual_seed(0)
 
 
 def said(monitor, *words):
