@@ -256,7 +256,7 @@ def rows_of(stored: dict, *, regime: str | None = None, horizon: int | None = No
 
 def table_of_regimes(stored: dict) -> str:
     """How often outcomes lay inside, and the median errors in per cent, regime by regime and horizon by horizon."""
-    headers = ["", "forecasts", "refused", "inside", "forecast", "no change", "equilibrium", "TK Eq. 17"]
+    headers = ["", "made", "refused", "inside", "forecast", "no change", "equilibrium", "TK Eq. 17"]
     rows = []
     for label, chosen in _parts(stored):
         found = score(stored["curves"]["forecasts"], chosen)
@@ -300,4 +300,6 @@ def figure_of_forecasts(stored: dict, names: Sequence[str]):
             axis.fill_between(fan["step"], fan["low"], fan["high"], color=COLORS["light"], alpha=0.3, label="90 %")
         axis.set(xlabel="step", ylabel="norm")
         axis.legend()
+    axes[0, 1].legend(loc="lower left")
+    axes[1, 1].legend(loc="upper right")
     return figure
