@@ -299,7 +299,8 @@ def figure_of_forecasts(stored: dict, names: Sequence[str]):
             axis.plot(fan["step"], fan["norm"], color=COLORS["prediction"], label="forecast")
             axis.fill_between(fan["step"], fan["low"], fan["high"], color=COLORS["light"], alpha=0.3, label="90 %")
         axis.set(xlabel="step", ylabel="norm")
-        axis.legend()
-    axes[0, 1].legend(loc="lower left")
-    axes[1, 1].legend(loc="upper right")
+    told = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=len(told))
     return figure
