@@ -299,8 +299,9 @@ def figure_of_forecasts(stored: dict, names: Sequence[str]):
             axis.plot(fan["step"], fan["norm"], color=COLORS["prediction"], label="forecast")
             axis.fill_between(fan["step"], fan["low"], fan["high"], color=COLORS["light"], alpha=0.3, label="90 %")
         axis.set(xlabel="step", ylabel="norm")
-    told = {
-        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
+    told = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            told[label] = handle
     figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=len(told))
     return figure
