@@ -4,6 +4,7 @@ from .arrays import numbers as numbers
 from .arrays import one as one
 from .arrays import positive as positive
 from .arrays import real_array as real_array
+from .descriptions import counted as counted
 from .descriptions import described as described
 from .descriptions import is_odd as is_odd
 from .descriptions import known as known

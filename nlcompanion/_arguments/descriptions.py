@@ -36,6 +36,11 @@ def described(value: Any) -> str:
     return type(value).__name__
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 law``, ``2 laws``, ``2,306 parameters``: a number with its noun, which takes an s but for one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def is_odd(value: Tensor | np.ndarray) -> bool:
     """Complex, boolean, sparse, quantised or without values: nothing that stands for real numbers."""
     import torch

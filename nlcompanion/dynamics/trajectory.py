@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import counted
+
 __all__ = ["FlowError", "Trajectory"]
 
 
@@ -38,7 +40,8 @@ class Trajectory:
 
     def __repr__(self) -> str:
         span = f"t = {self.t[0]:.4g} .. {self.t[-1]:.4g}" if len(self.t) else "empty"
-        return f"Trajectory({self.method}, {len(self.t)} times, {span}, n = {self.q.shape[-1]}, nfev = {self.nfev})"
+        times = counted(len(self.t), "time")
+        return f"Trajectory({self.method}, {times}, {span}, n = {self.q.shape[-1]}, nfev = {self.nfev})"
 
 
 class FlowError(RuntimeError):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._arguments import described, number_from
+from nlcompanion._arguments import counted, described, number_from
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.under_optimizers import CAUSES
@@ -305,7 +305,7 @@ class Ledger:
         return law, f", entry {[int(i) for i in np.unravel_index(inside, law.shape)]}," if law.shape else ""
 
     def __repr__(self) -> str:
-        return f"Ledger({len(self)} laws, {self.steps} steps of {self._follower.name})"
+        return f"Ledger({counted(len(self), 'law')}, {counted(self.steps, 'step')} of {self._follower.name})"
 
     def __str__(self) -> str:
         """A table: for each law what moved its charge in all, a stack's summed over its neurons, a matrix's norms.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlcompanion._arguments import choice, described, integer
+from nlcompanion._arguments import choice, counted, described, integer
 from nlcompanion.laws.auditing.report import Audit
 from nlcompanion.laws.law import Law
 from nlcompanion.monitoring import monitor_arguments, monitor_plot, monitor_state, monitor_text, tensor_changes
@@ -298,7 +298,7 @@ class Monitor:
         """Alerts, notes, and the latest figures, in tables."""
         self._settle()
         names = self._inspection.optimizer
-        title = f"Monitor: {self.steps} steps of {names}, watched every {self.every}"
+        title = f"Monitor: {counted(self.steps, 'step')} of {names}, watched every {self.every}"
         if self.skipped:
             title += f"; {self.skipped} left out after an overflow"
         if self.stopped:
@@ -308,7 +308,8 @@ class Monitor:
     __str__ = report
 
     def __repr__(self) -> str:
-        return f"Monitor({self.steps} steps of {self._inspection.optimizer}, {len(self._alerts)} alerts)"
+        steps, alerts = counted(self.steps, "step"), counted(len(self._alerts), "alert")
+        return f"Monitor({steps} of {self._inspection.optimizer}, {alerts})"
 
     def forecast(self, horizon: int, schedule: Callable[[int], float] | Sequence[float] | None = None) -> NormForecasts:
         """Forecast each tensor's norm and effective rate, from what is recorded up to now.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from nlcompanion._arguments import counted
 from nlcompanion.monitoring.alerts import Alert
 from nlcompanion.monitoring.alerts.alert import listed
 from nlcompanion.monitoring.watch.tensors import Tensors
@@ -26,7 +27,7 @@ def at_the_start(model: nn.Module, optimizers: list[torch.optim.Optimizer], tens
     if tensors.left_out:
         notes.append(f"no optimizer holds {', '.join(tensors.left_out)}, which will not move")
     if tensors.foreign:
-        notes.append(f"{name} holds {tensors.foreign} tensors that the model lacks; they are not watched")
+        notes.append(f"{name} holds {counted(tensors.foreign, 'tensor')} that the model lacks, not watched")
     return notes
 
 

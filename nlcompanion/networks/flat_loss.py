@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nlcompanion._arguments import described, function
+from nlcompanion._arguments import counted, described, function
 from nlcompanion.networks.copies import (
     copied,
     loose_tensors,
@@ -69,7 +69,7 @@ class FlatLoss:
         return {**vars(self), "_chain": None, "_by_hand": None}  # made again where they are wanted
 
     def __repr__(self) -> str:
-        return f"FlatLoss({len(self.q0)} parameters in {len(self.names)} tensors)"
+        return f"FlatLoss({counted(len(self.q0), 'parameter')} in {counted(len(self.names), 'tensor')})"
 
     def __len__(self) -> int:
         return len(self.q0)

@@ -76,7 +76,7 @@ class Report:
             return
         worst = self.broken[0]
         where = f" ({worst.head})" if worst.head else ""
-        others = f"; {len(self.broken) - 1} more are broken" if len(self.broken) > 1 else ""
+        others = f"; {len(self.broken) - 1} more broken" if len(self.broken) > 1 else ""
         raise LawError(
             f"{worst.law} fails for {worst.tensors}{where}: defect {worst.defect:.2e}, where rounding explains "
             f"{worst.floor:.1e}{others}"
@@ -100,6 +100,6 @@ class Report:
         rows = [(c.law, c.tensors, c.head, *_defect_and_floor(c), f"{c.visible:.1e}", c.verdict) for c in self.checks]
         widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
-        notes = [f"{count} of these laws survive {what}" for what, count in self.surviving.items()]
+        notes = [f"surviving {what}: {count} of these laws" for what, count in self.surviving.items()]
         limits = [f"not checked: {limit}" for limit in self.limits]
         return "\n".join([line.rstrip() for line in lines] + notes + limits)

@@ -49,7 +49,7 @@ def test_an_optimizer_with_tensors_of_elsewhere(data):
     model, margin = layers(), nn.Parameter(torch.ones(3))
     monitor, optimizers = watched(model, SGD([*model.parameters(), margin], lr=0.1))
     train(model, optimizers, data, steps=5)
-    assert said(monitor, "1 tensors that the model lacks")
+    assert said(monitor, "1 tensor that the model lacks")
 
 
 def test_laws_of_another_model(data):
@@ -64,7 +64,7 @@ def test_laws_of_a_part_that_nobody_moves(data):
     model = layers()
     laws = homogeneous_laws(flat_loss(model, data[0][:2], data[1][:2], nn.functional.cross_entropy))
     monitor, _ = watched(model, SGD([*model[1].parameters(), *model[3].parameters()], lr=0.1), laws=laws)
-    assert said(monitor, "1 laws are not watched")
+    assert said(monitor, "not watched: 1 law of which no optimizer moves all tensors")
     assert len(monitor.laws) == 1
 
 

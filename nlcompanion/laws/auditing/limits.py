@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nlcompanion._arguments import counted
 from nlcompanion.laws.auditing.confirm import Confirmed
 from nlcompanion.laws.auditing.double_copy import DoubleCopy
 from nlcompanion.laws.auditing.equations import collect
@@ -59,7 +60,7 @@ def _unclear(family: Family, layout: Layout) -> str:
 
 def of_the_data(room: DoubleCopy, layout: Layout, search: Search) -> list[str]:
     """What holds on the given data only: slices that these data never reach."""
-    limits = [f"{name}: {count} rows were never looked up" for name, count in search.unseen.items()]
+    limits = [f"{name}: {counted(count, 'row')} never looked up" for name, count in search.unseen.items()]
     if not room.samplable:
         return limits
     room.samplable = False

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nlcompanion._arguments import counted
 from nlcompanion.laws.auditing.families import Family
 from nlcompanion.laws.auditing.slices import SCALE, SHEAR, SHIFT, SOURCE, Atom, Layout
 from nlcompanion.laws.law import Law
@@ -25,7 +26,7 @@ SYMMETRIES = {
     "duplicate": "shift of two that add up",
     "affine": "rescaling of 1 + weight",
     "dead": "dead direction",
-    "shear": "bias moved into the next",
+    "shear": "shear, bias into the next",
     "rotation": "rotation",
     "source": "activation, with a source",
 }
@@ -224,7 +225,7 @@ def charge_text(family: Family, layout: Layout) -> str:
     if family.is_shear:
         return f"{', '.join(t.slice_text for t in terms)} into {', '.join(dict.fromkeys(rest))}"
     if family.is_rotation:
-        return f"{', '.join(dict.fromkeys(t.slice_text for t in terms))}, {len(family.planes)} planes"
+        return f"{', '.join(dict.fromkeys(t.slice_text for t in terms))}, {counted(len(family.planes), 'plane')}"
     return text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nlcompanion._arguments import counted
 from nlcompanion.laws.auditing.double_copy import AuditError, DoubleCopy
 from nlcompanion.networks.nested_data import tensors_in
 
@@ -64,7 +65,7 @@ def _check_weights(room: DoubleCopy) -> None:
     if foreign:
         shapes = ", ".join(str(tuple(x.shape)) for x in foreign[:3])
         room.limits.append(
-            f"the loss depends on {len(foreign)} more tensors that can be trained and are no parameters of the model "
+            f"the loss depends on {counted(len(foreign), 'trainable tensor')} beside the parameters of the model "
             f"(of shapes {shapes}): held at their values"
         )
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from tabulate import tabulate
 
+from nlcompanion._arguments import counted
 from nlcompanion.laws.auditing.identities import Identity
 from nlcompanion.laws.auditing.parameter_rows import ParameterRow
 from nlcompanion.laws.law import Law
@@ -126,7 +127,8 @@ class Audit:
             else "slices were examined in aligned families only: others may exist"
         )
         return (
-            f"{self.model}, {self.size:,} parameters, {self.optimizer}: {self.count:,} conserved functions; "
+            f"{self.model}, {counted(self.size, 'parameter')}, {self.optimizer}: "
+            f"{counted(self.count, 'conserved function')}; "
             f"{complete} (clear by a factor {_clearness_text(self.gap)})"
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nlcompanion._arguments import counted
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Shift
 from nlcompanion.monitoring.alerts.alert import Alert, RunView, listed
@@ -149,7 +150,7 @@ class BrokenGradient:
         self._told |= {run.laws[j].statement for j in certain}
         first = min(self._suspects[run.laws[j].statement][0] for j in certain)
         tensors = _tensors([run.laws[j] for j in certain], law, text)
-        more = f" (and {len(certain) - 1} more laws)" if len(certain) > 1 else ""
+        more = f" (and {counted(len(certain) - 1, 'more law')})" if len(certain) > 1 else ""
         return Alert(
             self.kind,
             law.statement,

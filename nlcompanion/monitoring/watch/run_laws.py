@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nlcompanion._arguments import described
+from nlcompanion._arguments import counted, described
 from nlcompanion.laws.auditing.report import Audit
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Squares
@@ -51,7 +51,7 @@ def given_laws(
     laws = tuple(laws)
     with_source = [law for law in laws if law.sources]
     if with_source:
-        say(f"{len(with_source)} laws with a source are not watched; a Ledger books them")
+        say(f"not watched: {counted(len(with_source), 'law')} with a source; a Ledger books such")
     laws = tuple(law for law in laws if not law.sources)
     if not laws:
         return ()
@@ -61,7 +61,7 @@ def given_laws(
     spelled = {name: names[id(p)] for name, p in found.items() if id(p) in names}
     held = tuple(law for law in laws if set(law.parameters) <= set(spelled))
     if len(held) < len(laws):
-        say(f"{len(laws) - len(held)} laws are not watched: no optimizer moves all of their tensors")
+        say(f"not watched: {counted(len(laws) - len(held), 'law')} of which no optimizer moves all tensors")
     if optimizers > 1 and not all(map(is_of_slices, held)):
         say("laws of matrices and translations are not watched beside several optimizers; a Ledger books them")
         held = tuple(law for law in held if is_of_slices(law))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from nlcompanion._arguments import integer, numbers
+from nlcompanion._arguments import counted, integer, numbers
 from nlcompanion.networks.flat_loss import FlatLoss, outputs_of
 from nlcompanion.networks.tangent_kernel.arguments import checked_network, picked_outputs
 from nlcompanion.networks.tangent_kernel.memory import bytes_kept
@@ -27,7 +27,7 @@ class KernelProduct:
         self.shape = tuple((len(x), len(self.picked)) if full else (len(x),) for x in (x1, x2))
 
     def __repr__(self) -> str:
-        return f"KernelProduct({self.shape[1]} to {self.shape[0]}, {len(self.q)} parameters)"
+        return f"KernelProduct({self.shape[1]} to {self.shape[0]}, {counted(len(self.q), 'parameter')})"
 
     def __call__(self, v: Tensor) -> Tensor:
         v = numbers("v", v).to(self.q.dtype).detach()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from nlcompanion._arguments import a_path, described, instance, integer
+from nlcompanion._arguments import a_path, counted, described, instance, integer
 from nlcompanion._extras import needs
 from nlcompanion._provenance import provenance
 from nlcompanion._storage import Damaged
@@ -89,7 +89,7 @@ class Sweep(Sequence[Record]):
 
     def __repr__(self) -> str:
         states = ", ".join(f"{count} {status}" for status, count in self.status.items())
-        return f"Sweep({len(self)} runs in {self.folder}{': ' + states if states else ''})"
+        return f"Sweep({counted(len(self), 'run')} in {self.folder}{': ' + states if states else ''})"
 
     @property
     def configs(self) -> tuple[TrainConfig, ...]:
