@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from nlcompanion.book.claims import RAISE
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
-REFERENCE = {"errata", "your_own_model"}  # no experiment to vary; a model of the reader's own
+REFERENCE = {"errata"}  # no experiment to vary
 CHAPTERS = sorted(path for path in BOOK.glob("*.ipynb") if path.stem not in REFERENCE)
 ROW = re.compile(r"^\| `(?P<old>[^`|]+)` \| `(?P<new>[^`|]+)` \| (?P<expect>[^|]+) \|$", re.MULTILINE)
 UNSUPPORTED = re.compile(r"^(\S+) · not supported at these settings", re.MULTILINE)
