@@ -90,14 +90,15 @@ def draw_figure4(folder: Path | str | None = None) -> Figure | None:
     for (top, low), name in zip(axes.T, names, strict=True):
         found, course = content["curves"][name], content["curves"][f"{name}_loss"]
         setting, values = next(iter(content["settings"]["varied"][name].items()))
+        large = _large(name, values)
         for kind, color in (("free", COLORS["control"]), ("constrained", COLORS["prediction"])):
             _accuracies(top, found[kind], color, kind)
-            for at, width in ((0, 0.8), (_large(values), 2.4)):
+            for at, width in ((0, 0.8), (large, 2.4)):
                 loss = course[kind]["loss_mean"][at]
                 if loss:
                     low.semilogy(course["epoch"], loss, color=color, linewidth=width)
         top.set_xticks(range(len(values)), [f"{value:g}" for value in values], rotation=60, fontsize=8)
-        low.set_title(f"{setting} {values[0]:g} and {values[_large(values)]:g}", loc="left", fontsize=9)
+        low.set_title(f"{setting} {values[0]:g} and {values[large]:g}", loc="left", fontsize=9)
         low.set_xlabel("epoch")
     axes[0, 0].set_ylabel("test accuracy")
     axes[0, 0].legend(fontsize=8)
@@ -105,9 +106,9 @@ def draw_figure4(folder: Path | str | None = None) -> Figure | None:
     return figure
 
 
-def _large(values: list[float]) -> int:
-    """The place of the last value but one or two: large, and not yet beyond what trains."""
-    return len(values) * 2 // 3 - 1
+def _large(name: str, values: list[float]) -> int:
+    """The place of a large value that still trains: of the decays the largest, of the other panels one further down."""
+    return len(values) - 1 if name == "c" else len(values) * 2 // 3 - 1
 
 
 def _accuracies(axis: Axes, found: dict, color: str, label: str) -> None:
