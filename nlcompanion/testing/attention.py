@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from nlcompanion.testing.record import Record, register_kind
-from nlcompanion.testing.rounding import Balance, Product, balance, copies, square
+from nlcompanion.testing.rounding import Balance, Product, absolute, balance, blocks, copies, square
 
 NO_SHIFT = "with sinks or a soft cap the outputs see a shift of all keys: the sum of dK over keys is not checked"
 
@@ -31,33 +31,30 @@ def _check_shapes(record: Record) -> None:
 
 
 def _laws(record: Record) -> list[Balance]:
-    """One key-value head after the other, whose tensors stay in a processor's cache."""
+    """A few key-value heads at a time, whose tensors stay in a processor's cache."""
     _check_shapes(record)
-    heads = record.values["k"].shape[1]
+    tables = {}
+    for role in ("q", "k", "v", "y"):
+        for name, t in ((role, record.raw_value(role)), ("d" + role, record.raw_gradient(role))):
+            tables[name] = t.unflatten(1, (record.values["k"].shape[1], -1)).transpose(0, 1).flatten(2, 3)
+    heads, largest = len(tables["k"]), max(t[0].numel() for t in tables.values())
     found = []
-    for head in range(heads):
-        parts = {}
-        for role in ("q", "k", "v", "y"):
-            group = record.values[role].shape[1] // heads
-            own = slice(head * group, (head + 1) * group)
-            parts[role], parts["d" + role] = (
-                record.cast(t[:, own]).flatten(1, 2)[None] for t in (record.raw_value(role), record.raw_gradient(role))
-            )
-        found.append(_of_head(record, **parts))
+    for block in blocks(heads, largest, dtype=record.work):
+        found.append(_of_heads(record, **{name: record.cast(t[block]) for name, t in tables.items()}))
     return [Balance.cat(balances, axis=0, head="key-value head") for balances in zip(*found, strict=True)]
 
 
-def _of_head(record: Record, q, k, v, y, dq, dk, dv, dy) -> list[Balance]:
-    """Tensors of shape ``(1, batch, n, d)``; queries of a group stand one after the other."""
+def _of_heads(record: Record, q, k, v, y, dq, dk, dv, dy) -> list[Balance]:
+    """Tensors of shape ``(heads, batch, n, d)``; queries of a group stand one after the other."""
     scale = record.options.get("scale") or q.shape[-1] ** -0.5
     precision = record.precision
     rounding = precision.stored + precision.sums * max(k.shape[-2], q.shape[-2]) ** 0.5
-    alike = copies(torch.cat([q, dy], -1).flatten(0, -2))
+    alike = copies(q, dy)[:, None, None, None]
+    q_squares, k_squares, v_squares, dk_squares, dy_squares = (square(t) for t in (q, k, v, dk, dy))
 
     # the error of a row of P and dS: relative to P, as large as dP = dO V^T and its mean dO.O, at a logit's size
-    k_rms, v_rms = (square(t).mean(-2, keepdim=True).sqrt() for t in (k, v))
     logits = scale * ((q @ (k.mT @ k / k.shape[-2])) * q).sum(-1, keepdim=True).clamp_min(0).sqrt()
-    row = rounding * (1 + logits)
+    row = square(rounding * (1 + logits))
     mean = v.mean(-2, keepdim=True)
     spread = square(v - mean).mean(-2, keepdim=True).sum(-1, keepdim=True)
     share = (square(y - mean).sum(-1, keepdim=True) / spread.clamp_min(torch.finfo(spread.dtype).tiny)).clamp(
@@ -67,30 +64,28 @@ def _of_head(record: Record, q, k, v, y, dq, dk, dv, dy) -> list[Balance]:
     terms = dy * y
     squares = square(terms).sum(-1, keepdim=True)
     center = square(terms.sum(-1, keepdim=True)) + squares
-    ds = square(scale * row) * (share * (slopes + center) + squares)
+    ds = scale**2 * row * (share * (slopes + center) + squares)
 
-    by_query = (square(q).mT @ ds)[..., 0]  # (heads, batch, d)
-    inside = by_query[..., None] * square(k_rms)
-    left = Product.of(q, dq, b_error=square(rounding * dq))
-    right = Product.of(dk, k, a_error=square(rounding * dk))
-    left = Product(left.value, left.size, left.variance + inside)
-    right = Product(right.value, right.size, right.variance + inside)
-    laws = [balance("sum of Qᵀ dQ = dKᵀ K", "q, k", left, right, copies=alike, head="key-value head")]
+    by_query = q_squares.mT @ ds  # (heads, batch, d, 1)
+    left = Product.of(q, dq, rounding, a_squares=q_squares)
+    right = Product.of(dk, k, rounding, a_squares=dk_squares, b_squares=k_squares)
+    further = 2 * by_query * k_squares.mean(-2, keepdim=True)
+    law = "sum of Qᵀ dQ = dKᵀ K"
+    laws = [balance(law, "q, k", left, right, further=further, copies=alike, head="key-value head")]
 
-    through_p = square(v_rms).mT * ((square(row) * share).mT @ square(dy))
-    left = Product.of(v, dv, b_error=square(rounding * dv))
-    right = Product.of(y, dy, a_error=square(rounding * y))
-    left = Product(left.value, left.size, left.variance + through_p)
-    right = Product(right.value, right.size, right.variance + through_p)
-    laws.append(balance("Vᵀ dV = sum of Oᵀ dO", "v, o", left, right, copies=alike, head="key-value head"))
+    left = Product.of(v, dv, rounding, a_squares=v_squares)
+    right = Product.of(y, dy, rounding, b_squares=dy_squares)
+    further = 2 * v_squares.mean(-2, keepdim=True).mT * ((row * share).mT @ dy_squares)
+    law = "Vᵀ dV = sum of Oᵀ dO"
+    laws.append(balance(law, "v, o", left, right, further=further, copies=alike, head="key-value head"))
 
     if record.options.get("sinks") or record.options.get("soft_cap"):
         record.limits[NO_SHIFT] = None
     else:
-        own = square(dk).sum(-2)
-        noise = (alike * (rounding**2 * own + by_query)).sqrt()
+        own = dk_squares.sum(-2)
+        noise = (alike[..., 0] * (rounding**2 * own + by_query[..., 0])).sqrt()
         law = "sum of dK over keys = 0"
-        laws.append(Balance(law, "k", dk.sum(-2), dk.abs().sum(-2), noise, own.sqrt(), "key-value head"))
+        laws.append(Balance(law, "k", dk.sum(-2), absolute(dk, own, -2), noise, own.sqrt(), "key-value head"))
     return laws
 
 

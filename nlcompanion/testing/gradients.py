@@ -16,6 +16,7 @@ from nlcompanion.testing.parameters import limits_of, parameter_balances
 from nlcompanion.testing.record import Record, kind_of
 from nlcompanion.testing.recording import Recorder, called, cotangent, floating, run_kernel
 from nlcompanion.testing.report import LawCheck, Report
+from nlcompanion.testing.rounding import Balance
 
 RESOLUTION = 0.5
 
@@ -177,13 +178,22 @@ def _check_settings(precision: torch.dtype | None, resolution: float, raise_erro
 
 def _judge(kind: str, record: Record, resolution: float, prefix: str = "") -> list[LawCheck]:
     """In float64; a look in float32 comes first at large coarser tensors, and settles what is far below its floor."""
-    record.check(kind_of(kind).masked)
-    laws = kind_of(kind).laws
-    if record.worth_a_look:
-        balances = laws(replace(record, work=torch.float32))
-        if all(balance.settled for balance in balances):
-            return [check for balance in balances for check in balance.judge(resolution, prefix)]
-    return [check for balance in laws(record) for check in balance.judge(resolution, prefix)]
+    record.check()
+    masked = kind_of(kind).masked
+    balances = _first_look(kind, record) if record.worth_a_look and not masked else None
+    if balances is None:
+        record.check_finite(masked)
+        balances = kind_of(kind).laws(record)
+    return [check for balance in balances for check in balance.judge(resolution, prefix)]
+
+
+def _first_look(kind: str, record: Record) -> list[Balance] | None:
+    """The laws in float32, if they settle all; what is not finite in a tensor leaves no sum finite that it is in."""
+    balances = kind_of(kind).laws(replace(record, work=torch.float32))
+    if not all(balance.settled for balance in balances):
+        return None
+    record.check_finite(but=frozenset() if record.limits else record.read)  # a law left out leaves tensors unread
+    return balances
 
 
 def _check_module(model, inputs, kinds, grad_output, loss, seed, precision, resolution) -> Report:

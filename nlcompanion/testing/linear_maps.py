@@ -9,6 +9,7 @@ little beside the pass.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ PER_BUCKET, FEWEST, MOST = 16, 8, 32
 
 
 @functools.cache
-def _fold(width: int, dtype: torch.dtype) -> Tensor | None:
+def _fold(width: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """A matrix that adds up columns by buckets, in a random order and with random signs; None for few columns."""
     if width <= UNFOLDED:
         return None
@@ -31,47 +32,65 @@ def _fold(width: int, dtype: torch.dtype) -> Tensor | None:
     matrix = torch.zeros(width, buckets, dtype=dtype)
     signs = torch.randint(0, 2, (width,), generator=generator) * 2 - 1
     matrix[order, torch.arange(width) % buckets] = signs.to(dtype)
-    return matrix
+    return matrix.to(device)
 
 
-def _channel_law(record: Record, x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: Tensor) -> Balance:
-    """``x``, ``dx`` of shape ``(n, channels)``, ``w``, ``dw`` ``(rows, channels)``, ``dy`` ``(positions, outputs)``."""
+@dataclass(frozen=True)
+class OutputSums:
+    """Of the gradient at the outputs, one walk through it: sums of each row and of each output."""
+
+    of_rows: Tensor  # of squares
+    squares: Tensor
+    total: Tensor
+    size: Tensor
+
+
+def _output_sums(record: Record, dy: Tensor) -> OutputSums:
+    of_rows, of_outputs = [], []
+    for block in blocks(*dy.shape, dtype=record.work):
+        part = record.cast(dy[block])
+        squares = square(part)
+        of_rows.append(squares.sum(1))
+        of_output = squares.sum(0)
+        of_outputs.append(torch.stack([of_output, part.sum(0), absolute(part, of_output, 0)]).double())
+    return OutputSums(torch.cat(of_rows), *functools.reduce(torch.add, of_outputs))
+
+
+def _channel_law(record: Record, x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, dy: OutputSums) -> Balance:
+    """``x``, ``dx`` of shape ``(n, channels)``, ``w``, ``dw`` ``(rows, channels)``.
+
+    Besides what is stored, each number of dx and dW is off by the rounding of the sum that it is, of ``dy w`` or
+    ``dy x``: at most the product of two norms, one of its row and one of its column.
+    """
     stored, sums = record.precision.stored, record.precision.sums
-    window = w.shape[0] != dy.shape[1]  # a convolution's reaches several rows
-    matrix = _fold(x.shape[1], record.work)
-    matrix = None if matrix is None else matrix.to(x.device)
-    bucket = (lambda t: t) if matrix is None else (lambda t: t @ matrix)
-    bucket_squares = (lambda t: t) if matrix is None else (lambda t: (t.float() @ matrix.float().abs()).to(t.dtype))
-    squares = [square(record.cast(dy[block])) for block in blocks(*dy.shape)]
-    of_rows = torch.cat([part.sum(1) for part in squares])
-    of_outputs = torch.stack([part.sum(0) for part in squares]).sum(0)
-    reach = of_rows.sum()
-    channel, of_inputs = bucket_squares(square(w).sum(0)[None])[0], torch.zeros_like(w[0])
-    parts = []
-    for block in blocks(*x.shape):
+    window = w.shape[0] != len(dy.squares)  # a convolution's reaches several rows
+    matrix = _fold(x.shape[1], record.work, x.device)
+    folded = w if matrix is None else w @ matrix
+    channel = square(w).sum(0)
+    channel = channel if matrix is None else channel @ matrix.abs()
+    reach, parts, pushed = dy.squares.sum(), [], []
+    for block in blocks(*x.shape, dtype=record.work):
         a, b = record.cast(x[block]), record.cast(dx[block])
-        at_row = reach if window else of_rows[block, None]
-        error = stored**2 * bucket_squares(square(b)) + sums**2 * at_row * channel
-        parts.append(Product.of(a, bucket(b), b_error=error))
-        of_inputs = of_inputs + square(a).sum(0)
-    at_output = reach if window else of_outputs[:, None]
-    dw_error = square(stored * dw) + sums**2 * at_output * of_inputs
-    right = Product.of(dw, bucket(w), a_error=dw_error)
-    found = balance("xᵀ dx = dWᵀ W", "x, weight", functools.reduce(Product.__add__, parts), right, copies=copies(dx))
+        squares, at_row = square(a), dy.of_rows[:0] if window else dy.of_rows[block]
+        spread = None if matrix is None else square(b) @ matrix.abs()
+        parts.append(Product.of(a, b if matrix is None else b @ matrix, stored, a_squares=squares, spread=spread))
+        of_inputs = squares.sum(0)
+        pushed.append(torch.stack([of_inputs, reach * of_inputs if window else at_row @ squares]).double())
+    of_inputs, of_dx = functools.reduce(torch.add, pushed)
+    at_output = square(folded).double()
+    at_output = reach * at_output.sum(0) if window else dy.squares @ at_output
+    further = sums**2 * (torch.outer(of_dx, channel.double()) + torch.outer(of_inputs, at_output))
+    left, right = functools.reduce(Product.__add__, parts), Product.of(dw, folded, stored)
+    alike = copies(dx[None])[0]
+    found = balance("xᵀ dx = dWᵀ W", "x, weight", left, right, further=further, copies=alike)
     return Balance.whole(found.law, found.tensors, found.difference, found.size, found.noise, found.side)
 
 
-def _bias_law(record: Record, dy: Tensor, db: Tensor) -> Balance:
+def _bias_law(record: Record, dy: Tensor, sums: OutputSums, db: Tensor) -> Balance:
     db = db.double()
-    total = size = squares = torch.zeros_like(db)
-    for block in blocks(*dy.shape):
-        part = record.cast(dy[block])
-        of_part = square(part).sum(0)
-        total, size = total + part.sum(0).double(), size + absolute(part, of_part, 0).double()
-        squares = squares + of_part.double()
-    error = square(record.precision.stored * db) + record.precision.sums**2 * len(dy) * squares
-    noise = (copies(dy) * error).sqrt()
-    return Balance.whole("db = sum of dy", "bias", db - total, db.abs() + size, noise, squares.sqrt())
+    error = square(record.precision.stored * db) + record.precision.sums**2 * len(dy) * sums.squares
+    noise, size = (copies(dy[None])[0] * error).sqrt(), db.abs() + sums.size
+    return Balance.whole("db = sum of dy", "bias", db - sums.total, size, noise, sums.squares.sqrt())
 
 
 def _linear(record: Record) -> list[Balance]:
@@ -84,9 +103,10 @@ def _linear(record: Record) -> list[Balance]:
             f"x {tuple(record.raw_value('x').shape)}, weight {tuple(w.shape)} and "
             f"y {tuple(record.raw_value('y').shape)} do not fit y = x Wᵀ: x (..., in), weight (out, in), y (..., out)"
         )
-    laws = [_channel_law(record, x, dx, w, dw, dy)]
+    sums = _output_sums(record, dy)
+    laws = [_channel_law(record, x, dx, w, dw, sums)]
     if record.has("bias"):
-        laws.append(_bias_law(record, dy, record.gradient("bias")))
+        laws.append(_bias_law(record, dy, sums, record.gradient("bias")))
     return laws
 
 
@@ -108,9 +128,9 @@ def _convolution(record: Record) -> list[Balance]:
             raise ValueError(
                 f"weight {tuple(record.raw_value('weight').shape)} does not fit {x.shape[1]} input channels"
             )
-        laws.append(_channel_law(record, xs, dxs, w, dw, dys))
+        laws.append(_channel_law(record, xs, dxs, w, dw, _output_sums(record, dys)))
     if record.has("bias"):
-        laws.append(_bias_law(record, dy, record.gradient("bias")))
+        laws.append(_bias_law(record, dy, _output_sums(record, dy), record.gradient("bias")))
     return laws
 
 

@@ -59,24 +59,24 @@ def _law_of_lengths(record: Record, centered: bool, s: SetSums, width: int) -> B
     """The noise has a relative part, of all that is stored, and the rounding of a mean, which is as large as the mean:
     where all numbers of a set are equal it is all that is left."""
     share, far = eps_of(record) / (s.variance + eps_of(record)), far_of(record, s)
-    stored_y = s.inner_squares
+    stored_y = s.inner.squares
     if "bias" in record.values:  # the output is rounded at its own size, (z + β)² <= 2 z² + 2 β²
-        stored_y = 2 * s.inner_squares + 2 * s.shift_squares
-    own = s.moved_squares + square(share) * stored_y
-    relative = (1 + far.sqrt()) ** 4 * (own + s.inner_squares + 4 * square(s.inner))
-    of_mean = square(s.mean) * s.dx_squares + square(share) * far * (s.g_squares + square(s.g))
+        stored_y = 2 * s.inner.squares + 2 * s.shift_squares
+    own = s.moved.squares + square(share) * stored_y
+    relative = (1 + far.sqrt()) ** 4 * (own + s.inner.squares + 4 * square(s.inner.total))
+    of_mean = square(s.mean) * s.dx.squares + square(share) * far * (s.g_squares + square(s.g))
     law = "<dx, x-μ> = ε <dy, y-β>/(σ²+ε)" if centered else "<dx, x> = ε <dy, y>/(mean x²+ε)"
-    size = s.moved_size + share * s.inner_size
+    size = s.moved.size + share * s.inner.size
     noise = _unit(record, width) * (relative + of_mean).sqrt()
-    return Balance.whole(law, "x", s.moved - share * s.inner, size, noise, s.inner_squares.sqrt())
+    return Balance.whole(law, "x", s.moved.total - share * s.inner.total, size, noise, s.inner.squares.sqrt())
 
 
 def _law_of_sums(record: Record, s: SetSums, width: int) -> Balance:
     rate, far = (s.variance + eps_of(record)).rsqrt(), far_of(record, s)
     pushed = square(rate) * s.g_squares
-    squares = s.dx_squares + pushed + 4 * square(rate * s.g) + 4 * s.inner_squares / width
+    squares = s.dx.squares + pushed + 4 * square(rate * s.g) + 4 * s.inner.squares / width
     noise = _unit(record, width) * (1 + far.sqrt()) ** 2 * squares.sqrt()
-    return Balance.whole("sum of dx = 0", "x", s.dx, s.dx_size, noise, pushed.sqrt())
+    return Balance.whole("sum of dx = 0", "x", s.dx.total, s.dx.size, noise, pushed.sqrt())
 
 
 def _law_of_gain(record: Record, sums: dict[str, Tensor], error: float) -> Balance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -52,49 +52,80 @@ def layout_of(record: Record) -> Layout:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Of one table over each set: its numbers, their root sum of squares, and the law's size."""
+
+    total: Tensor
+    norm: Tensor
+    size: Tensor
+
+    @cached_property
+    def squares(self) -> Tensor:
+        return square(self.norm)
+
+
+@dataclass(frozen=True)
 class SetSums:
-    """Sums over each set, of shape ``(sets, 1)``; ``inner`` stands for ``<dy, y - β>`` and g for ``γ dy``."""
+    """Sums over each set, of shape ``(sets, 1)``; ``inner`` stands for ``(y - β) dy`` and g for ``γ dy``."""
 
     mean: Tensor
     variance: Tensor
-    moved: Tensor  # <dx, x - μ>
-    moved_squares: Tensor
-    moved_size: Tensor
-    inner: Tensor
-    inner_squares: Tensor
-    inner_size: Tensor
-    dx: Tensor
-    dx_squares: Tensor
-    dx_size: Tensor
+    moved: Sums  # of dx (x - μ)
+    inner: Sums
+    dx: Sums
     g: Tensor
     g_squares: Tensor
     shift_squares: Tensor  # of β dy
 
     @staticmethod
-    def cat(parts: list[SetSums]) -> SetSums:
-        return SetSums(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(SetSums)))
+    def of(parts: list[list[Tensor]], width: int) -> SetSums:
+        """Of all blocks, as :func:`_set_sums` has them."""
+        mean, spread, *rest = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        moved, inner, dx = (_with_size(rest[k : k + 3], width) for k in (0, 3, 6))
+        g, g_squares, shift_squares = rest[9:]
+        return SetSums(mean, square(spread) / width, moved, inner, dx, g, g_squares, shift_squares)
 
 
-def _set_sums(centered: bool, x, dx, dy, terms, squares, gain, shift) -> SetSums:
-    """``terms`` are ``(y - β) dy``, number by number, and ``squares`` those of dy."""
+def _with_size(three: list[Tensor], width: int) -> Sums:
+    """In float32, where no law is judged broken, the size's bound by the norm will do."""
+    total, norm, size = three
+    return Sums(total, norm, width**0.5 * norm if total.dtype == torch.float32 else size)
+
+
+class _Room:
+    """Memory for the tables of one block, used again for the next: fresh memory costs more than the sums."""
+
+    def __init__(self) -> None:
+        self.tables: tuple[Tensor, ...] = ()
+
+    def of(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three tables like the block; the first block is the largest."""
+        if not self.tables:
+            self.tables = tuple(torch.empty_like(block, memory_format=torch.contiguous_format) for _ in range(3))
+        first, second, third = (table[: len(block)] for table in self.tables)
+        return first, second, third
+
+
+def _set_sums(centered: bool, x, dx, dy, gain, shift, room: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
+    """Mean and norm of ``x - μ``; what :func:`_three` finds of three tables; sums of ``γ dy`` and of two squares.
+
+    Leaves ``(y - β) dy`` and the squares of dy in the room, where the first was before.
+    """
+    terms, squares, moved = room
     mean = x.mean(1, keepdim=True) if centered else torch.zeros_like(x[:, :1])
-    offset = x - mean if centered else x
-    return SetSums(
-        mean,
-        square(torch.linalg.vector_norm(offset, dim=1, keepdim=True)) / x.shape[1],
-        *_three(dx * offset),
-        *_three(terms),
-        *_three(dx),
-        _along(dy, gain),
-        _along(squares, None if gain is None else square(gain)),
-        torch.zeros_like(mean) if shift is None else _along(squares, square(shift)),
-    )
+    offset = torch.sub(x, mean, out=moved) if centered else x
+    spread = torch.linalg.vector_norm(offset, dim=1, keepdim=True)
+    of_moved = _three(torch.mul(offset, dx, out=moved))
+    torch.mul(dy, dy, out=squares)
+    of_shift = torch.zeros_like(mean) if shift is None else _along(squares, square(shift))
+    of_gain = _along(dy, gain), _along(squares, None if gain is None else square(gain))
+    return [mean, spread, *of_moved, *_three(terms), *_three(dx), *of_gain, of_shift]
 
 
 def _three(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum over each row, that of squares, and the law's size."""
-    squares = square(torch.linalg.vector_norm(t, dim=1, keepdim=True))
-    return t.sum(1, keepdim=True), squares, absolute(t, squares, 1)
+    """The sum over each row, the root of that of squares, and that of absolute values, which float32 does without."""
+    norm = torch.linalg.vector_norm(t, dim=1, keepdim=True)
+    return t.sum(1, keepdim=True), norm, norm if t.dtype == torch.float32 else t.abs().sum(1, keepdim=True)
 
 
 def _along(t: Tensor, factor: Tensor | None) -> Tensor:
@@ -103,30 +134,41 @@ def _along(t: Tensor, factor: Tensor | None) -> Tensor:
         return t.sum(1, keepdim=True)
     if factor.shape[1] == 1:
         return factor * t.sum(1, keepdim=True)
-    return t @ factor.T if len(factor) == 1 else (factor * t).sum(1, keepdim=True)
+    return (t @ factor[0])[:, None] if len(factor) == 1 else (factor * t).sum(1, keepdim=True)
 
 
 class ChannelSums:
     """Sums over all rows, of shape ``(channels,)``: of each block in its own dtype, of the blocks in float64."""
 
     def __init__(self) -> None:
-        self.blocks: list[list[Tensor]] = []
+        self.blocks: list[Tensor] = []
 
-    def add(self, dy: Tensor, terms: Tensor, squares: Tensor, far: Tensor) -> None:
-        """``far`` are squares of mean/σ, of shape ``(rows or 1, channels or 1)``."""
-        of_dy, of_terms = squares.sum(0), square(terms).sum(0)
+    def add(self, dy: Tensor, room: tuple[Tensor, Tensor, Tensor], far: Tensor) -> None:
+        """``far`` are squares of mean/σ, of shape ``(rows or 1, channels or 1)``.
+
+        The room holds ``(y - β) dy`` and the squares of dy.
+        """
+        terms, squares, own = room
         if len(far) == 1:
+            of_dy = squares.sum(0)
             moved = far[0] * of_dy
+        elif far.shape[1] == 1:
+            of_dy, moved = torch.cat([torch.ones_like(far), far], 1).T @ squares
         else:
-            moved = (far.T @ squares)[0] if far.shape[1] == 1 else (far * squares).sum(0)
+            of_dy, moved = squares.sum(0), (far * squares).sum(0)
+        of_terms = torch.mul(terms, terms, out=own).sum(0)
         sizes = absolute(dy, of_dy, 0), absolute(terms, of_terms, 0)
-        self.blocks.append([dy.sum(0), sizes[0], of_dy, terms.sum(0), sizes[1], of_terms, moved])
+        self.blocks.append(torch.stack([dy.sum(0), sizes[0], of_dy, terms.sum(0), sizes[1], of_terms, moved]))
 
     @cached_property
     def of(self) -> dict[str, Tensor]:
         names = ("dy", "|dy|", "dy²", "z dy", "|z dy|", "(z dy)²", "(μ/σ dy)²")
-        totals = [torch.stack(columns).double().sum(0) for columns in zip(*self.blocks, strict=True)]
-        return dict(zip(names, totals, strict=True))
+        return dict(zip(names, torch.stack(self.blocks).double().sum(0), strict=True))
+
+
+def _without_shift(y: Tensor, shift: Tensor | None, dy: Tensor, out: Tensor) -> None:
+    """``(y - β) dy``."""
+    torch.mul(y if shift is None else torch.sub(y, shift, out=out), dy, out=out)
 
 
 def sums_of(record: Record, centered: bool, layout: Layout) -> tuple[SetSums, ChannelSums]:
@@ -136,27 +178,42 @@ def sums_of(record: Record, centered: bool, layout: Layout) -> tuple[SetSums, Ch
     along = [None if t is None else layout.along_sets(t) for t in (gain, shift)]
     parameters, together = record.has("weight") or record.has("bias"), layout.sets is layout.rows
     tables, parts, channels = [layout.sets(t) for t in roles], [], ChannelSums()
+    room = _Room()
     for block in blocks(*tables[0].shape, dtype=record.work):
         x, dx, y, dy = (record.cast(table[block]) for table in tables)
         own_gain, own_shift = (t if t is None or len(t) == 1 else t[block] for t in along)
-        terms, squares = (y if own_shift is None else y - own_shift) * dy, square(dy)
-        parts.append(_set_sums(centered, x, dx, dy, terms, squares, own_gain, own_shift))
+        own_room = room.of(x)
+        _without_shift(y, own_shift, dy, out=own_room[0])
+        parts.append(_set_sums(centered, x, dx, dy, own_gain, own_shift, own_room))
         if together and parameters:
-            channels.add(dy, terms, squares, far_of(record, parts[-1]))
-    sums = SetSums.cat(parts)
+            mean, spread = parts[-1][:2]
+            channels.add(dy, own_room, _far(record, mean, square(spread) / x.shape[1]))
+    sums = SetSums.of(parts, tables[0].shape[1])
     if parameters and not together:
         far = layout.spread(far_of(record, sums))
-        outputs, slopes = (layout.rows(t) for t in roles[2:])
-        for block in blocks(*outputs.shape, dtype=record.work):
-            y, dy = record.cast(outputs[block]), record.cast(slopes[block])
-            terms = (y if shift is None else y - shift.reshape(1, -1)) * dy
-            channels.add(dy, terms, square(dy), far if len(far) == 1 else far[block])
+        _add_channels(record, channels, layout.rows(roles[2]), layout.rows(roles[3]), shift, far)
     return sums, channels
+
+
+def _add_channels(
+    record: Record, channels: ChannelSums, outputs: Tensor, slopes: Tensor, shift: Tensor | None, far: Tensor
+) -> None:
+    room = _Room()
+    for block in blocks(*outputs.shape, dtype=record.work):
+        y, dy = record.cast(outputs[block]), record.cast(slopes[block])
+        own_room = room.of(y)
+        _without_shift(y, None if shift is None else shift.reshape(1, -1), dy, out=own_room[0])
+        torch.mul(dy, dy, out=own_room[1])
+        channels.add(dy, own_room, far if len(far) == 1 else far[block])
 
 
 def far_of(record: Record, sums: SetSums) -> Tensor:
     """How far the mean is from zero, in units of the spread, squared."""
-    return square(sums.mean) / (sums.variance + eps_of(record))
+    return _far(record, sums.mean, sums.variance)
+
+
+def _far(record: Record, mean: Tensor, variance: Tensor) -> Tensor:
+    return square(mean) / (variance + eps_of(record))
 
 
 def eps_of(record: Record) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ class Record:
     """Tensors by role (``x``, ``weight``, ``y``, ...), the loss's gradients by the same roles, and options.
 
     ``work`` is the dtype of the check's own arithmetic, and ``limits`` are what a law could not be held against, and
-    why; a dictionary for its keys.
+    why; a dictionary for its keys. ``read`` are the roles that the laws have asked for, of gradients with a d before.
     """
 
     values: dict[str, Tensor]
@@ -29,6 +29,7 @@ class Record:
     dtype: torch.dtype | None = None
     work: torch.dtype = torch.float64
     limits: dict[str, None] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
 
     def cast(self, tensor: Tensor) -> Tensor:
         """In the dtype of the check's own arithmetic."""
@@ -53,6 +54,7 @@ class Record:
         """As it was given, detached."""
         if role not in self.values:
             raise ValueError(f"the law needs {role!r}, and only {', '.join(self.values)} were given; pass it too")
+        self.read.add(role)
         return self.values[role].detach()
 
     def raw_gradient(self, role: str) -> Tensor:
@@ -63,6 +65,7 @@ class Record:
                 f"there is no gradient of {role!r}, so no law can be held against it; the backward pass must reach "
                 f"{role!r} (requires_grad=True, and no detach on the way)"
             )
+        self.read.add("d" + role)
         return gradient.detach()
 
     def has(self, *roles: str) -> bool:
@@ -73,11 +76,8 @@ class Record:
         given = [gradient for gradient in self.gradients.values() if gradient is not None]
         return Precision.of(*self.values.values(), *given, dtype=self.dtype)
 
-    def check(self, masked: tuple[str, ...] = ()) -> None:
-        """Errors for what no verdict can be given on: integers, shapes that do not fit, values that are not finite.
-
-        The values of ``masked`` roles may be minus infinity.
-        """
+    def check(self) -> None:
+        """Errors for what no verdict can be given on: integers, and shapes that do not fit."""
         for role, value in self.values.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -92,10 +92,22 @@ class Record:
                     f"the gradient of {role} has shape {tuple(gradient.shape)} and {role} itself {tuple(value.shape)}; "
                     "they must be the same"
                 )
-            for name, tensor in ((role, value), (f"the gradient of {role}", gradient)):
+
+    def check_finite(self, masked: tuple[str, ...] = (), *, but: Set[str] = frozenset()) -> None:
+        """An error for values that are not finite; those of ``masked`` roles may be minus infinity.
+
+        The roles in ``but`` are left out, as ``read`` has them.
+        """
+        for role, value in self.values.items():
+            for own, name, tensor in (
+                (role, role, value),
+                ("d" + role, f"the gradient of {role}", self.gradients.get(role)),
+            ):
+                if tensor is None or own in but:
+                    continue
                 if tensor is value and role in masked:
                     tensor = tensor.masked_fill(tensor == -torch.inf, 0.0)
-                if tensor is not None and not _finite(tensor):
+                if not _finite(tensor):
                     raise ValueError(
                         f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite; no law says "
                         "anything about them, look for the overflow first"

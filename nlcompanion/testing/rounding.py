@@ -14,7 +14,7 @@ least, adds :math:`\sqrt n\,u_{acc}` of the root of its sum of squares. The chec
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,22 +89,21 @@ class Balance:
     def judge(self, resolution: float, prefix: str = "") -> list[LawCheck]:
         """One verdict for each head."""
         own = torch.finfo(torch.float64).eps
-        differences, sizes, sides = (t.double() for t in (self.difference, self.size, self.side))
-        floors = SIGMAS * self.noise.double() + 8 * own * sizes
+        difference, size, noise, side = (
+            t.double().flatten(1) for t in (self.difference.abs(), self.size, self.noise, self.side)
+        )
+        floor = SIGMAS * noise + 8 * own * size
+        excess = torch.where(difference > 0, difference / floor.clamp_min(1e-300), 0.0)
+        worst = excess.argmax(1, keepdim=True)
+        scale = size.gather(1, worst).clamp_min(1e-300)
+        visible = square(floor).mean(1).sqrt() / square(side).mean(1).sqrt().clamp_min(1e-300)
+        columns = [t.gather(1, worst)[:, 0] for t in (excess, difference / scale, floor / scale)]
         checks = []
-        for k in range(len(differences)):
-            difference, floor, size = differences[k].abs(), floors[k], sizes[k]
-            excess = torch.where(difference > 0, difference / floor.clamp_min(1e-300), 0.0).flatten()
-            worst = int(excess.argmax())
-            scale = max(float(size.flatten()[worst]), 1e-300)
-            side = float(square(sides[k]).mean().sqrt())
-            visible = float(square(floor).mean().sqrt()) / max(side, 1e-300)
-            broken = float(excess[worst]) > 1
-            verdict = BROKEN if broken else CANNOT_TELL if visible > resolution else LAWFUL
-            defect, relative = (float(x.flatten()[worst]) / scale for x in (difference, floor))
+        for k, (above, defect, relative, seen) in enumerate(torch.stack([*columns, visible], 1).tolist()):
+            verdict = BROKEN if above > 1 else CANNOT_TELL if seen > resolution else LAWFUL
             head = f"{self.head} {k}" if self.head else ""
             checks.append(
-                LawCheck(self.law, prefix + self.tensors, head, defect, relative, visible, verdict, self.survives)
+                LawCheck(self.law, prefix + self.tensors, head, defect, relative, seen, verdict, self.survives)
             )
         return checks
 
@@ -118,51 +117,49 @@ class Product:
     variance: Tensor
 
     @staticmethod
-    def of(a: Tensor, b: Tensor, a_error: Tensor | None = None, b_error: Tensor | None = None) -> Product:
-        """Shapes ``(..., n, p)`` and ``(..., n, r)``; ``a_error`` holds squared errors, None is exact."""
+    def of(
+        a: Tensor,
+        b: Tensor,
+        unit: float,
+        *,
+        a_squares: Tensor | None = None,
+        b_squares: Tensor | None = None,
+        spread: Tensor | None = None,
+    ) -> Product:
+        """Shapes ``(..., n, p)`` and ``(..., n, r)``, with relative errors of ``unit`` in one of both.
+
+        ``a_squares`` and ``b_squares`` are those of both, if they are known; ``spread`` is the sum of squares of what
+        each number of b adds up, if it adds up several.
+        """
+        a_squares = square(a) if a_squares is None else a_squares
+        b_squares = square(b) if b_squares is None else b_squares
+        spread = b_squares if spread is None else spread
         if a.dtype == torch.float32:
-            return Product._single(a, b, a_error, b_error)
-        value = a.mT @ b
+            return Product._single(a, b, unit, a_squares, b_squares, spread)
         # a column has a scale of its own, below which float32 would lose its squares
-        a_scale, b_scale = _column_scale(a, a_error), _column_scale(b, b_error)
+        largest = a_squares, torch.maximum(b_squares, spread)
+        a_scale, b_scale = (t.amax(-2, keepdim=True).sqrt().clamp_min(1e-150) for t in largest)
         scale = a_scale.mT * b_scale
-        a_single, b_single = (a / a_scale).float(), (b / b_scale).float()
-        size = (a_single.abs().mT @ b_single.abs()).double() * scale
-        variance = torch.zeros_like(value)
-        if a_error is not None:
-            variance += ((a_error / square(a_scale)).float().mT @ square(b_single)).double() * square(scale)
-        if b_error is not None:
-            variance += (square(a_single).mT @ (b_error / square(b_scale)).float()).double() * square(scale)
-        return Product(value, size, variance)
+        size = ((a / a_scale).float().abs().mT @ (b / b_scale).float().abs()).double() * scale
+        squares = (a_squares / square(a_scale)).float().mT @ (spread / square(b_scale)).float()
+        return Product(a.mT @ b, size, unit**2 * squares.double() * square(scale))
 
     @staticmethod
-    def _single(a: Tensor, b: Tensor, a_error: Tensor | None, b_error: Tensor | None) -> Product:
+    def _single(a: Tensor, b: Tensor, unit: float, a_squares: Tensor, b_squares: Tensor, spread: Tensor) -> Product:
         """In float32, added up in float64 from here on; the size is bounded by the norms of the columns."""
-        a_squares, b_squares = square(a), square(b)
         a_norm, b_norm = (t.sum(-2).sqrt() for t in (a_squares, b_squares))
-        value, size = a.mT @ b, a_norm[..., None] * b_norm[..., None, :]
-        variance = torch.zeros_like(value)
-        if a_error is not None:
-            variance += a_error.mT @ b_squares
-        if b_error is not None:
-            variance += a_squares.mT @ b_error
-        return Product(value.double(), size.double(), variance.double())
+        size, variance = a_norm[..., None] * b_norm[..., None, :], unit**2 * (a_squares.mT @ spread)
+        return Product((a.mT @ b).double(), size.double(), variance.double())
 
     def __add__(self, other: Product) -> Product:
         return Product(self.value + other.value, self.size + other.size, self.variance + other.variance)
 
 
-def _column_scale(t: Tensor, squared_error: Tensor | None) -> Tensor:
-    """The largest number of each column, or its largest error where that is larger, as in a column of zeros."""
-    largest = t.abs().amax(-2, keepdim=True)
-    if squared_error is not None:
-        largest = torch.maximum(largest, squared_error.amax(-2, keepdim=True).sqrt())
-    return largest.clamp_min(1e-150)
-
-
-def balance(law: str, tensors: str, left: Product, right: Product, *, copies: float = 1.0, head: str = "") -> Balance:
-    """``left = right``, with independent errors on both sides."""
-    noise = math.sqrt(copies) * (left.variance + right.variance).sqrt()
+def balance(
+    law: str, tensors: str, left: Product, right: Product, *, further: Tensor, copies: Tensor, head: str = ""
+) -> Balance:
+    """``left = right``, with independent errors on both sides, and the variance of ``further`` ones."""
+    noise = (copies * (left.variance + right.variance + further)).sqrt()
     side = 0.5 * (left.value + right.value).abs()
     return Balance(law, tensors, left.value - right.value, left.size + right.size, noise, side, head)
 
@@ -179,7 +176,7 @@ def absolute(t: Tensor, squares: Tensor, axis: int) -> Tensor:
     """
     if t.dtype == torch.float32:
         return (squares * t.shape[axis]).sqrt()
-    return t.abs().sum(axis, keepdim=axis == 1)
+    return t.abs().sum(axis)
 
 
 def blocks(rows: int, width: int, *, dtype: torch.dtype = torch.float64) -> list[slice]:
@@ -188,16 +185,25 @@ def blocks(rows: int, width: int, *, dtype: torch.dtype = torch.float64) -> list
     return [slice(first, first + step) for first in range(0, rows, step)]
 
 
-def copies(*rows: Tensor) -> float:
-    """How many rows are alike on average, zero rows aside: they round alike, and their errors add up."""
+@functools.cache
+def _weights(width: int, seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.rand(width, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def copies(*tables: Tensor) -> Tensor:
+    """How many rows are alike on average, zero rows aside: they round alike, and their errors add up.
+
+    Tables of shape ``(heads, ..., width)``, whose rows belong together; one number for each head.
+    """
     keys = []
-    for k, table in enumerate(rows):
+    for k, table in enumerate(tables):
         dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
-        generator = torch.Generator().manual_seed(k)
-        weights = torch.rand(table.shape[1], dtype=dtype, generator=generator).to(table.device)
-        keys.append(
-            torch.cat([table[block].to(dtype) @ weights for block in blocks(*table.shape, dtype=dtype)]).double()
-        )
-    key = torch.stack(keys).sum(0)
-    counts = torch.unique(key[key != 0], return_counts=True)[1].double()
-    return float((square(counts).sum() / counts.sum().clamp_min(1)).clamp_min(1))
+        keys.append((table.to(dtype) @ _weights(table.shape[-1], k, dtype).to(table.device)).flatten(1))
+    key = functools.reduce(torch.add, keys).sort(1).values
+    if not ((key[:, 1:] == key[:, :-1]) & (key[:, 1:] != 0)).any():
+        return torch.ones(len(key), dtype=torch.float64, device=key.device)
+    found = []
+    for own in key:
+        counts = torch.unique_consecutive(own[own != 0], return_counts=True)[1].double()
+        found.append((square(counts).sum() / counts.sum().clamp_min(1)).clamp_min(1))
+    return torch.stack(found)

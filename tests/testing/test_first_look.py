@@ -133,3 +133,39 @@ def test_one_wrong_number_in_a_large_tensor_is_found():
     zeros = {role: torch.cat([t, 0 * t + 1]) if role in "xy" else t for role, t in values.items()}
     zeros["y"] = torch.cat([values["y"], values["bias"].expand(512, -1)])
     assert check_recorded(kind, zeros, padded, **options).verdict == "lawful"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_one_number_that_is_not_finite_is_an_error_in_any_tensor(layer, value):
+    """The look reads it before anybody asks whether it is finite."""
+    kind, values, gradients, options = layer(torch.float32)
+    for tensors in (values, gradients):
+        for role, tensor in tensors.items():
+            spoilt = tensor.detach().clone()
+            spoilt[(-1,) * spoilt.ndim] = value
+            given = [held | {role: spoilt} if held is tensors else held for held in (values, gradients)]
+            with pytest.raises(ValueError, match=f"{role} holds 1 values that are not finite"):
+                check_recorded(kind, *given, **options)
+
+
+def test_a_tensor_that_no_law_reads_is_looked_at_all_the_same():
+    """Sets of one number: the output is in none of the laws that are left."""
+    x, one, dy = normal(40000, 1), torch.ones(1), normal(40000, 1, seed=1)
+    gradients = {"x": 0 * x, "weight": 0 * one, "bias": dy.sum(0), "y": dy}
+    values = {"x": x, "weight": one, "bias": 0 * one, "y": 0 * x}
+    assert not check_recorded("norm", values, gradients).broken
+    values["y"][7] = float("nan")
+    with pytest.raises(ValueError, match="y holds 1 values that are not finite"):
+        check_recorded("norm", values, gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_floor_follows_the_size_of_the_gradients(layer, dtype):
+    """A loss in other units has the same laws, and a fault of one per cent is seen as well."""
+    kind, values, gradients, options = layer(dtype)
+    scaled = {role: gradient * 2.0**-20 for role, gradient in gradients.items()}
+    as_given, other = (check_recorded(kind, values, g, **options) for g in (gradients, scaled))
+    for one, two in zip(as_given.checks, other.checks, strict=True):
+        assert one.visible == pytest.approx(two.visible, rel=1e-3)
