@@ -25,7 +25,7 @@ from nlcompanion.monitoring.alerts import (
 from nlcompanion.monitoring.clipping import Clipping
 from nlcompanion.monitoring.diagnosis import Moved, diagnosis
 from nlcompanion.monitoring.evidence import evidence
-from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
+from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision, telling
 from nlcompanion.monitoring.step_hooks import steps_as_torch_does
 from nlcompanion.monitoring.watch.layout import Layout, shape_of
 from nlcompanion.monitoring.watch.run_laws import (
@@ -95,11 +95,9 @@ class Inspection:
         return self._precision.handles
 
     def _precision_of(self) -> GradientPrecision:
-        """Of matrices and filters, as a bias that nothing depends on has a gradient of few digits in any precision."""
         parameters = self._tensors.parameters
         names = {name for law in self.laws for name in law.parameters} if self.given else set(parameters)
-        matrices = {name: p for name, p in parameters.items() if name in names and p.ndim > 1}
-        return GradientPrecision(matrices or {name: p for name, p in parameters.items() if name in names})
+        return GradientPrecision(telling({name: p for name, p in parameters.items() if name in names}, parameters))
 
     @property
     def _tensors(self) -> Tensors:
@@ -245,8 +243,7 @@ class Inspection:
             return None
         law, moved = self._evidence
         for name, one in moved.items():
-            if one.before.ndim > 1:
-                self._precision.look_at(name, one.gradient)
+            self._precision.look_at(name, one.gradient)
         half = self._precision.latest() if self._precision.dtype is None else None
         own_step = not all(map(steps_as_torch_does, self._watch.optimizers))
         return law, diagnosis(law, moved, optimizer=self.optimizer, own_step=own_step, half=half)

@@ -16,7 +16,7 @@ from nlcompanion.laws.under_optimizers import StepRates
 from nlcompanion.monitoring.diagnosis import diagnosis
 from nlcompanion.monitoring.evidence import evidence
 from nlcompanion.monitoring.find_parameters import find_parameters
-from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
+from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision, telling
 from nlcompanion.monitoring.sources import SourceReader
 from nlcompanion.monitoring.stacked_forms import Step, Tensors
 from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
@@ -160,7 +160,7 @@ class OptimizerSteps:
         self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
         self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
         self._longest: Tensor | None = None  # step so far, times the weights, likewise
-        self.precision = GradientPrecision(self.parameters)
+        self.precision = GradientPrecision(telling(self.parameters, dict(model.named_parameters())))
         self._reader: SourceReader | None = None
         if self.forms.has_sources:
             sources = [source for law in self.forms.laws for source in law.sources]
