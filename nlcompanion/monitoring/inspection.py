@@ -197,11 +197,12 @@ class Inspection:
                 say=self._say,
                 ask_evidence=self._ask_evidence,
                 withdraw=self._withdraw,
+                diagnose=self._diagnose,
             )
         run = self._run
         run.laws, run.places = layout.laws, layout.places  # those that were measured, in its order
         run.found = (not self.given,) * len(layout.laws)
-        run.tolerance, run.evidence, run.odd = self.tolerance, self._diagnosis(), self._odd
+        run.tolerance, run.odd = self.tolerance, self._odd
         return run
 
     @property
@@ -238,7 +239,7 @@ class Inspection:
                 moved[name] = Moved(one.before, one.step, kept, one.expected, one.idle)
         self._evidence = law, moved
 
-    def _diagnosis(self) -> tuple[Law, str] | None:
+    def _diagnose(self, cleared: frozenset[str]) -> tuple[Law, str] | None:
         if self._evidence is None:
             return None
         law, moved = self._evidence
@@ -246,7 +247,7 @@ class Inspection:
             self._precision.look_at(name, one.gradient)
         half = self._precision.latest() if self._precision.dtype is None else None
         own_step = not all(map(steps_as_torch_does, self._watch.optimizers))
-        return law, diagnosis(law, moved, optimizer=self.optimizer, own_step=own_step, half=half)
+        return law, diagnosis(law, moved, optimizer=self.optimizer, own_step=own_step, half=half, cleared=cleared)
 
     # --- what changes -----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from nlcompanion.monitoring.diagnosis import diagnosis
 from nlcompanion.monitoring.evidence import evidence
 from nlcompanion.monitoring.find_parameters import find_parameters
 from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision, telling
+from nlcompanion.monitoring.scaled_gradients import cleared_by
 from nlcompanion.monitoring.sources import SourceReader
 from nlcompanion.monitoring.stacked_forms import Step, Tensors
 from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
@@ -79,6 +80,8 @@ class Ahead:
         outside: what was written to the weights since the last step.
         memory: pairings of the buffers with the weights, each to be multiplied by a number; None without momentum.
         reads_gradients: whether the books need them.
+        sources: of laws with a source, their ``form(gradient, point)``.
+        buffers: SGD's momentum buffers.
         gradients: of each optimizer pairings of its gradients with the weights, and squared lengths, where needed.
         begun, stepped: which optimizers have begun their part of the step, and finished it.
         used: a gradient of each that has finished, as it was then.
@@ -91,6 +94,7 @@ class Ahead:
     memory: tuple[Tensor, dict[str, float]] | None
     reads_gradients: bool
     sources: Tensor | None
+    buffers: list[Tensor | None]
     gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     begun: set[int] = field(default_factory=set)
     stepped: set[int] = field(default_factory=set)
@@ -168,7 +172,8 @@ class OptimizerSteps:
         self._usual = UsualStep.of(self.forms, self.parameters, self._before)
         self._unsettled = False  # whether usual steps were not yet handed to the ledger
         self.settings = StepSettings(self.optimizers, self.parameters, self._owners)
-        self._addresses = [p.data_ptr() for p in self.parameters.values()]
+        self._all = list(self.parameters.values())
+        self._addresses = [p.data_ptr() for p in self._all]
 
     @property
     def judged(self) -> str:
@@ -247,21 +252,21 @@ class OptimizerSteps:
     def _look_ahead(self) -> Ahead:
         buffers = self.settings.buffers()
         settings = self.settings.read(buffers, self.ledger.steps + 1)
-        addresses = [p.data_ptr() for p in self.parameters.values()]
+        addresses = [p.data_ptr() for p in self._all]
         if addresses != self._addresses:
             self._check_kind()
             self._move_to(addresses)
         rest, outside = self._still_at_rest(buffers)
         outside, self._outside = _together(self._outside, outside), None
         memory = None
-        if any(rate.buffer for rate in settings.rates.values()):
+        if settings.remembers:
             memory = _of_last_step(rest, settings)
             memory = memory or (self._of_buffers(buffers), dict.fromkeys(self.parameters, 1.0))
         reads = not self.is_exact or len(self.optimizers) > 1
         if settings.rate is None:
             reads = reads or self.forms.differ({name: rate.gradient for name, rate in settings.rates.items()})
         sources = None if self._reader is None else self.forms.sources(self._reader.take())
-        return Ahead(settings, rest, outside, memory, reads, sources)
+        return Ahead(settings, rest, outside, memory, reads, sources, buffers)
 
     def _move_to(self, addresses: list[int]) -> None:
         """The parameters' storage was replaced."""
@@ -508,7 +513,20 @@ class OptimizerSteps:
             )
             for name, p in self.parameters.items()
         }
-        return diagnosis(self.ledger._broken_law, moved, optimizer=self.name, own_step=not self._cannot_skip, half=half)
+        return diagnosis(
+            self.ledger._broken_law,
+            moved,
+            optimizer=self.name,
+            own_step=not self._cannot_skip,
+            half=half,
+            cleared=self._cleared(),
+        )
+
+    def _cleared(self) -> frozenset[str]:
+        """Parameters whose gradients keep another law in the step that was just booked."""
+        latest = self.ledger._need_steps().latest
+        figures = [float(latest[place].max()) for place in self.forms.places]
+        return cleared_by(zip(self.ledger.laws, figures, strict=True), max(figures), self.ledger.tolerance)
 
     # --- the weights at rest --------------------------------------------------------------------------------------
 
@@ -534,10 +552,13 @@ class OptimizerSteps:
         else:
             if moved is not None:
                 torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
-            rest = Rest(squares, *self._versions(), None)
-        if self._keeps_its_buffer(ahead):
-            rest = Rest(rest.squares, rest.weights, rest.buffers, (product, settings.lr))
-        return rest
+            # a buffer that is there is written to in its place
+            keeps = self._cannot_skip and all(buffer is not None for buffer in ahead.buffers)
+            buffers = ahead.buffers if keeps else None
+            weights, memories = self._versions(buffers)
+            last = (product, settings.lr) if self._keeps_its_buffer(ahead) else None
+            return Rest(squares, weights, memories, last)
+        return replace(rest, last=(product, settings.lr)) if self._keeps_its_buffer(ahead) else rest
 
     def _keeps_its_buffer(self, ahead: Ahead) -> bool:
         """Whether the step was the buffer times the rate, for every parameter; not so if it may have been left out."""
@@ -547,7 +568,7 @@ class OptimizerSteps:
 
     def _versions(self, buffers: list[Tensor | None] | None = None) -> tuple[Versions, list[tuple[int, int] | None]]:
         buffers = self.settings.buffers() if buffers is None else buffers
-        weights = [p._version for p in self.parameters.values()]
+        weights = [p._version for p in self._all]
         return weights, [None if b is None else (id(b), b._version) for b in buffers]
 
     @torch.no_grad()

@@ -50,12 +50,17 @@ class UsualStep:
         self._rates: tuple[float, float] | None = None
         self._causes = np.zeros((2 + len(CAUSES), 4))
         room = torch.empty(max(p.numel() for p in parameters.values()), dtype=first.dtype)
-        self._parts = [
+        vectors = [name for name, p in parameters.items() if p.ndim == 1 and 0 < p.numel() <= _SMALL]
+        self._parts: list[_Part | _SmallPart | _Vectors] = [
             (_SmallPart if p.numel() <= _SMALL else _Part)(
                 before[name], p.detach(), room, list(_ways(forms, name, raw))
             )
             for name, p in parameters.items()
+            if name not in vectors
         ]
+        if vectors:
+            ways = [[(term, place) for term, place in forms.spans(name)] for name in vectors]
+            self._parts.append(_Vectors([parameters[name].detach() for name in vectors], before, vectors, ways, raw))
 
     @classmethod
     def of(cls, forms: StackedForms, parameters: Mapping[str, nn.Parameter], before: Tensors) -> UsualStep | None:
@@ -89,16 +94,19 @@ class UsualStep:
         forms, sizes = self._gather(rows)
         sums = self._matrix(memory, decay).dot(forms)
         self.sums += sums[:-1]
-        self.ratio = np.abs(sums[-1]) / (np.maximum(sizes[_SQUARE], sizes[_WEIGHTS]) + _TINY)
-        np.maximum(self.worst, self.ratio, out=self.worst)  # NaN must not pass
-        return float(self.ratio.max())
+        ratio = np.abs(sums[-1], out=self.ratio)
+        ratio /= np.maximum(*sizes) + _TINY
+        np.maximum(self.worst, ratio, out=self.worst)  # NaN must not pass
+        return float(ratio.max())
 
     @np.errstate(all="ignore")
     def go_on(self) -> None:
         """Bring the pairings to the weights after the step."""
-        rows = self._rows
-        rows[_WEIGHTS] -= rows[_SQUARE] + 2 * rows[_PRODUCT]
-        rows[_LAST] = rows[_PRODUCT]
+        square, product, weights, last = self._rows
+        weights -= square
+        weights -= product
+        weights -= product
+        last[:] = product
         for part in self._parts:
             part.go_on()
 
@@ -106,7 +114,7 @@ class UsualStep:
         """The sums, the worst and the last ratio; the first two begin again."""
         taken = self.sums, self.worst
         self.sums, self.worst = np.zeros_like(self.sums), np.zeros_like(self.worst)
-        return torch.from_numpy(taken[0]), torch.from_numpy(taken[1]), torch.from_numpy(self.ratio)
+        return torch.from_numpy(taken[0]), torch.from_numpy(taken[1]), torch.from_numpy(self.ratio.copy())
 
     def _matrix(self, memory: float, decay: float) -> np.ndarray:
         """The change, its causes and what is left, each as a sum over the four rows."""
@@ -127,25 +135,30 @@ class _Gather:
 
     def __init__(self, forms: StackedForms, pairs: int):
         index, coefficient = (x.cpu().numpy() for x in forms.gathering)
+        size, most = index.shape
         self._dense: np.ndarray | None = None
-        if pairs * len(index) <= _DENSE:
-            self._dense = np.zeros((pairs, 2 * len(index)))
+        if pairs * size <= _DENSE:
+            self._dense = np.zeros((pairs, 2 * size))
             for entry, (places, weights) in enumerate(zip(index, coefficient, strict=True)):
                 np.add.at(self._dense, (places, entry), weights)
-                np.add.at(self._dense, (places, len(index) + entry), np.abs(weights))
-        self._columns = [(index[:, k], coefficient[:, k], np.abs(coefficient[:, k])) for k in range(index.shape[1])]
+                np.add.at(self._dense, (places, size + entry), np.abs(weights))
+        self._index, self._coefficient = index.T.ravel(), coefficient.T.ravel()  # all first terms, all second ones, ...
+        self._shares = np.empty((4, most, size))
+        self._flat, self._squares = self._shares.reshape(4, -1), self._shares[[_SQUARE, _WEIGHTS]]
+        self._forms, self._sizes = np.empty((4, size)), np.empty((2, size))
 
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Forms of all rows, and the sums of the terms' sizes of the two that are squares; overwritten by the next."""
         if self._dense is not None:
             both = rows.dot(self._dense)
             half = both.shape[1] // 2
-            return both[:, :half], both[:, half:]
-        forms, sizes = np.zeros((2, len(rows), len(self._columns[0][0])))
-        for index, coefficient, size in self._columns:
-            values = rows.take(index, axis=1)
-            forms += values * coefficient
-            sizes += values * size
-        return forms, sizes
+            return both[:, :half], both[_SQUARE : _WEIGHTS + 1 : _WEIGHTS, half:]
+        rows.take(self._index, axis=1, out=self._flat, mode="clip")
+        np.multiply(self._flat, self._coefficient, out=self._flat)
+        np.add.reduce(self._shares, 1, out=self._forms)
+        np.abs(self._shares[_SQUARE : _WEIGHTS + 1 : _WEIGHTS], out=self._squares)
+        np.add.reduce(self._squares, 1, out=self._sizes)
+        return self._forms, self._sizes
 
 
 def _ways(forms: StackedForms, name: str, raw: Tensor) -> Iterator[Way]:
@@ -224,3 +237,55 @@ class _SmallPart:
 
     def go_on(self) -> None:
         np.copyto(self.before, self.weight)
+
+
+class _Vectors:
+    """All vectors of the network, one after the other: they are many, and together cost as many calls as one.
+
+    Args:
+        weights: of them.
+        before, names: the copies of all parameters, of which those of the vectors are laid one after the other.
+        ways: how each is paired, and where its pairings go.
+        raw: the pairings.
+    """
+
+    def __init__(
+        self,
+        weights: list[Tensor],
+        before: Tensors,
+        names: list[str],
+        ways: list[list[tuple[Term, slice]]],
+        raw: Tensor,
+    ):
+        self.weights, self.raw = [x.numpy() for x in weights], raw.numpy()
+        flat = torch.cat([before[name] for name in names])
+        before.update(zip(names, flat.split([len(x) for x in weights]), strict=True))
+        self.before, self.now = flat.numpy(), np.empty(len(flat), dtype=self.raw.dtype)
+        self.products = np.empty((2, len(flat)), dtype=self.raw.dtype)
+        entries, entries_to, starts, sums_to = [], [], [], []
+        first = 0
+        for weight, terms in zip(weights, ways, strict=True):
+            for term, place in terms:
+                if _dims(term) is None:
+                    starts += [first, first + len(weight)]
+                    sums_to.append(place.start)
+                else:
+                    entries += range(first, first + len(weight))
+                    entries_to += range(place.start, place.stop)
+            first += len(weight)
+        self.entries, self.entries_to = np.array(entries, dtype=int), np.array(entries_to, dtype=int)
+        self.ends = np.array(starts[:-1] if starts and starts[-1] == first else starts, dtype=int)
+        self.sums_to = np.array(sums_to, dtype=int)
+
+    def compare(self) -> None:
+        np.concatenate(self.weights, out=self.now)
+        back = np.subtract(self.before, self.now, out=self.before)
+        np.multiply(back, back, out=self.products[0])
+        np.multiply(back, self.now, out=self.products[1])
+        if len(self.entries):
+            self.raw[:, self.entries_to] = self.products.take(self.entries, axis=1)
+        if len(self.sums_to):
+            self.raw[:, self.sums_to] = np.add.reduceat(self.products, self.ends, axis=1)[:, ::2]
+
+    def go_on(self) -> None:
+        np.copyto(self.before, self.now)

@@ -1,4 +1,4 @@
-"""Half precision is told by the last digits of gradients, and a gradient of nothing but rounding is not taken for it."""
+"""Half precision is told by the last digits of gradients; one of nothing but rounding is not taken for it."""
 
 import pytest
 import torch
