@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlcompanion.laws.terms import Squares, Term
+from nlcompanion.laws.terms import Squares
 from nlcompanion.laws.under_optimizers import CAUSES
 from nlcompanion.monitoring.stacked_forms import StackedForms, Tensors, pairing_size
+from nlcompanion.monitoring.usual_parts import parts_of
 
 _SQUARE, _PRODUCT, _WEIGHTS, _LAST = range(4)  # rows of the pairings
 _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
-_SMALL = 32768  # entries beyond which PyTorch shares out its work among threads
 _DENSE = 1024  # entries up to which a matrix product is cheaper than gathering
-
-
-Way = tuple[tuple[int, ...] | None, Tensor, Tensor]  # how a product is summed, and where its two sums go
 
 
 class UsualStep:
@@ -49,18 +46,7 @@ class UsualStep:
         self.sums, self.worst, self.ratio = np.zeros((1 + len(CAUSES), size)), np.zeros(size), np.zeros(size)
         self._rates: tuple[float, float] | None = None
         self._causes = np.zeros((2 + len(CAUSES), 4))
-        room = torch.empty(max(p.numel() for p in parameters.values()), dtype=first.dtype)
-        vectors = [name for name, p in parameters.items() if p.ndim == 1 and 0 < p.numel() <= _SMALL]
-        self._parts: list[_Part | _SmallPart | _Vectors] = [
-            (_SmallPart if p.numel() <= _SMALL else _Part)(
-                before[name], p.detach(), room, list(_ways(forms, name, raw))
-            )
-            for name, p in parameters.items()
-            if name not in vectors
-        ]
-        if vectors:
-            ways = [[(term, place) for term, place in forms.spans(name)] for name in vectors]
-            self._parts.append(_Vectors([parameters[name].detach() for name in vectors], before, vectors, ways, raw))
+        self._parts = parts_of(forms, parameters, before, raw)
 
     @classmethod
     def of(cls, forms: StackedForms, parameters: Mapping[str, nn.Parameter], before: Tensors) -> UsualStep | None:
@@ -159,133 +145,3 @@ class _Gather:
         np.abs(self._shares[_SQUARE : _WEIGHTS + 1 : _WEIGHTS], out=self._squares)
         np.add.reduce(self._squares, 1, out=self._sizes)
         return self._forms, self._sizes
-
-
-def _ways(forms: StackedForms, name: str, raw: Tensor) -> Iterator[Way]:
-    """How a parameter's products are summed, and where the sums go: ``(dims, of the step, with the weights)``."""
-    for term, place in forms.spans(name):
-        yield _dims(term), raw[0, place], raw[1, place]
-
-
-def _dims(term: Term) -> tuple[int, ...] | None:
-    """Over which dimensions a product is summed; None for all."""
-    assert isinstance(term, Squares)
-    return None if term.axis is None else tuple(k for k in range(len(term.shape)) if k != term.axis)
-
-
-class _Part:
-    """One parameter: its step, and the step's pairings with itself and with the weights."""
-
-    def __init__(self, before: Tensor, weight: Tensor, room: Tensor, ways: list[Way]):
-        self.before, self.weight = before, weight
-        self.flat = before.view(-1), weight.view(-1)
-        self.product = room[: before.numel()].view(before.shape)
-        self.dots = [(one.view(()), other.view(())) for dims, one, other in ways if dims is None]
-        self.sums = [(dims, one, other) for dims, one, other in ways if dims]
-        self.entries = [(one, other) for dims, one, other in ways if dims == ()]
-
-    def compare(self) -> None:
-        before, weight = self.before, self.weight
-        before.sub_(weight)
-        for square, product in self.dots:
-            step, flat_weight = self.flat
-            torch.dot(step, step, out=square)
-            torch.dot(step, flat_weight, out=product)
-        for square, product in self.entries:
-            torch.mul(before, before, out=square)
-            torch.mul(before, weight, out=product)
-        if self.sums:
-            room = torch.mul(before, before, out=self.product)
-            for dims, square, _ in self.sums:
-                torch.sum(room, dims, out=square)
-            torch.mul(before, weight, out=room)
-            for dims, _, product in self.sums:
-                torch.sum(room, dims, out=product)
-
-    def go_on(self) -> None:
-        self.before.copy_(self.weight)
-
-
-class _SmallPart:
-    """The same of a parameter so small that what counts is how long a call takes to begin: NumPy's do sooner."""
-
-    def __init__(self, before: Tensor, weight: Tensor, room: Tensor, ways: list[Way]):
-        self.before, self.weight = before.numpy(), weight.numpy()
-        self.flat = before.view(-1).numpy(), weight.view(-1).numpy()
-        self.product = room[: before.numel()].view(before.shape).numpy()
-        self.dots = [(one.numpy(), other.numpy()) for dims, one, other in ways if dims is None]
-        self.sums = [(dims, one.numpy(), other.numpy()) for dims, one, other in ways if dims]
-        self.entries = [(one.numpy(), other.numpy()) for dims, one, other in ways if dims == ()]
-
-    def compare(self) -> None:
-        before, weight = self.before, self.weight
-        np.subtract(before, weight, out=before)
-        for square, product in self.dots:
-            step, flat_weight = self.flat
-            square[0] = step.dot(step)
-            product[0] = step.dot(flat_weight)
-        for square, product in self.entries:
-            np.multiply(before, before, out=square)
-            np.multiply(before, weight, out=product)
-        if self.sums:
-            room = np.multiply(before, before, out=self.product)
-            for dims, square, _ in self.sums:
-                np.add.reduce(room, dims, out=square)
-            np.multiply(before, weight, out=room)
-            for dims, _, product in self.sums:
-                np.add.reduce(room, dims, out=product)
-
-    def go_on(self) -> None:
-        np.copyto(self.before, self.weight)
-
-
-class _Vectors:
-    """All vectors of the network, one after the other: they are many, and together cost as many calls as one.
-
-    Args:
-        weights: of them.
-        before, names: the copies of all parameters, of which those of the vectors are laid one after the other.
-        ways: how each is paired, and where its pairings go.
-        raw: the pairings.
-    """
-
-    def __init__(
-        self,
-        weights: list[Tensor],
-        before: Tensors,
-        names: list[str],
-        ways: list[list[tuple[Term, slice]]],
-        raw: Tensor,
-    ):
-        self.weights, self.raw = [x.numpy() for x in weights], raw.numpy()
-        flat = torch.cat([before[name] for name in names])
-        before.update(zip(names, flat.split([len(x) for x in weights]), strict=True))
-        self.before, self.now = flat.numpy(), np.empty(len(flat), dtype=self.raw.dtype)
-        self.products = np.empty((2, len(flat)), dtype=self.raw.dtype)
-        entries, entries_to, starts, sums_to = [], [], [], []
-        first = 0
-        for weight, terms in zip(weights, ways, strict=True):
-            for term, place in terms:
-                if _dims(term) is None:
-                    starts += [first, first + len(weight)]
-                    sums_to.append(place.start)
-                else:
-                    entries += range(first, first + len(weight))
-                    entries_to += range(place.start, place.stop)
-            first += len(weight)
-        self.entries, self.entries_to = np.array(entries, dtype=int), np.array(entries_to, dtype=int)
-        self.ends = np.array(starts[:-1] if starts and starts[-1] == first else starts, dtype=int)
-        self.sums_to = np.array(sums_to, dtype=int)
-
-    def compare(self) -> None:
-        np.concatenate(self.weights, out=self.now)
-        back = np.subtract(self.before, self.now, out=self.before)
-        np.multiply(back, back, out=self.products[0])
-        np.multiply(back, self.now, out=self.products[1])
-        if len(self.entries):
-            self.raw[:, self.entries_to] = self.products.take(self.entries, axis=1)
-        if len(self.sums_to):
-            self.raw[:, self.sums_to] = np.add.reduceat(self.products, self.ends, axis=1)[:, ::2]
-
-    def go_on(self) -> None:
-        np.copyto(self.before, self.now)
