@@ -9,12 +9,11 @@ from __future__ import annotations
 import sys
 
 import torch
+from _digit_loop import DigitLoop
 from _timing import Report, Timings, compare, single_thread
-from torch.nn.functional import cross_entropy
 
 import nlcompanion as nl
 
-IMAGES = 1000
 WIDTHS = {
     50: (40, {"least": 7, "budget": 8.0}),
     200: (20, {"least": 9, "budget": 20.0}),
@@ -24,27 +23,14 @@ BARE, DEFAULT, EACH = "bare loop", "every 20th step", "every step"
 STRIDES = {DEFAULT: 20, EACH: 1}
 
 
-class Loop:
-    """A task of the timer: steps of a training loop of its own, watched at a stride."""
+class Loop(DigitLoop):
+    """The loop, watched at a stride."""
 
     def __init__(self, width: int, dtype: torch.dtype, watch: str):
-        g = torch.Generator().manual_seed(0)
-        ink = torch.rand(IMAGES, 784, generator=g) < 0.2
-        self.x = (ink * torch.rand(IMAGES, 784, generator=g)).to(dtype)
-        self.y = torch.randint(10, (IMAGES,), generator=g)
-        self.model = nl.mlp((784, width, width, width, 10), "relu", init="kaiming", dtype=dtype)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
-        self.steps, _ = WIDTHS[width]
+        super().__init__(width, dtype, WIDTHS[width][0])
         self.monitor = None
         if watch in STRIDES:
             self.monitor = nl.Monitor(self.model, self.optimizer, every=STRIDES[watch])
-
-    def __call__(self) -> int:
-        for _ in range(self.steps):
-            self.optimizer.zero_grad()
-            cross_entropy(self.model(self.x), self.y).backward()
-            self.optimizer.step()
-        return self.steps
 
 
 def measure(width: int, dtype: torch.dtype) -> Timings:

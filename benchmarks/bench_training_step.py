@@ -11,12 +11,12 @@ import itertools
 import sys
 
 import torch
+from _digit_loop import IMAGES, DigitLoop
 from _timing import Report, Timings, compare, single_thread
 from torch.nn.functional import cross_entropy
 
 import nlcompanion as nl
 
-IMAGES = 1000
 WIDTHS = {
     50: (12, {"least": 5, "budget": 5.0}),
     200: (6, {"least": 9, "budget": 20.0}),
@@ -29,31 +29,22 @@ LEDGER, LEDGER_EACH = "ledger", "ledger, per neuron"
 WATCHES = (BARE, CHARGES, CHARGES_EACH, LEDGER, LEDGER_EACH)
 
 
-class Loop:
-    """A task of the timer: steps of a training loop of its own, booked as ``watch`` says."""
+class Loop(DigitLoop):
+    """The loop, booked as ``watch`` says."""
 
     def __init__(self, width: int, dtype: torch.dtype, watch: str):
-        g = torch.Generator().manual_seed(0)
-        ink = torch.rand(IMAGES, 784, generator=g) < 0.2
-        self.x = (ink * torch.rand(IMAGES, 784, generator=g)).to(dtype)
-        self.y = torch.randint(10, (IMAGES,), generator=g)
-        self.model = nl.mlp((784, width, width, width, 10), "relu", init="kaiming", dtype=dtype)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
-        self.steps, _ = WIDTHS[width]
+        super().__init__(width, dtype, WIDTHS[width][0])
         laws = nl.homogeneous_laws(nl.flat_loss(self.model, self.x[:1], self.y[:1], cross_entropy))
         totals = [law.total for law in laws]
-        self.ledger, self.laws, self.charges = None, {CHARGES: totals, CHARGES_EACH: laws}.get(watch, []), []
+        self.laws, self.charges = {CHARGES: totals, CHARGES_EACH: laws}.get(watch, []), []
+        self.after = self.note if self.laws else None
+        self.ledger = None
         if watch in (LEDGER, LEDGER_EACH):
             self.ledger = nl.Ledger(laws if watch == LEDGER_EACH else totals, self.model, self.optimizer, every=100)
 
-    def __call__(self) -> int:
-        for _ in range(self.steps):
-            self.optimizer.zero_grad()
-            cross_entropy(self.model(self.x), self.y).backward()
-            self.optimizer.step()
-            with torch.no_grad():
-                self.charges += [law.charge(self.model) for law in self.laws]
-        return self.steps
+    @torch.no_grad()
+    def note(self) -> None:
+        self.charges += [law.charge(self.model) for law in self.laws]
 
 
 def operations(width: int) -> float:

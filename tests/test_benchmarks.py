@@ -17,7 +17,7 @@ def beside_each_other(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     yield
     for name in set(sys.modules) - before:
-        if name.startswith(("bench_", "_timing", "_torchdiffeq")):
+        if name.startswith(("bench_", "_timing", "_torchdiffeq", "_digit_loop")):
             del sys.modules[name]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nlcompanion.laws.law import Law
+from nlcompanion.monitoring.scaled_gradients import scaled_text
 
 _DATA = "the data are not the same after a rotation, as no finite set of samples is"
 _LAYERS = (
@@ -43,7 +44,13 @@ class Moved:
 
 
 def diagnosis(
-    law: Law, parameters: Mapping[str, Moved], *, optimizer: str, own_step: bool, half: torch.dtype | None
+    law: Law,
+    parameters: Mapping[str, Moved],
+    *,
+    optimizer: str,
+    own_step: bool,
+    half: torch.dtype | None,
+    cleared: Collection[str] = (),
 ) -> str:
     """The cause, and what to do about it, in one sentence.
 
@@ -53,6 +60,7 @@ def diagnosis(
         optimizer: its name.
         own_step: whether its ``step`` is a subclass's own.
         half: the half precision that the gradients have come to carry since the first step.
+        cleared: parameters whose gradients keep another law, see :func:`cleared_by`.
     """
     own = {name: parameters[name] for name in law.parameters}
     return (
@@ -62,7 +70,7 @@ def diagnosis(
         or _other_steps(own, optimizer, own_step)
         or (_DATA if law.kind == "data" else None)
         or _clipped_by_value(parameters)
-        or _scaled_apart(law, own)
+        or _scaled_apart(law, own, cleared)
         or _penalty(law, own)
         or (_LAYERS if _has_enough_entries(law) else _FEW)
     )
@@ -166,7 +174,7 @@ def _clipped_by_value(parameters: Mapping[str, Moved]) -> str | None:
     return None
 
 
-def _scaled_apart(law: Law, own: Mapping[str, Moved]) -> str | None:
+def _scaled_apart(law: Law, own: Mapping[str, Moved], cleared: Collection[str]) -> str | None:
     """Gradients of one loss whose tensors were multiplied by different numbers, as clipping by tensor does."""
     norms = {name: float(torch.linalg.vector_norm(x.gradient)) for name, x in own.items() if x.gradient is not None}
     clipped = [name for name, norm in norms.items() if _is_short(norm, torch.float32, 1e-5)]
@@ -176,18 +184,11 @@ def _scaled_apart(law: Law, own: Mapping[str, Moved]) -> str | None:
             "which scales the sides of a balance apart; clip_grad_norm_(model.parameters(), ...) scales all alike"
         )
     factors = _factors(law, own)
-    if factors is None:
-        return None
-    name = max(factors, key=lambda name: abs(factors[name] - 1))
-    others = [other for other in factors if other != name]
-    return (
-        f"the gradient of {name} is {factors[name]:.6g} times what belongs to that of {_listed(others)}: it was scaled "
-        "by itself (a hook, clipping or a gradient rule for one tensor); scale the gradients of a model together"
-    )
+    return None if factors is None else scaled_text(factors, cleared)
 
 
 def _factors(law: Law, own: Mapping[str, Moved]) -> dict[str, float] | None:
-    """By what the gradient of each tensor was multiplied, relative to most of them, if that is all that happened.
+    """By what the gradient of each tensor was multiplied, up to a common factor, if that is all that happened.
 
     Undone, the shares of a law add up to 0 for every neuron: the shares' matrix has a kernel of one sign.
     """
@@ -201,8 +202,7 @@ def _factors(law: Law, own: Mapping[str, Moved]) -> dict[str, float] | None:
     small = _rounding(own) * sizes[0]
     if not (sizes[-1] <= small and sizes[-2] > 30 * small and (kernel[-1] * kernel[-1, 0] > 0).all()):
         return None
-    factors = lengths / kernel[-1]
-    factors = factors / factors.median()
+    factors = lengths / kernel[-1].abs()
     return {term.name: float(factor) for term, factor in zip(law.terms, factors, strict=True)}
 
 

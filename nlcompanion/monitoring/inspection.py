@@ -23,10 +23,8 @@ from nlcompanion.monitoring.alerts import (
     Schedule,
 )
 from nlcompanion.monitoring.clipping import Clipping
-from nlcompanion.monitoring.diagnosis import Moved, diagnosis
-from nlcompanion.monitoring.evidence import evidence
-from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
-from nlcompanion.monitoring.step_hooks import steps_as_torch_does
+from nlcompanion.monitoring.gradient_evidence import GradientEvidence
+from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision, telling
 from nlcompanion.monitoring.watch.layout import Layout, shape_of
 from nlcompanion.monitoring.watch.run_laws import (
     LawSearch,
@@ -84,9 +82,8 @@ class Inspection:
         self._rules = [rule for rule in rules if rule.kind not in ignore]
         self._clipping = Clipping()
         self._seen = 0
-        self._wanted: Law | None = None  # whose evidence is to be gathered
-        self._evidence: tuple[Law, dict[str, Moved]] | None = None
         self._precision, self._decided = self._precision_of(), False
+        self._evidence = GradientEvidence(watch, self._precision, self.optimizer)
         self._run: RunView | None = None
         self._use_laws()
 
@@ -94,12 +91,14 @@ class Inspection:
     def handles(self) -> list:
         return self._precision.handles
 
+    def gather(self) -> None:
+        """At the end of a watched step, while its gradients are there."""
+        self._evidence.gather()
+
     def _precision_of(self) -> GradientPrecision:
-        """Of matrices and filters, as a bias that nothing depends on has a gradient of few digits in any precision."""
         parameters = self._tensors.parameters
         names = {name for law in self.laws for name in law.parameters} if self.given else set(parameters)
-        matrices = {name: p for name, p in parameters.items() if name in names and p.ndim > 1}
-        return GradientPrecision(matrices or {name: p for name, p in parameters.items() if name in names})
+        return GradientPrecision(telling({name: p for name, p in parameters.items() if name in names}, parameters))
 
     @property
     def _tensors(self) -> Tensors:
@@ -197,13 +196,14 @@ class Inspection:
                 optimizer=self.optimizer,
                 shapes={name: shape_of(p) for name, p in self._tensors.parameters.items()},
                 say=self._say,
-                ask_evidence=self._ask_evidence,
+                ask_evidence=self._evidence.ask,
                 withdraw=self._withdraw,
+                diagnose=self._evidence.cause,
             )
         run = self._run
         run.laws, run.places = layout.laws, layout.places  # those that were measured, in its order
         run.found = (not self.given,) * len(layout.laws)
-        run.tolerance, run.evidence, run.odd = self.tolerance, self._diagnosis(), self._odd
+        run.tolerance, run.odd = self.tolerance, self._odd
         return run
 
     @property
@@ -214,42 +214,6 @@ class Inspection:
         self._say(f"{law.statement!r} is no law of this run: {reason}")
         self.laws = tuple(one for one in self.laws if one is not law)
         self._use_laws()
-
-    # --- the cause of a broken law ----------------------------------------------------------------------------------
-
-    def _ask_evidence(self, law: Law) -> None:
-        if self._wanted is not None:
-            return
-        if self._evidence is None or not set(self._evidence[0].parameters) & set(law.parameters):
-            self._wanted, self._evidence = law, None
-
-    def gather(self) -> None:
-        """While gradients and step of a watched step are there: keep them, if somebody asked for evidence."""
-        law, layout = self._wanted, self._watch.layout
-        assert layout is not None
-        if law is None or not set(law.parameters) <= set(self._tensors.parameters):
-            return
-        self._wanted = None
-        with torch.no_grad():
-            moved = {}
-            for name in law.parameters:
-                p, optimizer = self._tensors.parameters[name], self._watch.optimizers[self._tensors.owners[name]]
-                group = next(g for g in optimizer.param_groups if any(x is p for x in g["params"]))
-                one = evidence(p, layout.step_of(name), optimizer, group, None)
-                kept = None if one.gradient is None else one.gradient.clone()
-                moved[name] = Moved(one.before, one.step, kept, one.expected, one.idle)
-        self._evidence = law, moved
-
-    def _diagnosis(self) -> tuple[Law, str] | None:
-        if self._evidence is None:
-            return None
-        law, moved = self._evidence
-        for name, one in moved.items():
-            if one.before.ndim > 1:
-                self._precision.look_at(name, one.gradient)
-        half = self._precision.latest() if self._precision.dtype is None else None
-        own_step = not all(map(steps_as_torch_does, self._watch.optimizers))
-        return law, diagnosis(law, moved, optimizer=self.optimizer, own_step=own_step, half=half)
 
     # --- what changes -----------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -16,104 +16,21 @@ from nlcompanion.laws.under_optimizers import StepRates
 from nlcompanion.monitoring.diagnosis import diagnosis
 from nlcompanion.monitoring.evidence import evidence
 from nlcompanion.monitoring.find_parameters import find_parameters
-from nlcompanion.monitoring.precision import TOLERANCES, GradientPrecision
+from nlcompanion.monitoring.precision import GradientPrecision, telling
+from nlcompanion.monitoring.scaled_gradients import cleared_by
 from nlcompanion.monitoring.sources import SourceReader
 from nlcompanion.monitoring.stacked_forms import Step, Tensors
+from nlcompanion.monitoring.step_causes import causes_of
 from nlcompanion.monitoring.step_hooks import innermost, listen, steps_as_torch_does
+from nlcompanion.monitoring.step_judge import StepJudge
 from nlcompanion.monitoring.step_settings import Settings, StepSettings
+from nlcompanion.monitoring.step_states import Ahead, Moving, Rest, UsedGradient, Versions, Written
 from nlcompanion.monitoring.usual_step import UsualStep
 
 if TYPE_CHECKING:
     from nlcompanion.monitoring.ledger import Ledger
 
 _AFRESH = 256  # steps after which squares are summed anew, lest the rounding of their changes add up
-_TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
-_OF_ROUNDING = 8  # units in the last place of the largest gradient of any law
-
-Versions = list[int]
-Written = tuple[Tensor, Tensor]  # the change of the charges by what was written to the weights, and their scale
-
-
-@dataclass(frozen=True)
-class Rest:
-    """The weights between two steps.
-
-    Attributes:
-        squares: the forms' pairings of the weights with themselves.
-        weights, buffers: what tells that a weight or a momentum buffer was written to, or replaced.
-        last: pairings of the last step with the weights, and the rates it was made with; None where it was not the
-            buffer times the rate.
-    """
-
-    squares: Tensor
-    weights: Versions
-    buffers: list[tuple[int, int] | None]
-    last: tuple[Tensor, dict[str, float]] | None
-
-
-@dataclass(frozen=True)
-class UsedGradient:
-    """The gradient of one parameter after a step with it: which tensor, without keeping it alive, and its version."""
-
-    parameter: nn.Parameter
-    tensor: weakref.ref[Tensor]
-    version: int
-
-    def is_followed_by_another(self) -> bool:
-        """Whether a backward pass has come since; a gradient that was cleared is none."""
-        gradient = self.parameter.grad
-        if gradient is None:
-            return False
-        if gradient is not self.tensor():
-            return True
-        return gradient._version != self.version and bool(gradient.any())
-
-
-@dataclass
-class Ahead:
-    """What is known of a step before it is taken.
-
-    Attributes:
-        settings: of the optimizers.
-        rest: the weights that it starts from.
-        outside: what was written to the weights since the last step.
-        memory: pairings of the buffers with the weights, each to be multiplied by a number; None without momentum.
-        reads_gradients: whether the books need them.
-        gradients: of each optimizer pairings of its gradients with the weights, and squared lengths, where needed.
-        begun, stepped: which optimizers have begun their part of the step, and finished it.
-        used: a gradient of each that has finished, as it was then.
-        rescaled: whether a gradient scaler takes part, which may skip the step.
-    """
-
-    settings: Settings
-    rest: Rest
-    outside: Written | None
-    memory: tuple[Tensor, dict[str, float]] | None
-    reads_gradients: bool
-    sources: Tensor | None
-    gradients: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    begun: set[int] = field(default_factory=set)
-    stepped: set[int] = field(default_factory=set)
-    used: list[UsedGradient] = field(default_factory=list)
-    rescaled: bool = False
-
-
-@dataclass(frozen=True)
-class Moving:
-    """What a step moved; empty where it cannot but move all.
-
-    Attributes:
-        pairs: which of the forms' pairings belong to parameters that moved.
-        whole: of which laws all parameters moved.
-        skipped: whether nothing moved at all.
-    """
-
-    pairs: Tensor | None = None
-    whole: Tensor | None = None
-    skipped: Tensor | None = None
-
-    def of(self, pairs: Tensor) -> Tensor:
-        return pairs if self.pairs is None else torch.where(self.pairs, pairs, 0.0)
 
 
 class OptimizerSteps:
@@ -158,9 +75,8 @@ class OptimizerSteps:
         self._ahead: Ahead | None = None
         self._outside: Written | None = None  # before a step that failed
         self._faded = 0.0  # logarithm of how far decay may have shrunk the squares since they were summed
-        self._largest: Tensor | None = None  # gradient so far, as the scale of what is left of later ones
-        self._longest: Tensor | None = None  # step so far, times the weights, likewise
-        self.precision = GradientPrecision(self.parameters)
+        self.precision = GradientPrecision(telling(self.parameters, dict(model.named_parameters())))
+        self._judge = StepJudge(self.forms, self.dtype, self._exact, self.precision)
         self._reader: SourceReader | None = None
         if self.forms.has_sources:
             sources = [source for law in self.forms.laws for source in law.sources]
@@ -168,7 +84,8 @@ class OptimizerSteps:
         self._usual = UsualStep.of(self.forms, self.parameters, self._before)
         self._unsettled = False  # whether usual steps were not yet handed to the ledger
         self.settings = StepSettings(self.optimizers, self.parameters, self._owners)
-        self._addresses = [p.data_ptr() for p in self.parameters.values()]
+        self._all = list(self.parameters.values())
+        self._addresses = [p.data_ptr() for p in self._all]
 
     @property
     def judged(self) -> str:
@@ -247,21 +164,21 @@ class OptimizerSteps:
     def _look_ahead(self) -> Ahead:
         buffers = self.settings.buffers()
         settings = self.settings.read(buffers, self.ledger.steps + 1)
-        addresses = [p.data_ptr() for p in self.parameters.values()]
+        addresses = [p.data_ptr() for p in self._all]
         if addresses != self._addresses:
             self._check_kind()
             self._move_to(addresses)
         rest, outside = self._still_at_rest(buffers)
         outside, self._outside = _together(self._outside, outside), None
         memory = None
-        if any(rate.buffer for rate in settings.rates.values()):
+        if settings.remembers:
             memory = _of_last_step(rest, settings)
             memory = memory or (self._of_buffers(buffers), dict.fromkeys(self.parameters, 1.0))
         reads = not self.is_exact or len(self.optimizers) > 1
         if settings.rate is None:
             reads = reads or self.forms.differ({name: rate.gradient for name, rate in settings.rates.items()})
         sources = None if self._reader is None else self.forms.sources(self._reader.take())
-        return Ahead(settings, rest, outside, memory, reads, sources)
+        return Ahead(settings, rest, outside, memory, reads, sources, buffers)
 
     def _move_to(self, addresses: list[int]) -> None:
         """The parameters' storage was replaced."""
@@ -381,7 +298,7 @@ class OptimizerSteps:
         change = -2 * product - square
         moving = self._who_moved(ahead, moved[0])
         along = self._along(ahead, moving)
-        causes = {"finite_step": square, **self._causes(ahead, moving, charges, along)}
+        causes = {"finite_step": square, **causes_of(ahead, moving, charges, along, forms, self._exact)}
         if not self.is_exact:
             rest = -2 * (product + square) - sum(x for name, x in causes.items() if name in ("momentum", "decay"))
             causes["optimizer"] = torch.where(self._exact, 0.0, rest) if self._is_mixed else rest
@@ -392,7 +309,7 @@ class OptimizerSteps:
             change, start = change + causes["outside"], charges - causes["outside"]
             allowed = torch.maximum(allowed, earlier)  # rounding is that of the larger weights
         excess = (change - reduce(torch.add, causes.values())).abs()
-        ratio, cosine = self._judge(ahead, along, moving, excess, allowed, (scale * step_scale).sqrt())
+        ratio, cosine = self._judge.judge(ahead, along, moving, excess, allowed, (scale * step_scale).sqrt())
         if self.ledger._enter(change, causes, start, ratio, cosine, moving.skipped):
             self.ledger._diagnosis = self._diagnose(ahead)
         self._rest = self._rest_after(ahead, moved)
@@ -422,74 +339,6 @@ class OptimizerSteps:
             return None
         return moving.of(reduce(torch.add, [pairs for pairs, _ in ahead.gradients.values()]))
 
-    def _causes(self, ahead: Ahead, moving: Moving, charges: Tensor, along: Tensor | None) -> dict[str, Tensor]:
-        """What momentum, decay and unequal rates make of a step."""
-        forms, rates = self.forms, ahead.settings.rates
-        signs = {name: -1.0 if group.get("maximize") else 1.0 for name, group in ahead.settings.groups.items()}
-        causes: dict[str, Tensor] = {}
-        if ahead.memory is not None:
-            pairs, scales = ahead.memory
-            of_buffer = [scales[name] * rates[name].buffer for name in self.parameters]
-            causes["momentum"] = -2 * forms.form(moving.of(pairs), of_buffer)
-        of_decay = [rates[name].parameter for name in self.parameters]
-        if any(of_decay):
-            if len(set(of_decay)) == 1 and moving.pairs is None and not forms.has_shifts:
-                causes["decay"] = -2 * of_decay[0] * charges
-            else:
-                causes["decay"] = -2 * forms.form(moving.of(forms.as_steps(ahead.rest.squares)), of_decay)
-        if along is not None and (self.is_exact or self._is_mixed):
-            excess = -2 * forms.excess(along, [signs[name] * rates[name].gradient for name in rates], moving.whole)
-            causes["rates"] = torch.where(self._exact, excess, 0.0) if self._is_mixed else excess
-        if ahead.sources is not None:
-            of_gradient = [signs[name] * rates[name].gradient for name in self.parameters]
-            source = -2 * forms.first_rates(of_gradient) * ahead.sources
-            causes["source"] = source if moving.whole is None else torch.where(moving.whole, source, 0.0)
-        return causes
-
-    def _judge(
-        self, ahead: Ahead, along: Tensor | None, moving: Moving, excess: Tensor, allowed: Tensor, area: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """What is left of a step, relative to what may be, and the cosine of gradient and generator where it was read.
-
-        Args:
-            ahead, along, moving: the step.
-            excess: its residual.
-            allowed: the squares of the weights, which the residual is compared with.
-            area: length of the step times length of the weights, which it is compared with in half precision.
-        """
-        ratio = excess / (allowed + _TINY)
-        if self.precision.dtype is not None:  # the gradients' rounding is that of the step, not that of the weights
-            self._longest = area if self._longest is None else torch.maximum(self._longest, area)
-            floor = TOLERANCES[self.dtype] * allowed
-            ratio = (excess - floor).clamp_min(0.0) / (self._longest + _TINY)
-        if self.is_exact or along is None:
-            return ratio, None
-        squared = reduce(torch.add, [lengths for _, lengths in ahead.gradients.values()])
-        slope, generator = squared.sqrt()
-        of_gradient = self.forms.form(along)
-        if ahead.sources is not None:
-            of_gradient = of_gradient - ahead.sources
-        relative, cosine = self._of_slopes(of_gradient, slope, generator, moving.whole)
-        return (torch.where(self._exact, ratio, relative) if self._is_mixed else relative), cosine
-
-    def _of_slopes(
-        self, along: Tensor, slope: Tensor, generator: Tensor, whole: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The gradient's part along the generator, against the largest gradient so far and as a cosine.
-
-        Near a minimum the gradient is a small difference of large terms, and its own rounding is relative to those.
-        """
-        zero = torch.zeros_like(along)
-        if whole is not None:  # of a step that was left out, or was taken by some of the optimizers only
-            along, slope = torch.where(whole, along, zero), torch.where(whole, slope, zero)
-        self._largest = slope if self._largest is None else torch.maximum(self._largest, slope)
-        reference, lengths = self._largest * generator, slope * generator
-        # of a direction without effect all of the gradient is the rounding of larger ones
-        noise = _OF_ROUNDING * torch.finfo(self.dtype).eps * self._largest.max() * generator
-        along = torch.where((along.abs() <= noise) & noise.isfinite(), zero, along)
-        relative = torch.where(reference > 0, along.abs() / reference, along.abs())
-        return relative, torch.where(lengths > 0, along / lengths, zero)
-
     # --- what is behind a residual --------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -508,7 +357,20 @@ class OptimizerSteps:
             )
             for name, p in self.parameters.items()
         }
-        return diagnosis(self.ledger._broken_law, moved, optimizer=self.name, own_step=not self._cannot_skip, half=half)
+        return diagnosis(
+            self.ledger._broken_law,
+            moved,
+            optimizer=self.name,
+            own_step=not self._cannot_skip,
+            half=half,
+            cleared=self._cleared(),
+        )
+
+    def _cleared(self) -> frozenset[str]:
+        """Parameters whose gradients keep another law in the step that was just booked."""
+        latest = self.ledger._need_steps().latest
+        figures = [float(latest[place].max()) for place in self.forms.places]
+        return cleared_by(zip(self.ledger.laws, figures, strict=True), max(figures), self.ledger.tolerance)
 
     # --- the weights at rest --------------------------------------------------------------------------------------
 
@@ -534,10 +396,13 @@ class OptimizerSteps:
         else:
             if moved is not None:
                 torch._foreach_copy_(list(self._before.values()), list(self.parameters.values()))
-            rest = Rest(squares, *self._versions(), None)
-        if self._keeps_its_buffer(ahead):
-            rest = Rest(rest.squares, rest.weights, rest.buffers, (product, settings.lr))
-        return rest
+            # a buffer that is there is written to in its place
+            keeps = self._cannot_skip and all(buffer is not None for buffer in ahead.buffers)
+            buffers = ahead.buffers if keeps else None
+            weights, memories = self._versions(buffers)
+            last = (product, settings.lr) if self._keeps_its_buffer(ahead) else None
+            return Rest(squares, weights, memories, last)
+        return replace(rest, last=(product, settings.lr)) if self._keeps_its_buffer(ahead) else rest
 
     def _keeps_its_buffer(self, ahead: Ahead) -> bool:
         """Whether the step was the buffer times the rate, for every parameter; not so if it may have been left out."""
@@ -547,7 +412,7 @@ class OptimizerSteps:
 
     def _versions(self, buffers: list[Tensor | None] | None = None) -> tuple[Versions, list[tuple[int, int] | None]]:
         buffers = self.settings.buffers() if buffers is None else buffers
-        weights = [p._version for p in self.parameters.values()]
+        weights = [p._version for p in self._all]
         return weights, [None if b is None else (id(b), b._version) for b in buffers]
 
     @torch.no_grad()

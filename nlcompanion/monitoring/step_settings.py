@@ -25,6 +25,7 @@ class Settings:
         groups: of each parameter.
         rates: of each parameter.
         rate: of all parameters, if these are the same.
+        remembers: whether a buffer of earlier gradients takes part.
         keeps_buffer: whether each parameter's step is its buffer times the rate.
         lr, inverse_lr: of each parameter; the inverse of 0 counts as 0.
         fading: by how much decay shrinks the logarithm of the squares in a step, at most.
@@ -35,6 +36,7 @@ class Settings:
     groups: dict[str, Mapping[str, Any]]
     rates: dict[str, StepRates]
     rate: StepRates | None
+    remembers: bool
     keeps_buffer: bool
     lr: dict[str, float]
     inverse_lr: dict[str, float]
@@ -107,6 +109,7 @@ class StepSettings:
             groups=groups,
             rates=rates,
             rate=next(iter(rates.values())) if len(set(rates.values())) == 1 else None,
+            remembers=any(rate.buffer for rate in rates.values()),
             keeps_buffer=not any(
                 group.get("nesterov") or (buffers[name] is not None and not group.get("momentum"))  # laid aside
                 for name, group in groups.items()

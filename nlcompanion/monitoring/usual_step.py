@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlcompanion.laws.terms import Squares, Term
+from nlcompanion.laws.terms import Squares
 from nlcompanion.laws.under_optimizers import CAUSES
 from nlcompanion.monitoring.stacked_forms import StackedForms, Tensors, pairing_size
+from nlcompanion.monitoring.usual_parts import parts_of
 
 _SQUARE, _PRODUCT, _WEIGHTS, _LAST = range(4)  # rows of the pairings
 _TINY = 1e-300  # neurons of nothing but zeros have an excess of 0
-_SMALL = 32768  # entries beyond which PyTorch shares out its work among threads
 _DENSE = 1024  # entries up to which a matrix product is cheaper than gathering
-
-
-Way = tuple[tuple[int, ...] | None, Tensor, Tensor]  # how a product is summed, and where its two sums go
 
 
 class UsualStep:
@@ -49,13 +46,7 @@ class UsualStep:
         self.sums, self.worst, self.ratio = np.zeros((1 + len(CAUSES), size)), np.zeros(size), np.zeros(size)
         self._rates: tuple[float, float] | None = None
         self._causes = np.zeros((2 + len(CAUSES), 4))
-        room = torch.empty(max(p.numel() for p in parameters.values()), dtype=first.dtype)
-        self._parts = [
-            (_SmallPart if p.numel() <= _SMALL else _Part)(
-                before[name], p.detach(), room, list(_ways(forms, name, raw))
-            )
-            for name, p in parameters.items()
-        ]
+        self._parts = parts_of(forms, parameters, before, raw)
 
     @classmethod
     def of(cls, forms: StackedForms, parameters: Mapping[str, nn.Parameter], before: Tensors) -> UsualStep | None:
@@ -89,16 +80,19 @@ class UsualStep:
         forms, sizes = self._gather(rows)
         sums = self._matrix(memory, decay).dot(forms)
         self.sums += sums[:-1]
-        self.ratio = np.abs(sums[-1]) / (np.maximum(sizes[_SQUARE], sizes[_WEIGHTS]) + _TINY)
-        np.maximum(self.worst, self.ratio, out=self.worst)  # NaN must not pass
-        return float(self.ratio.max())
+        ratio = np.abs(sums[-1], out=self.ratio)
+        ratio /= np.maximum(*sizes) + _TINY
+        np.maximum(self.worst, ratio, out=self.worst)  # NaN must not pass
+        return float(ratio.max())
 
     @np.errstate(all="ignore")
     def go_on(self) -> None:
         """Bring the pairings to the weights after the step."""
-        rows = self._rows
-        rows[_WEIGHTS] -= rows[_SQUARE] + 2 * rows[_PRODUCT]
-        rows[_LAST] = rows[_PRODUCT]
+        square, product, weights, last = self._rows
+        weights -= square
+        weights -= product
+        weights -= product
+        last[:] = product
         for part in self._parts:
             part.go_on()
 
@@ -106,7 +100,7 @@ class UsualStep:
         """The sums, the worst and the last ratio; the first two begin again."""
         taken = self.sums, self.worst
         self.sums, self.worst = np.zeros_like(self.sums), np.zeros_like(self.worst)
-        return torch.from_numpy(taken[0]), torch.from_numpy(taken[1]), torch.from_numpy(self.ratio)
+        return torch.from_numpy(taken[0]), torch.from_numpy(taken[1]), torch.from_numpy(self.ratio.copy())
 
     def _matrix(self, memory: float, decay: float) -> np.ndarray:
         """The change, its causes and what is left, each as a sum over the four rows."""
@@ -127,100 +121,27 @@ class _Gather:
 
     def __init__(self, forms: StackedForms, pairs: int):
         index, coefficient = (x.cpu().numpy() for x in forms.gathering)
+        size, most = index.shape
         self._dense: np.ndarray | None = None
-        if pairs * len(index) <= _DENSE:
-            self._dense = np.zeros((pairs, 2 * len(index)))
+        if pairs * size <= _DENSE:
+            self._dense = np.zeros((pairs, 2 * size))
             for entry, (places, weights) in enumerate(zip(index, coefficient, strict=True)):
                 np.add.at(self._dense, (places, entry), weights)
-                np.add.at(self._dense, (places, len(index) + entry), np.abs(weights))
-        self._columns = [(index[:, k], coefficient[:, k], np.abs(coefficient[:, k])) for k in range(index.shape[1])]
+                np.add.at(self._dense, (places, size + entry), np.abs(weights))
+        self._index, self._coefficient = index.T.ravel(), coefficient.T.ravel()  # all first terms, all second ones, ...
+        self._shares = np.empty((4, most, size))
+        self._flat, self._squares = self._shares.reshape(4, -1), self._shares[[_SQUARE, _WEIGHTS]]
+        self._forms, self._sizes = np.empty((4, size)), np.empty((2, size))
 
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Forms of all rows, and the sums of the terms' sizes of the two that are squares; overwritten by the next."""
         if self._dense is not None:
             both = rows.dot(self._dense)
             half = both.shape[1] // 2
-            return both[:, :half], both[:, half:]
-        forms, sizes = np.zeros((2, len(rows), len(self._columns[0][0])))
-        for index, coefficient, size in self._columns:
-            values = rows.take(index, axis=1)
-            forms += values * coefficient
-            sizes += values * size
-        return forms, sizes
-
-
-def _ways(forms: StackedForms, name: str, raw: Tensor) -> Iterator[Way]:
-    """How a parameter's products are summed, and where the sums go: ``(dims, of the step, with the weights)``."""
-    for term, place in forms.spans(name):
-        yield _dims(term), raw[0, place], raw[1, place]
-
-
-def _dims(term: Term) -> tuple[int, ...] | None:
-    """Over which dimensions a product is summed; None for all."""
-    assert isinstance(term, Squares)
-    return None if term.axis is None else tuple(k for k in range(len(term.shape)) if k != term.axis)
-
-
-class _Part:
-    """One parameter: its step, and the step's pairings with itself and with the weights."""
-
-    def __init__(self, before: Tensor, weight: Tensor, room: Tensor, ways: list[Way]):
-        self.before, self.weight = before, weight
-        self.flat = before.view(-1), weight.view(-1)
-        self.product = room[: before.numel()].view(before.shape)
-        self.dots = [(one.view(()), other.view(())) for dims, one, other in ways if dims is None]
-        self.sums = [(dims, one, other) for dims, one, other in ways if dims]
-        self.entries = [(one, other) for dims, one, other in ways if dims == ()]
-
-    def compare(self) -> None:
-        before, weight = self.before, self.weight
-        before.sub_(weight)
-        for square, product in self.dots:
-            step, flat_weight = self.flat
-            torch.dot(step, step, out=square)
-            torch.dot(step, flat_weight, out=product)
-        for square, product in self.entries:
-            torch.mul(before, before, out=square)
-            torch.mul(before, weight, out=product)
-        if self.sums:
-            room = torch.mul(before, before, out=self.product)
-            for dims, square, _ in self.sums:
-                torch.sum(room, dims, out=square)
-            torch.mul(before, weight, out=room)
-            for dims, _, product in self.sums:
-                torch.sum(room, dims, out=product)
-
-    def go_on(self) -> None:
-        self.before.copy_(self.weight)
-
-
-class _SmallPart:
-    """The same of a parameter so small that what counts is how long a call takes to begin: NumPy's do sooner."""
-
-    def __init__(self, before: Tensor, weight: Tensor, room: Tensor, ways: list[Way]):
-        self.before, self.weight = before.numpy(), weight.numpy()
-        self.flat = before.view(-1).numpy(), weight.view(-1).numpy()
-        self.product = room[: before.numel()].view(before.shape).numpy()
-        self.dots = [(one.numpy(), other.numpy()) for dims, one, other in ways if dims is None]
-        self.sums = [(dims, one.numpy(), other.numpy()) for dims, one, other in ways if dims]
-        self.entries = [(one.numpy(), other.numpy()) for dims, one, other in ways if dims == ()]
-
-    def compare(self) -> None:
-        before, weight = self.before, self.weight
-        np.subtract(before, weight, out=before)
-        for square, product in self.dots:
-            step, flat_weight = self.flat
-            square[0] = step.dot(step)
-            product[0] = step.dot(flat_weight)
-        for square, product in self.entries:
-            np.multiply(before, before, out=square)
-            np.multiply(before, weight, out=product)
-        if self.sums:
-            room = np.multiply(before, before, out=self.product)
-            for dims, square, _ in self.sums:
-                np.add.reduce(room, dims, out=square)
-            np.multiply(before, weight, out=room)
-            for dims, _, product in self.sums:
-                np.add.reduce(room, dims, out=product)
-
-    def go_on(self) -> None:
-        np.copyto(self.before, self.weight)
+            return both[:, :half], both[_SQUARE : _WEIGHTS + 1 : _WEIGHTS, half:]
+        rows.take(self._index, axis=1, out=self._flat, mode="clip")
+        np.multiply(self._flat, self._coefficient, out=self._flat)
+        np.add.reduce(self._shares, 1, out=self._forms)
+        np.abs(self._shares[_SQUARE : _WEIGHTS + 1 : _WEIGHTS], out=self._squares)
+        np.add.reduce(self._squares, 1, out=self._sizes)
+        return self._forms, self._sizes

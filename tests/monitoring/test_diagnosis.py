@@ -208,3 +208,56 @@ def test_a_wider_tolerance_is_heard(data):
     assert ledger.check(worst) == worst
     with pytest.raises(LedgerError):
         ledger.check(0.99 * worst)
+
+
+# --- which of the tensors -------------------------------------------------------------------------------------------
+
+
+def scaled(*places):
+    def plant(model, n):
+        for place in places:
+            model[place].weight.grad.mul_(1.25)
+
+    return plant
+
+
+SCALED = {
+    "one law of two tensors cannot tell": (
+        (64, 24, 10), (3,),
+        r"gradient of 3\.weight is 1\.25 times what belongs to that of 1\.weight, or that of 1\.weight is 0\.8 times "
+        r"what belongs to that of 3\.weight: one of them",
+    ),
+    "nor which of two it was": (
+        (64, 24, 10), (1,),
+        r"gradient of 3\.weight is 0\.8 times what belongs to that of 1\.weight, or that of 1\.weight is 1\.25 times",
+    ),
+    "the law of the next layer holds, so it is the first": (
+        (64, 24, 16, 10), (1,), r"gradient of 1\.weight is 1\.25 times what belongs to that of 3\.weight: it was"
+    ),
+    "the law of the layer before holds, so it is the last": (
+        (64, 24, 16, 10), (5,), r"gradient of 5\.weight is 1\.25 times what belongs to that of 3\.weight: it was"
+    ),
+    "the law of the second half holds, so it is in the first": (
+        (64, 24, 16, 12, 10), (1,), r"gradient of 1\.weight is 1\.25 times what belongs to that of 3\.weight: it was"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("case", SCALED)
+def test_which_of_the_tensors_was_scaled(data, case, rule):
+    widths, places, match = SCALED[case]
+    text = found(run(data, RULES[rule], scaled(*places), model=network(bias=False, widths=widths)))
+    assert re.search(match, text), text
+    assert (" or that of " in text) == ("cannot" in case or "nor" in case)
+
+
+def test_a_weight_and_its_bias_scaled_together(data):
+    """The reader keeps the next law, so that both sides' majority, weight and bias, was scaled."""
+
+    def plant(model, n):
+        model[1].weight.grad.mul_(1.25)
+        model[1].bias.grad.mul_(1.25)
+
+    text = found(run(data, RULES["SGD"], plant))
+    assert "the gradients of 1.weight and 1.bias are 1.25 times what belongs to that of 3.weight: they were" in text

@@ -51,6 +51,34 @@ def test_a_gradient_scaled_by_a_hundredth(data, kind):
     assert "|3.weight" in alert.law
 
 
+def two_layers():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24, bias=False), nn.ReLU(), nn.Linear(24, 10, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "tensors"),
+    [
+        (two_layers, 1, ("1.weight", "3.weight")),  # its one law cannot tell which
+        (two_layers, 3, ("1.weight", "3.weight")),
+        (lambda: layers(bias=False), 1, ("1.weight",)),  # 3.weight keeps the law of the next layer
+        (lambda: layers(bias=False), 3, ("3.weight",)),  # both laws are broken
+        (lambda: layers(bias=False), 5, ("5.weight",)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_which_tensor_was_scaled(data, make, place, tensors, kind):
+    model = make()
+    monitor, optimizers = watched(model, OPTIMIZERS[kind](model))
+    train(
+        model, optimizers, data, steps=AFTER + 90,
+        before=lambda n: model[place].weight.grad.mul_(1.25) if n >= AFTER else None,
+    )  # fmt: skip
+    alert = found(monitor, "broken gradient")
+    assert alert.tensors == tensors
+    assert f"of {place}.weight is 1.25 times what belongs to that of" in alert.message
+    assert ("no law that is watched tells which" in alert.message) == (len(tensors) == 2)
+
+
 def test_all_gradients_scaled_together_break_no_law(data):
     model = layers()
     monitor, optimizers = watched(model, OPTIMIZERS["SGD"](model))

@@ -53,7 +53,8 @@ class RunView:
         shapes: of the tensors.
         say: takes a note that is no alert.
         ask_evidence: asks for the evidence of the next sample for a law.
-        evidence: the cause that the last such evidence gave, with its law.
+        diagnose: the cause that the last such evidence gives, with its law, told which tensors keep another law; None
+            without evidence.
         withdraw: takes a found law back, with the reason.
     """
 
@@ -68,7 +69,7 @@ class RunView:
     say: Callable[[str], None]
     ask_evidence: Callable[[Law], None]
     withdraw: Callable[[Law, str], None]
-    evidence: tuple[Law, str] | None = None
+    diagnose: Callable[[frozenset[str]], tuple[Law, str] | None]
     odd: list[tuple[Law, float]] = field(default_factory=list)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,10 @@ from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Shift
 from nlcompanion.monitoring.alerts.alert import Alert, RunView, listed
 from nlcompanion.monitoring.diagnosis import is_explained, undiagnosed
+from nlcompanion.monitoring.scaled_gradients import cleared_by, named_in
 from nlcompanion.monitoring.watch.sample import Sample
+
+Evidence = tuple[Law, str] | None  # a law, and the cause that the gradients and the step give
 
 _FIRST = 5  # samples that show how large rounding is in this run
 _ABOVE = 10.0  # how far above that a gradient may be
@@ -117,6 +119,7 @@ class BrokenGradient:
         run: RunView,
     ) -> list[Alert]:
         certain = []
+        evidence = run.diagnose(_cleared(broken, worst, limits, run)) if broken else None
         for k in broken:
             law, at = run.laws[k], run.places[k]
             alive = sample.laws.gradient[at] > 0
@@ -129,23 +132,31 @@ class BrokenGradient:
             self._suspects[law.statement] = first, times + 1
             if law.statement in self._told:
                 continue
-            cause = _cause(law, run)
+            cause = _cause(law, evidence)
             if times + 1 < _TWICE or (cause is None and times + 1 < _PATIENCE):  # the evidence may be on its way
                 run.ask_evidence(law)
             elif run.found[k] and (cause is None or not is_explained(cause)):
                 run.withdraw(law, f"gradients left it at step {first}, and what was measured names no cause")
             else:
                 certain.append(k)
-        return [self._alert(certain, worst, limits, sample, run)] if certain else []
+        return [self._alert(certain, worst, limits, sample, run, evidence)] if certain else []
 
-    def _alert(self, certain: list[int], worst: np.ndarray, limits: np.ndarray, sample: Sample, run: RunView) -> Alert:
+    def _alert(
+        self,
+        certain: list[int],
+        worst: np.ndarray,
+        limits: np.ndarray,
+        sample: Sample,
+        run: RunView,
+        evidence: Evidence,
+    ) -> Alert:
         """One alert for all laws that one fault breaks."""
         k = max(certain, key=lambda k: worst[k] / limits[k])
         cause = undiagnosed(run.laws[k], run.optimizer)
         text = f"possible causes: {cause}"
-        if run.evidence is not None:
-            k = next((j for j in certain if run.laws[j] is run.evidence[0]), k)
-            text = run.evidence[1]
+        if evidence is not None:
+            k = next((j for j in certain if run.laws[j] is evidence[0]), k)
+            text = evidence[1]
         law = run.laws[k]
         self._told |= {run.laws[j].statement for j in certain}
         first = min(self._suspects[run.laws[j].statement][0] for j in certain)
@@ -188,11 +199,18 @@ class BrokenGradient:
         self._suspects = {law: (int(first), int(times)) for law, (first, times) in state["suspects"].items()}
 
 
-def _cause(law: Law, run: RunView) -> str | None:
+def _cause(law: Law, evidence: Evidence) -> str | None:
     """What the evidence says, if it is there and of one of the law's tensors."""
-    if run.evidence is None or not set(run.evidence[0].parameters) & set(law.parameters):
+    if evidence is None or not set(evidence[0].parameters) & set(law.parameters):
         return None
-    return run.evidence[1]
+    return evidence[1]
+
+
+def _cleared(broken: list[int], worst: np.ndarray, limits: np.ndarray, run: RunView) -> frozenset[str]:
+    """Tensors of the broken laws that keep another one."""
+    least = min(broken, key=lambda k: worst[k])
+    figures = zip(run.laws, worst / limits, strict=True)
+    return cleared_by(figures, float(worst[least] / limits[least]), 1.0)
 
 
 def _is_free_length(law: Law) -> bool:
@@ -201,15 +219,14 @@ def _is_free_length(law: Law) -> bool:
 
 
 def _tensors(laws: list[Law], worst: Law, cause: str) -> tuple[str, ...]:
-    """Where the fault is: in the one tensor that all broken laws have, or in that which the evidence names.
+    """Where the fault is: in what the evidence names, or in what all broken laws have.
 
-    One law of two tensors cannot tell which of them was scaled.
+    One law of two tensors cannot tell which of them was scaled; where no other law does, both are named.
     """
     common = tuple(name for name in worst.parameters if all(name in law.parameters for law in laws))
-    named = re.search(r"gradient of (\S+) is ", cause)
-    if len(common) != 1 and named and named.group(1) in worst.parameters and len(worst.parameters) > 2:
-        return (named.group(1),)
-    return common or worst.parameters
+    if len(common) == 1:
+        return common
+    return named_in(cause, worst.parameters) or common or worst.parameters
 
 
 def _odd_alert(kind: str, law: Law, degree: float, step: int, run: RunView) -> Alert:
