@@ -7,7 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -63,10 +63,16 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def defined(tree: ast.AST) -> set[str]:
+def nodes_of(source: str) -> list[ast.AST]:
+    """All that makes, imports or takes a name."""
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.Name, ast.Attribute, ast.ImportFrom)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
+def defined(nodes: Iterable[ast.AST]) -> set[str]:
     """The private names that a module makes: functions, classes, variables, attributes."""
     names = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 names.add(name)
@@ -80,15 +86,15 @@ def trespasses(modules: Mapping[str, str]) -> list[str]:
 
     The underscored modules at the top of the package serve all of it.
     """
-    trees = {path: ast.parse(source) for path, source in modules.items()}
+    nodes = {path: nodes_of(source) for path, source in modules.items()}
     makers: dict[str, set[str]] = {}
-    for path, tree in trees.items():
-        for name in defined(tree):
+    for path, found_there in nodes.items():
+        for name in defined(found_there):
             makers.setdefault(name, set()).add(path.rpartition("/")[0])
     found = []
-    for path, tree in trees.items():
+    for path, found_there in nodes.items():
         folder = path.rpartition("/")[0]
-        for node in ast.walk(tree):
+        for node in found_there:
             match node:
                 case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] in (
                     "nlcompanion",

@@ -4,9 +4,9 @@ import ast
 import importlib
 import inspect
 import itertools
+import os
 import pkgutil
 import signal
-import traceback
 import warnings
 from functools import cache
 from pathlib import Path
@@ -79,12 +79,20 @@ def answer(call: Call, argument: str, value) -> Answer:
     return Answer("answered", f"answers with {str(given)[:60]!r}")
 
 
+def where_it_was_raised(error: Exception) -> tuple[str, int]:
+    """File and line of the last frame; ``traceback.extract_tb`` looks up the source of all of them."""
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    return last.tb_frame.f_code.co_filename, last.tb_lineno
+
+
 def answer_by(error: Exception) -> Answer:
     """A bare error comes from another library, or from Python without a ``raise`` of this package."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(last.filename).is_relative_to(PACKAGE)
-    text = f"{type(error).__name__} from {Path(last.filename).name}:{last.lineno}: {str(error)[:90]!r}"
-    if not ours or last.lineno not in raising_lines(last.filename):
+    file, line = where_it_was_raised(error)
+    ours = file.startswith(f"{PACKAGE}{os.sep}")
+    text = f"{type(error).__name__} from {os.path.basename(file)}:{line}: {str(error)[:90]!r}"
+    if not ours or line not in raising_lines(file):
         return Answer("failed", f"bare {text}")
     own = type(error).__module__.startswith("nlcompanion")
     if not (own or isinstance(error, ValueError | TypeError | MemoryError)):
