@@ -86,7 +86,9 @@ LINK_HEADINGS = """() => {
 }"""
 
 # What scrolls on a screen is cut off on paper.
-CUT_OFF = """() => [...document.querySelectorAll("main :is(div.math, pre, table, img, .pst-scrollable-table-container)")]
+CUT_OFF = """() => [
+        ...document.querySelectorAll("main :is(div.math, pre, table, img, .pst-scrollable-table-container)")
+    ]
     .filter(box => box.scrollWidth > box.clientWidth + 2 || box.getBoundingClientRect().right > innerWidth + 2)
     .map(box => `${box.closest("article").id}: ${box.textContent.trim().slice(0, 60)}`)"""
 
