@@ -1,8 +1,9 @@
 """The whole book as one PDF: ``python -m tools.pdf [FILE]``, after ``make book``.
 
 The built pages are joined into one document, so that every link between them stays a link, and Chromium prints it once
-the formulas are drawn. A control is shown as three of its pictures. Chromium prints twice: the first print tells on
-which page each chapter begins, the second has a table of contents with these numbers.
+the formulas are drawn. A control is shown as three of its pictures. Chromium draws once and prints twice: the first
+print tells on which page each chapter begins, the second has a table of contents with these numbers, tags for screen
+readers and an outline.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ TARGET = pages.ROOT / "_build" / "noethers-learning-dynamics.pdf"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 JOINED = "print.html"  # beside the pages, so that their pictures are found
 FRAMES = 3  # of a control
+MARGIN = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
+VIEW = {"width": round((210 - 2 * 16) * 96 / 25.4), "height": 1000}  # between the margins, at 96 pixels an inch
 
 STYLE = """
 @page { size: A4; }
 html { font-size: 10.5pt; }
 body { background: white; }
 main { break-before: page; max-width: none; }
+/* Layers of their own: Chromium then looks, for each page, at the sections on it, and not at the whole book. */
+main section { position: relative; z-index: 0; }
 h1 { break-before: auto; }
 h1, h2, h3 { break-after: avoid; }
 figure, img, table.docutils tr, .nl-claim, div.cell_input, mjx-container[display="true"] { break-inside: avoid; }
@@ -41,15 +46,51 @@ details.hide > summary { display: none; }
 .nl-frames img { max-width: 100% !important; }
 .nl-frames figcaption { font-size: 0.85em; text-align: center; }
 .nl-title { align-items: center; display: flex; flex-direction: column; height: 90vh; justify-content: center; }
-.nl-title h1 { break-before: auto; font-size: 28pt; text-align: center; }
+.nl-title p { font-size: 28pt; font-weight: 600; line-height: 1.2; text-align: center; }
 .nl-title img { width: 8rem; }
 nav.nl-contents { break-before: page; font-size: 0.9em; }
+nav.nl-contents .nl-heading { font-size: 1.6em; font-weight: 600; }
+nav.nl-contents [data-page] { min-width: 3ch; text-align: right; }
 nav.nl-contents li { display: flex; gap: 0.5rem; line-height: 1.35; list-style: none; margin: 0; }
 nav.nl-contents li span:first-of-type { border-bottom: 1px dotted #888; flex: 1; }
 nav.nl-contents .nl-part { font-weight: 600; margin-top: 0.6rem; }
 table { font-size: 0.8em; }
+table.table :is(td, th):last-child { min-width: 8em; } /* code beside it takes all it can */
+table.table code, table.table code .pre { overflow-wrap: anywhere; white-space: normal; }
+#book-what_holds table { zoom: 0.72; } /* five columns with formulas, which do not break */
+mjx-container [stroke-width="0"] { stroke: none; } /* in a PDF a line of no width is drawn as thin as can be */
 pre { white-space: pre-wrap !important; }
 """
+
+# A path for each letter instead of a reference to a shared one, and no menu: half as many elements to lay out.
+MATHJAX = "window.MathJax.svg = {fontCache: 'none'}; window.MathJax.options.enableMenu = false;"
+
+# For the page numbers: all lies where it will, and nothing is drawn.
+UNSEEN = "body { visibility: hidden; }"
+
+FILL_IN = """numbers => document.querySelectorAll("[data-page]").forEach(
+    place => { place.textContent = numbers[place.dataset.page] ?? "" })"""
+
+# Chromium knows the place of what a link leads to, be the link hidden: one to each heading.
+LINK_HEADINGS = """() => {
+    const links = document.createElement("div");
+    const headings = [...document.querySelectorAll("main h1, main h2")].map(heading => {
+        const place = heading.tagName === "H1" ? heading.closest("article") : heading.closest("section");
+        const link = links.appendChild(document.createElement("a"));
+        link.href = "#" + place.id;
+        return [Number(heading.tagName[1]), heading.textContent.trim(), place.id];
+    });
+    links.hidden = true;
+    document.body.append(links);
+    return headings;
+}"""
+
+# What scrolls on a screen is cut off on paper.
+CUT_OFF = """() => [
+        ...document.querySelectorAll("main :is(div.math, pre, table, img, .pst-scrollable-table-container)")
+    ]
+    .filter(box => box.scrollWidth > box.clientWidth + 2 || box.getBoundingClientRect().right > innerWidth + 2)
+    .map(box => `${box.closest("article").id}: ${box.textContent.trim().slice(0, 60)}`)"""
 
 FOOTER = """<div style="width: 100%; text-align: center; font: 8pt sans-serif"><span class="pageNumber"></span></div>"""
 
@@ -61,7 +102,8 @@ def anchor(page: str, target: str = "") -> str:
 
 def article(page: str, names: Sequence[str], html: Path) -> Tag:
     """A page's article, its names and links made unique to the page."""
-    soup = BeautifulSoup((html / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
+    text = (html / f"{page}.html").read_text(encoding="utf-8")
+    soup = BeautifulSoup(text[text.index("<article") : text.rindex("</article>")], "html.parser")
     found = soup.select_one("article.bd-article")
     for useless in found.select("script, .headerlink, .nl-find"):
         useless.decompose()
@@ -112,21 +154,20 @@ def frames_of(control: Tag, soup: BeautifulSoup) -> Tag:
     return grid
 
 
-def contents(articles: Mapping[str, Tag], parts: Mapping[str, str], numbers: Mapping[str, int]) -> str:
-    """The table of contents, with page numbers where they are known."""
+def contents(articles: Mapping[str, Tag], parts: Mapping[str, str]) -> str:
+    """The table of contents, with places for the page numbers."""
     lines, part = [], None
     for name, found in articles.items():
         if parts[name] and parts[name] != part:
             part = parts[name]
             lines.append(f'<li class="nl-part">{part}</li>')
         title = found.select_one("h1").get_text().strip()
-        number = numbers.get(name, "")
         link = f'<a href="#{anchor(name)}">{title}</a>'
-        lines.append(f"<li>{link}<span></span><span>{number}</span></li>")
-    return f'<nav class="nl-contents"><h2>Contents</h2><ul>{"".join(lines)}</ul></nav>'
+        lines.append(f'<li>{link}<span></span><span data-page="{anchor(name)}"></span></li>')
+    return f'<nav class="nl-contents"><p class="nl-heading">Contents</p><ul>{"".join(lines)}</ul></nav>'
 
 
-def joined(html: Path, numbers: Mapping[str, int]) -> str:
+def joined(html: Path) -> str:
     """The whole book as one HTML document."""
     parts = pages.contents()
     articles = {name: article(name, list(parts), html) for name in parts}
@@ -134,65 +175,63 @@ def joined(html: Path, numbers: Mapping[str, int]) -> str:
     head = [str(tag) for tag in first.select('head link[rel="stylesheet"], head script, head style')]
     mathjax = [str(tag) for tag in first.select("body script") if "mathjax" in str(tag).lower()]
     title = yaml.safe_load((pages.ROOT / "_config.yml").read_text(encoding="utf-8"))["title"]
-    cover = f'<section class="nl-title"><img src="../_static/logo.svg" alt=""><h1>{title}</h1></section>'
+    cover = f'<section class="nl-title"><img src="../_static/logo.svg" alt=""><p>{title}</p></section>'
     body = "".join(f'<main class="bd-content">{found}</main>' for found in articles.values())
     return (
         f'<!doctype html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
-        f"<title>{title}</title>{''.join(dict.fromkeys(head + mathjax))}<style>{STYLE}</style></head>"
-        f"<body>{cover}{contents(articles, parts, numbers)}{body}</body></html>"
+        f"<title>{title}</title>{''.join(dict.fromkeys(head + mathjax))}<script>{MATHJAX}</script>"
+        f"<style>{STYLE}</style></head><body>{cover}{contents(articles, parts)}{body}</body></html>"
     )
 
 
-def printed(browser, document: Path, target: Path) -> None:
-    """Print one HTML file once its formulas are drawn."""
-    page = browser.new_page()
+def drawn(browser, document: Path):
+    """An HTML file opened, once its formulas are drawn."""
+    page = browser.new_page(viewport=VIEW)
     page.set_default_timeout(600_000)
+    page.emulate_media(media="print", color_scheme="light")
     page.goto(document.as_uri())
     page.wait_for_load_state("load")
     page.evaluate("() => window.MathJax?.startup?.promise")
-    page.emulate_media(media="print", color_scheme="light")
+    return page
+
+
+def pages_of(target: Path) -> dict[str, int]:
+    """On which page of a print each named place lies, counted from 1."""
+    reader = PdfReader(target)
+    named = reader.named_destinations.items()
+    return {name.lstrip("/"): reader.get_destination_page_number(place) + 1 for name, place in named}
+
+
+def page_numbers(page, target: Path) -> dict[str, int]:
+    """The same, from a first print."""
+    style = page.add_style_tag(content=UNSEEN)
+    page.pdf(path=str(target), format="A4", margin=MARGIN, print_background=True)
+    style.evaluate("style => style.remove()")
+    return pages_of(target)
+
+
+def printed(page, target: Path) -> None:
+    """The print to keep, with page numbers and tags."""
     page.pdf(
         path=str(target),
         format="A4",
-        margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
+        margin=MARGIN,
         print_background=True,
         display_header_footer=True,
         header_template="<span></span>",
         footer_template=FOOTER,
         tagged=True,
     )
-    page.close()
-
-
-def pages_of(reader: PdfReader) -> dict[str, int]:
-    """On which page of a print each named place lies, counted from 1."""
-    named = reader.named_destinations.items()
-    return {name.lstrip("/"): reader.get_destination_page_number(place) + 1 for name, place in named}
 
 
 def with_outline(target: Path, headings: Sequence[tuple[int, str, str]]) -> None:
-    """Give a print its outline: each heading's depth, text and name."""
-    reader = PdfReader(target)
-    numbers = pages_of(reader)
-    writer = PdfWriter(clone_from=reader)
+    """Give a print its outline: each heading's depth, text and name. Chromium's own says some headings twice."""
+    numbers = pages_of(target)
+    writer = PdfWriter(target, incremental=True)
     above: dict[int, object] = {}
     for depth, text, name in headings:
-        if name in numbers:
-            page, parent = numbers[name] - 1, above.get(depth - 1)
-            above[depth] = writer.add_outline_item(title=text, page_number=page, parent=parent)
+        above[depth] = writer.add_outline_item(title=text, page_number=numbers[name] - 1, parent=above.get(depth - 1))
     writer.write(target)
-
-
-def headings_of(html: Path) -> list[tuple[int, str, str]]:
-    """Titles of chapters and sections with the names of their places, in reading order."""
-    found = []
-    names = list(pages.contents())
-    for name in names:
-        for heading in article(name, names, html).select("h1, h2"):
-            depth = int(heading.name[1])
-            place = anchor(name) if depth == 1 else heading.find_parent("section")["id"]
-            found.append((depth, heading.get_text().strip(), place))
-    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -205,21 +244,24 @@ def main(arguments: list[str]) -> int:
     document = pages.HTML / "book" / JOINED
     names = list(pages.contents())
     try:
+        document.write_text(joined(pages.HTML), encoding="utf-8")
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-            numbers: dict[str, int] = {}
-            for _ in range(2):
-                document.write_text(joined(pages.HTML, numbers), encoding="utf-8")
-                printed(browser, document, target)
-                places = pages_of(PdfReader(target))
-                numbers = {name: places[anchor(name)] for name in names if anchor(name) in places}
+            page = drawn(browser, document)
+            headings = page.evaluate(LINK_HEADINGS)
+            numbers = page_numbers(page, target)
+            page.evaluate(FILL_IN, numbers)
+            cut_off = page.evaluate(CUT_OFF)
+            printed(page, target)
             browser.close()
-        with_outline(target, headings_of(pages.HTML))
+        with_outline(target, headings)
     finally:
         document.unlink(missing_ok=True)
-    missing = [name for name in names if name not in numbers]
-    if missing:
-        print(f"Printed, but no page number was found for {', '.join(missing)}.", file=sys.stderr)
+    missing = [name for name in names if anchor(name) not in numbers]
+    faults = [f"no page number was found for {name}" for name in missing]
+    faults += [f"wider than the page, and cut off: {box}" for box in cut_off]
+    if faults:
+        print("Printed, with faults:", *faults, sep="\n", file=sys.stderr)
         return 1
     print(f"The book is printed: {target}")
     return 0
