@@ -18,6 +18,8 @@ from html import escape
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -199,11 +201,14 @@ def _picture(figure: Figure, dpi: int) -> bytes:
     """The figure as a PNG of few colours; it is closed."""
     if not isinstance(figure, Figure):
         raise TypeError(f"draw(value) must return a matplotlib Figure, got {type(figure).__name__}")
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi, facecolor="white")
+    figure.set_dpi(dpi)
+    figure.set_facecolor("white")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # savefig draws a figure twice, the first time to lay it out; a draw lays it out as well
     plt.close(figure)
-    with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(_COLOURS).save(small, format="png", optimize=True)
+    small = io.BytesIO()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    picture.convert("RGB").quantize(_COLOURS).save(small, format="png", optimize=True)
     return small.getvalue()
 
 
