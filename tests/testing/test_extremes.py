@@ -83,7 +83,7 @@ def test_one_sample_of_a_batch_norm_is_an_error_that_says_so():
         check_gradients(nn.BatchNorm1d(4).double(), normal(1, 4))
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e6])
+@pytest.mark.parametrize("scale", [1e-24, 1e-12, 1e-3, 1e6])
 def test_features_of_very_different_size_raise_no_alarm(scale):
     sizes = torch.tensor([scale, 1.0, 1.0, 1e6, 1.0, 1.0])
     for dtype in DTYPES:
