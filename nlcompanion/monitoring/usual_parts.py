@@ -18,26 +18,21 @@ Way = tuple[tuple[int, ...] | None, Tensor, Tensor]  # how a product is summed, 
 
 def parts_of(
     forms: StackedForms, parameters: Mapping[str, nn.Parameter], before: Tensors, raw: Tensor
-) -> list[Part | SmallPart | Vectors]:
-    """All parameters: large ones by themselves, small ones too, and vectors together.
+) -> list[Part | SmallPart]:
+    """All parameters, each as its size wants it.
 
     Args:
         forms: of the laws.
         parameters: by name.
-        before: copies of them from before a step; those of vectors are replaced by parts of one long vector.
+        before: copies of them from before a step.
         raw: the pairings of the step with itself and with the weights, shape ``(2, pairs)``, which are written to.
     """
-    vectors = [name for name, p in parameters.items() if p.ndim == 1 and 0 < p.numel() <= _SMALL]
     most = max(parameters.values(), key=lambda p: p.numel())
     room = torch.empty(most.numel(), dtype=most.dtype)
-    parts: list[Part | SmallPart | Vectors] = []
+    parts: list[Part | SmallPart] = []
     for name, p in parameters.items():
-        if name not in vectors:
-            kind = SmallPart if p.numel() <= _SMALL else Part
-            parts.append(kind(before[name], p.detach(), room, list(_ways(forms, name, raw))))
-    if vectors:
-        ways = [list(forms.spans(name)) for name in vectors]
-        parts.append(Vectors([parameters[name].detach() for name in vectors], before, vectors, ways, raw))
+        kind = SmallPart if p.numel() <= _SMALL else Part
+        parts.append(kind(before[name], p.detach(), room, list(_ways(forms, name, raw))))
     return parts
 
 
@@ -117,58 +112,3 @@ class SmallPart:
 
     def go_on(self) -> None:
         np.copyto(self.before, self.weight)
-
-
-class Vectors:
-    """All vectors of the network, one after the other: they are many, and together cost as many calls as one.
-
-    Args:
-        weights: of them.
-        before, names: the copies of all parameters, of which those of the vectors are laid one after the other.
-        ways: how each is paired, and where its pairings go.
-        raw: the pairings.
-    """
-
-    def __init__(
-        self,
-        weights: list[Tensor],
-        before: Tensors,
-        names: list[str],
-        ways: list[list[tuple[Term, slice]]],
-        raw: Tensor,
-    ):
-        self.weights, self.raw = [x.numpy() for x in weights], raw.numpy()
-        flat = torch.cat([before[name] for name in names])
-        before.update(zip(names, flat.split([len(x) for x in weights]), strict=True))
-        self.before, self.now = flat.numpy(), np.empty(len(flat), dtype=self.raw.dtype)
-        self.products = np.empty((2, len(flat)), dtype=self.raw.dtype)
-        entries: list[int] = []
-        entries_to: list[int] = []
-        starts: list[int] = []
-        sums_to: list[int] = []
-        first = 0
-        for weight, terms in zip(weights, ways, strict=True):
-            for term, place in terms:
-                if _dims(term) is None:
-                    starts += [first, first + len(weight)]
-                    sums_to.append(place.start)
-                else:
-                    entries += range(first, first + len(weight))
-                    entries_to += range(place.start, place.stop)
-            first += len(weight)
-        self.entries, self.entries_to = np.array(entries, dtype=int), np.array(entries_to, dtype=np.intp)
-        self.ends = np.array(starts[:-1] if starts and starts[-1] == first else starts, dtype=np.intp)
-        self.sums_to = np.array(sums_to, dtype=np.intp)
-
-    def compare(self) -> None:
-        np.concatenate(self.weights, out=self.now)
-        back = np.subtract(self.before, self.now, out=self.before)
-        np.multiply(back, back, out=self.products[0])
-        np.multiply(back, self.now, out=self.products[1])
-        if len(self.entries):
-            self.raw[:, self.entries_to] = self.products.take(self.entries, axis=1)
-        if len(self.sums_to):
-            self.raw[:, self.sums_to] = np.add.reduceat(self.products, self.ends, axis=1)[:, ::2]
-
-    def go_on(self) -> None:
-        np.copyto(self.before, self.now)
