@@ -37,7 +37,7 @@ ENTROPY = lambda q: (q * q.log()).sum()  # noqa: E731
 def test_exact_solutions(problem, method):
     times = np.linspace(*problem.t_span, 17)[1:]
     q0 = START if problem.q0 is None else problem.q0
-    rtol, tolerance = (1e-12, 1e-10) if method == "DOP853" else (1e-9, 1e-6)
+    rtol, tolerance = (1e-12, 1e-10) if method == "DOP853" else (1e-8, 1e-6)
     run = integrate(
         problem.rule, problem.f, q0, problem.v0, t_span=problem.t_span, t_eval=times, method=method, rtol=rtol
     )
@@ -50,7 +50,7 @@ def test_exact_solutions(problem, method):
 @pytest.mark.parametrize("rule", [damped(0.7, 1.3), nesterov(), sgd(0.2, 0.5, 0.1)], ids=lambda r: r.name)
 def test_right_hand_side_and_lagrangian_move_alike(rule):
     """The one test that holds a rule's direct equation and its Lagrangian together, along whole trajectories."""
-    span, times, start, v0 = (0.5, 1.5), [1.0, 1.5], [0.9, -0.4], [0.1, 0.2]
+    span, times, start, v0 = (0.5, 1.0), [0.75, 1.0], [0.9, -0.4], [0.1, 0.2]
     direct = integrate(rule, quartic, start, v0, t_span=span, t_eval=times, rtol=1e-11)
     L = lagrangian(rule, quartic, t_ref=1.0)
     by_lagrangian = integrate(L, None, start, v0, t_span=span, t_eval=times, rtol=1e-11)
@@ -71,9 +71,9 @@ def test_mirror_variables_give_the_lagrangians_motion(metric):
     start = [1.0, 0.5]
     runs = []
     for rule in (natural_gradient(h, 0.3, 1.0), natural_gradient(h, 0.3, 1.0, grad_h_inverse=inverse)):
-        runs.append(integrate(rule, quartic, start, t_span=(0, 1), t_eval=[0.5, 1.0], rtol=1e-9))
+        runs.append(integrate(rule, quartic, start, t_span=(0, 0.5), t_eval=[0.25, 0.5], rtol=1e-9))
     L = lagrangian(natural_gradient(h, 0.3, 1.0), quartic)
-    reference = integrate(L, None, start, t_span=(0, 1), t_eval=[0.5, 1.0], rtol=1e-9)
+    reference = integrate(L, None, start, t_span=(0, 0.5), t_eval=[0.25, 0.5], rtol=1e-9)
     for run in runs:
         assert (run.q - reference.q).abs().max() < 1e-7
         assert (run.v - reference.v).abs().max() < 1e-6
@@ -83,8 +83,8 @@ def test_accelerated_mirror_descent_with_time_dependent_schedules():
     """Ideal scaling, gamma' = exp(alpha): z moves by the force alone, as Wibisono, Wilson and Jordan derive."""
     p = 3.0
     rule = bregman(lambda t: math.log(p) - t.log(), lambda t: p * t.log(), lambda t: p * t.log(), ENTROPY)
-    run = integrate(rule, quartic, [1.0, 0.5], t_span=(1, 1.5), rtol=1e-10)
-    reference = integrate(lagrangian(rule, quartic), None, [1.0, 0.5], t_span=(1, 1.5), rtol=1e-10)
+    run = integrate(rule, quartic, [1.0, 0.5], t_span=(1, 1.5), rtol=1e-9)
+    reference = integrate(lagrangian(rule, quartic), None, [1.0, 0.5], t_span=(1, 1.5), rtol=1e-9)
     assert (run.q[-1] - reference.q[-1]).abs().max() < 1e-8
 
 
@@ -94,8 +94,8 @@ def test_mirror_flow_from_a_moving_start_under_decay():
     rule = bregman(lambda t: math.log(p) - t.log(), lambda t: p * t.log(), lambda t: p * t.log(), ENTROPY)
     rule = replace(rule, weight_decay=0.4)
     start, v0 = [1.0, 0.5], [0.3, -0.2]
-    run = integrate(rule, quartic, start, v0, t_span=(1, 1.5), rtol=1e-10)
-    reference = integrate(lagrangian(rule, quartic), None, start, v0, t_span=(1, 1.5), rtol=1e-10)
+    run = integrate(rule, quartic, start, v0, t_span=(1, 1.5), rtol=1e-9)
+    reference = integrate(lagrangian(rule, quartic), None, start, v0, t_span=(1, 1.5), rtol=1e-9)
     assert run.v[0].tolist() == pytest.approx(v0, abs=1e-12)
     assert (run.q[-1] - reference.q[-1]).abs().max() < 1e-8
 
@@ -127,17 +127,17 @@ def test_small_mass_mirror_flow_tends_to_natural_gradient_flow():
 def test_newtonian_energy_is_conserved_and_the_damped_one_is_not():
     E = energy(lagrangian(newtonian(), quartic))
     for rule, conserved in ((newtonian(), True), (damped(1.0, 0.01), False)):
-        run = integrate(rule, quartic, [0.9, -0.4], [0.3, 0.0], t_span=(0, 20), rtol=1e-12)
+        run = integrate(rule, quartic, [0.9, -0.4], [0.3, 0.0], t_span=(0, 10), rtol=1e-12)
         drift = abs(E(0.0, run.q[-1], run.v[-1]) - E(0.0, run.q[0], run.v[0])).item()
         assert (drift < 1e-10) is conserved
 
 
 def test_stiff_motion_by_bdf_takes_far_fewer_calls():
-    options = {"t_span": (0.0, 2.0), "rtol": 1e-6, "atol": 1e-9}
+    options = {"t_span": (0.0, 1.25), "rtol": 1e-6, "atol": 1e-9}
     with pytest.warns(UserWarning, match="BDF"):
         explicit = integrate(damped(2e-4, 1.0), quadratic, START, method="RK45", **options)
     stiff = integrate(damped(2e-4, 1.0), quadratic, START, method="BDF", **options)
-    exact = [damped_oscillator(2.0, 2e-4, 1.0, c, x, 0.0) for c, x in zip((0.5, 2.0, 3.0), START, strict=True)]
+    exact = [damped_oscillator(1.25, 2e-4, 1.0, c, x, 0.0) for c, x in zip((0.5, 2.0, 3.0), START, strict=True)]
     assert np.abs(stiff.q[-1].numpy() - exact).max() < 1e-5
     assert stiff.nfev * 20 < explicit.nfev
 
@@ -216,7 +216,7 @@ BESIDE_RULES = (
 @pytest.mark.parametrize("method", ["RK45", "DOP853", "Radau", "BDF", "LSODA"])
 def test_an_integral_beside_the_state(rule, method):
     """Against a quadrature of the same integrand along the finished trajectory; t^2 is known."""
-    times = np.linspace(0.5, 1.5, 401)
+    times = np.linspace(0.5, 1.5, 101)
     tight = 1e-7 if method == "BDF" else 1e-9
     run = integrate(
         rule,
@@ -229,7 +229,7 @@ def test_an_integral_beside_the_state(rule, method):
         atol=1e-10,
         integrand=kinetic,
     )
-    assert run.integral.shape == (401, 3)
+    assert run.integral.shape == (101, 3)
     assert not run.integral[0].any()
     assert (run.integral[:, 1] - (run.t**2 - 0.25)).abs().max() < 2e-6
     integrand = torch.stack([kinetic(0.0, q, v) for q, v in zip(run.q, run.v, strict=True)])[:, [0, 2]].numpy()
