@@ -29,38 +29,7 @@ FRAMES = 3  # of a control
 MARGIN = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 VIEW = {"width": round((210 - 2 * 16) * 96 / 25.4), "height": 1000}  # between the margins, at 96 pixels an inch
 
-STYLE = """
-@page { size: A4; }
-html { font-size: 10.5pt; }
-body { background: white; }
-main { break-before: page; max-width: none; }
-/* Layers of their own: Chromium then looks, for each page, at the sections on it, and not at the whole book. */
-main section { position: relative; z-index: 0; }
-h1 { break-before: auto; }
-h1, h2, h3 { break-after: avoid; }
-figure, img, table.docutils tr, .nl-claim, div.cell_input, mjx-container[display="true"] { break-inside: avoid; }
-.headerlink, .nl-find, .nl-explorer-label, .copybtn, button { display: none !important; }
-details.hide > summary { display: none; }
-.nl-frames { display: grid; gap: 0.5rem; grid-template-columns: repeat(3, 1fr); break-inside: avoid; }
-.nl-frames figure { margin: 0; }
-.nl-frames img { max-width: 100% !important; }
-.nl-frames figcaption { font-size: 0.85em; text-align: center; }
-.nl-title { align-items: center; display: flex; flex-direction: column; height: 90vh; justify-content: center; }
-.nl-title p { font-size: 28pt; font-weight: 600; line-height: 1.2; text-align: center; }
-.nl-title img { width: 8rem; }
-nav.nl-contents { break-before: page; font-size: 0.9em; }
-nav.nl-contents .nl-heading { font-size: 1.6em; font-weight: 600; }
-nav.nl-contents [data-page] { min-width: 3ch; text-align: right; }
-nav.nl-contents li { display: flex; gap: 0.5rem; line-height: 1.35; list-style: none; margin: 0; }
-nav.nl-contents li span:first-of-type { border-bottom: 1px dotted #888; flex: 1; }
-nav.nl-contents .nl-part { font-weight: 600; margin-top: 0.6rem; }
-table { font-size: 0.8em; }
-table.table :is(td, th):last-child { min-width: 8em; } /* code beside it takes all it can */
-table.table code, table.table code .pre { overflow-wrap: anywhere; white-space: normal; }
-#book-what_holds table { zoom: 0.72; } /* five columns with formulas, which do not break */
-mjx-container [stroke-width="0"] { stroke: none; } /* in a PDF a line of no width is drawn as thin as can be */
-pre { white-space: pre-wrap !important; }
-"""
+STYLE = Path(__file__).with_name("print.css").read_text(encoding="utf-8")
 
 # A path for each letter instead of a reference to a shared one, and no menu: half as many elements to lay out.
 MATHJAX = "window.MathJax.svg = {fontCache: 'none'}; window.MathJax.options.enableMenu = false;"
