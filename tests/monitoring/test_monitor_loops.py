@@ -192,8 +192,17 @@ def replicas(rank, address, results):
     torch.distributed.destroy_process_group()
 
 
+def forked_from_a_process_that_has_loaded_torch():
+    """Two replicas load it once: processes of another start method take seconds each."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "torch._dynamo", "nlcompanion.monitoring"])
+    return context
+
+
 def test_two_replicas_out_of_step(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = forked_from_a_process_that_has_loaded_torch()
     results = context.Queue()
     address = os.path.join(tmp_path, "store")
     processes = [context.Process(target=replicas, args=(rank, address, results)) for rank in range(2)]
