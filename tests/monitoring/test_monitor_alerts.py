@@ -229,6 +229,16 @@ def test_decay_that_is_turned_on_later(data):
     assert found(monitor, "decay").since == 100
 
 
+def test_decay_through_a_momentum_takes_its_share_many_times(data):
+    """A step of decay stays in the buffer: in all it takes 1/(1 - momentum) times lr * weight_decay."""
+    model = convnet()
+    monitor, optimizers = watched(model, SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3))
+    train(model, optimizers, data, steps=5)
+    (alert,) = monitor.alerts
+    assert alert.kind == "decay"
+    assert alert.size == pytest.approx(0.05 * 1e-3 / (1 - 0.9))
+
+
 # --- a schedule -----------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +282,22 @@ def test_a_schedule_for_all_groups(data, late):
     if late:  # when the schedule is over
         optimizer.add_param_group({"params": model[5].parameters(), "lr": 0.05})
         train(model, optimizers, data, steps=60)
+    assert not monitor.alerts, monitor.report()
+
+
+def test_changes_from_before_a_group_was_added_do_not_count(data):
+    """The others' rates changed in many steps before, and once since: that is no schedule that leaves it out."""
+    model = layers()
+    optimizer = SGD([{"params": model[1].parameters()}, {"params": model[3].parameters()}], lr=0.05)
+    monitor, optimizers = watched(model, optimizer)
+
+    def set_rates(lr):
+        for group in optimizer.param_groups[:2]:
+            group["lr"] = lr
+
+    train(model, optimizers, data, steps=120, after=lambda n: set_rates(0.05 * (1 - n / 400)))
+    optimizer.add_param_group({"params": model[5].parameters(), "lr": 0.01})
+    train(model, optimizers, data, steps=80, after=lambda n: set_rates(0.01) if n == 30 else None)
     assert not monitor.alerts, monitor.report()
 
 
