@@ -80,7 +80,7 @@ def no_false_alarm(name: str, dtype: torch.dtype, seed: int) -> None:
 def chosen(name: str, dtype: torch.dtype) -> list[int]:
     """Half of the ways: each implementation, with decay or without in turn, and the other way round in the next dtype.
 
-    So each family with decay meets every implementation in every dtype, and every implementation with decay and without.
+    So a family with decay meets every implementation in every dtype, and each implementation with decay and without.
     """
     first = DTYPES.index(dtype)
     return [n for n in range(len(ways(name))) if (n // 2 + n + first) % 2 == 0]
