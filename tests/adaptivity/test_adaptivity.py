@@ -150,6 +150,7 @@ def test_radius_and_its_square_obey_their_equations_alone(m, mu, k):
     )  # fmt: skip
     r, _, fall, turning = ad.polar(path.q, path.v)
     rate, speed, angular = r * fall, path.v.square().sum(1), turning.norm(dim=1)
+    clock = path.t.numpy()
 
     def of_radius(r, r_dot, turning):
         """TK Eq. 27: m r'' + mu r' = (m |u'|^2 - k) r."""
@@ -161,7 +162,7 @@ def test_radius_and_its_square_obey_their_equations_alone(m, mu, k):
 
     def again(acceleration, forcing, start):
         def slope(t, y):
-            return [y[1], acceleration(y[0], y[1], np.interp(t, path.t, forcing))]
+            return [y[1], acceleration(y[0], y[1], np.interp(t, clock, forcing))]
 
         return solve_ivp(slope, (0, 6), start, rtol=1e-9, atol=1e-11, max_step=0.01).y[0, -1]
 

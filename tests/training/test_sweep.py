@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -800,11 +800,23 @@ def test_a_folder_that_was_removed(tmp_path, monkeypatch):
 # --- a Dask cluster -------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def forked_workers():
+    """Dask's workers come from one process that has loaded torch; else each of them loads it for seconds."""
+    dask = pytest.importorskip("dask")
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        from distributed.utils import get_mp_context
+
+        get_mp_context().set_forkserver_preload(["distributed", "torch._dynamo", "nlcompanion.training.loop"])
+        yield
+
+
 @unix
 def test_a_dask_cluster_that_loses_a_worker(tmp_path, undisturbed, undisturbed_long):
     distributed = pytest.importorskip("dask.distributed")
     killer = Killer(tmp_path)
     with (
+        forked_workers(),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=60
         ) as cluster,

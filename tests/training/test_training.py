@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -585,19 +586,32 @@ FORGED = {
 }
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run and the checkpoint that it leaves."""
+    path = tmp_path_factory.mktemp("finished") / "run.pt"
+    return train(SMALL, checkpoint=path), path.read_bytes()
+
+
 @pytest.mark.parametrize("how", [*HOWS, *FORGED])
-def test_a_damaged_checkpoint_is_set_aside_by_name(tmp_path, how):
+def test_a_damaged_checkpoint_is_set_aside_by_name(tmp_path, finished, how):
     path = tmp_path / "run.pt"
-    run = train(SMALL, checkpoint=path)
+    run, left = finished
+    path.write_bytes(left)
     damage(path, how)
     damaged = path.read_bytes()
     with pytest.warns(UserWarning, match=r"run.pt is damaged .* renamed to run.pt.corrupt, and the run starts"):
         again = train(SMALL, checkpoint=path)
     assert_same(again, run)
     assert (tmp_path / "run.pt.corrupt").read_bytes() == damaged
-    damage(path, "text")
-    with pytest.warns(UserWarning, match=r"renamed to run.pt.1.corrupt"):
-        train(SMALL, checkpoint=path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.pt", "run.pt.corrupt"]
+
+
+def test_a_second_damaged_checkpoint_takes_another_name(tmp_path):
+    for name in ("run.pt.corrupt", "run.pt.1.corrupt"):
+        (tmp_path / "run.pt").write_text("no checkpoint")
+        with pytest.warns(UserWarning, match=f"renamed to {name}"):
+            train(SMALL, checkpoint=tmp_path / "run.pt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.pt", "run.pt.1.corrupt", "run.pt.corrupt"]
 
 
@@ -804,22 +818,53 @@ SWITCHES = {
 }
 
 
-@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
-@pytest.mark.parametrize("which", SWITCHES)
-def test_torchs_newer_switches_are_put_back(which):
-    """They make torch refuse to tell the older ones; unset ones stay unset."""
-    program = (
-        "import torch\nfrom nlcompanion import TrainConfig, train\nb = torch.backends\n"
-        "places = (b, b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)\n"
-        "state = lambda: [place.fp32_precision for place in places]\n"
-        "default, seen = state(), []\n" + SWITCHES[which] + "before = state()\n"
-        "train(TrainConfig(subset=64, batch_size=32, epochs=1), watch=lambda moment: seen.append(state()))\n"
-        "assert state() == before, (before, state())\n"
-        f"assert (before == default) is {which == 'none'}\n"
-        "assert seen and not any('tf32' in inside[1:2] + inside[3:4] for inside in seen), seen\n"
-    )
+# each in a child of one process that has loaded torch, whose switches nobody has touched
+SWITCHED = """
+import os, sys, traceback, torch
+from nlcompanion import TrainConfig, train
+b = torch.backends
+places = (b, b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)
+
+def state():
+    return [place.fp32_precision for place in places]
+
+def look(name, switch):
+    default, seen = state(), []
+    exec(switch)
+    before = state()
+    train(TrainConfig(subset=64, batch_size=32, epochs=1), watch=lambda moment: seen.append(state()))
+    assert state() == before, (before, state())
+    assert (before == default) is (name == "none")
+    assert seen and not any("tf32" in inside[1:2] + inside[3:4] for inside in seen), seen
+
+for name, switch in SWITCHES.items():
+    child = os.fork()
+    if not child:
+        try:
+            look(name, switch)
+        except BaseException:
+            print(traceback.format_exc(), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    print(name, os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def switched():
+    """The exit status of each child, and what all of them said."""
+    program = SWITCHED.replace("SWITCHES", repr(SWITCHES))
     run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    return dict(line.split() for line in run.stdout.splitlines()), run.stderr
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+@pytest.mark.parametrize("which", SWITCHES)
+def test_torchs_newer_switches_are_put_back(switched, which):
+    """They make torch refuse to tell the older ones; unset ones stay unset."""
+    ended, said = switched
+    assert ended.get(which) == "0", said
 
 
 def test_a_bar_where_it_is_asked_for(capsys):
