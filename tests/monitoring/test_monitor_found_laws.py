@@ -1,5 +1,8 @@
 """The laws that a monitor finds in gradients are those that the layers have, and its tests of them are fair."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,8 @@ from torch import nn
 from watched import OPTIMIZERS, convnet, kinds, layers, normed, samples, train, watched
 
 from nlcompanion.laws import audit, homogeneous_laws
+from nlcompanion.monitoring.alerts.broken_gradient import BrokenGradient
+from nlcompanion.monitoring.watch.law_sums import LawFigures
 from nlcompanion.networks import RePU, flat_loss
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -83,6 +88,26 @@ def test_the_end_of_a_training_raises_no_alert(data):
     last = [row["gradient"] for row in monitor.records() if row["tensor"] == "1.weight"]
     assert last[-1] < 1e-10 * last[0]
     assert not monitor.alerts, monitor.report()
+
+
+def test_a_gradient_is_judged_by_the_largest_it_was():
+    """At a minimum it is a difference of large terms and has their rounding; its own length is the control."""
+    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1))
+    (law,) = homogeneous_laws(flat_loss(model, torch.ones(1, 2), torch.ones(1, 1), F.mse_loss))
+    run = SimpleNamespace(
+        laws=(law,), places=[slice(0, 1)], found=(False,), tolerance=1e-4, eps=torch.finfo(torch.float32).eps, odd=[]
+    )
+    settings = dict.fromkeys(law.parameters, SimpleNamespace(has_gradient=True))
+    rule = BrokenGradient()
+    rounding = 1e-5  # of the largest gradient: above a few units in its last place, below the tolerance
+    for step, (form, gradient) in enumerate([(0.0, 1.0), (rounding, 1e-3)], start=1):
+        figures = LawFigures(*(np.array([number]) for number in (form, gradient, 1.0, 0.0)))
+        sample = SimpleNamespace(
+            step=step, names=law.parameters, settings=settings, stepped=set(law.parameters), laws=figures, skipped=False
+        )
+        assert not rule.look(sample, run)
+    assert rule.defects == pytest.approx(rounding)
+    assert form / gradient > run.tolerance
 
 
 def test_a_law_that_is_left_once_is_no_fault(data):
