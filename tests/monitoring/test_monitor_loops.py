@@ -197,7 +197,7 @@ def forked_from_a_process_that_has_loaded_torch():
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "torch._dynamo", "nlcompanion.monitoring"])
+    context.set_forkserver_preload(["torch.distributed", "torch._dynamo"])
     return context
 
 

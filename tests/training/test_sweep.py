@@ -807,7 +807,7 @@ def forked_workers():
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         from distributed.utils import get_mp_context
 
-        get_mp_context().set_forkserver_preload(["distributed", "torch._dynamo", "nlcompanion.training.loop"])
+        get_mp_context().set_forkserver_preload(["distributed", "torch._dynamo"])
         yield
 
 
