@@ -14,7 +14,7 @@ from nlcompanion._arguments import as_point, function
 from nlcompanion.dynamics.gradient import LossGradient
 from nlcompanion.dynamics.learning_rules import LearningRule
 from nlcompanion.dynamics.trajectory import FlowError, Trajectory
-from nlcompanion.mechanics.lagrangian import acceleration
+from nlcompanion.mechanics.lagrangian import acceleration_of_numbers
 
 
 class Stalled(Exception):
@@ -158,7 +158,7 @@ class Lagrange(System):
 
     def __init__(self, L, n, max_nfev):
         super().__init__(n, max_nfev)
-        self.acceleration = acceleration(L)
+        self.acceleration = acceleration_of_numbers(L)
 
     def slope(self, t, y):
         q, v = torch.from_numpy(y[: self.n]), torch.from_numpy(y[self.n :])

@@ -22,6 +22,7 @@ from nlcompanion.mechanics import (
     stationary_path,
     variational_derivative,
 )
+from nlcompanion.mechanics.lagrangian import acceleration_of_numbers
 
 number = st.floats(-3, 3, allow_nan=False).map(lambda x: round(x, 6))
 
@@ -65,6 +66,39 @@ def test_relativistic_mass():
     L = lambda t, q, v: -torch.sqrt(1 - v @ v) - 0.5 * q @ q  # noqa: E731
     q, v = vector(0.3), vector(0.6)
     assert torch.allclose(acceleration(L)(0.0, q, v), -q * (1 - v @ v) ** 1.5, rtol=1e-13)
+
+
+def polar(t, x):
+    return x[0] * torch.stack([torch.cos(x[1]), torch.sin(x[1])])
+
+
+LAGRANGIANS = {
+    "magnet": magnet,
+    "friction, a force that depends on time": lambda t, q, v: t.exp() * (0.7 * v @ v - t * (q**4).sum()),
+    "a jvp inside": lambda t, q, v: pendulum(*lift(polar)(t, q, v)),
+    "a gradient inside": lambda t, q, v: 0.5 * v @ v - torch.func.grad(lambda x: (x**3).sum())(q) @ v.sin(),
+    "free": lambda t, q, v: 0.5 * v @ v,
+}
+
+
+@pytest.mark.parametrize("name", LAGRANGIANS)
+@given(st.tuples(number, number), st.tuples(number, number))
+@settings(max_examples=10, deadline=None)
+def test_a_solvers_acceleration_is_the_same(name, q, v):
+    """By plain autograd; that at a moved place is the control."""
+    L, place = LAGRANGIANS[name], vector(*q) + vector(4, 0)  # polar coordinates need a radius
+    expected = acceleration(L)(0.3, place, vector(*v))
+    assert torch.allclose(acceleration_of_numbers(L)(0.3, place, vector(*v)), expected, rtol=1e-9, atol=1e-9)
+    if name != "free":
+        moved = acceleration_of_numbers(L)(0.3, place + vector(0.1, 0.2), vector(*v) + vector(0.3, 0.1))
+        assert not torch.allclose(moved, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [acceleration, acceleration_of_numbers])
+@pytest.mark.parametrize("L", [lambda t, q, v: q.sum() * t, lambda t, q, v: v.sum(), lambda t, q, v: torch.zeros(())])
+def test_without_mass_there_is_no_acceleration(solver, L):
+    with pytest.raises(ValueError, match="mass matrix d2L/dv2 is singular at t = 0.5"):
+        solver(L)(0.5, vector(1, 2), vector(3, 4))
 
 
 def test_energy_is_kinetic_plus_potential_and_the_control_is_not():
