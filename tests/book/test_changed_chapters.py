@@ -70,7 +70,9 @@ def run(notebook):
     """Execute as a reader does, who has set nothing that would make a claim an error."""
     kernel = {name: value for name, value in os.environ.items() if name not in (RAISE, "MPLBACKEND")}
     kernel |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BOOK.parent)}
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(BOOK)}})
+    place = {"metadata": {"path": str(BOOK)}}
+    # outputs may come late on a busy machine, and one that is missing is a claim that nobody hears of
+    client = NotebookClient(notebook, timeout=600, iopub_timeout=60, kernel_name="python3", resources=place)
     client.execute(env=kernel)
     return notebook
 
