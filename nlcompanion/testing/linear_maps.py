@@ -71,11 +71,12 @@ def _channel_law(record: Record, x: Tensor, dx: Tensor, w: Tensor, dw: Tensor, d
     reach, parts, pushed = dy.squares.sum(), [], []
     for block in blocks(*x.shape, dtype=record.work):
         a, b = record.cast(x[block]), record.cast(dx[block])
-        squares, at_row = square(a), dy.of_rows[:0] if window else dy.of_rows[block]
+        squares = square(a)
         spread = None if matrix is None else square(b) @ matrix.abs()
         parts.append(Product.of(a, b if matrix is None else b @ matrix, stored, a_squares=squares, spread=spread))
         of_inputs = squares.sum(0)
-        pushed.append(torch.stack([of_inputs, reach * of_inputs if window else at_row @ squares]).double())
+        of_pushed = reach * of_inputs if window else dy.of_rows[block] @ squares
+        pushed.append(torch.stack([of_inputs, of_pushed]).double())
     of_inputs, of_dx = functools.reduce(torch.add, pushed)
     at_output = square(folded).double()
     at_output = reach * at_output.sum(0) if window else dy.squares @ at_output
