@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nlcompanion.laws.law import Law
-from nlcompanion.monitoring.scaled_gradients import scaled_text
+from nlcompanion.monitoring.cause import Cause
+from nlcompanion.monitoring.scaled_gradients import scaled_apart
 
 _DATA = "the data are not the same after a rotation, as no finite set of samples is"
 _LAYERS = (
@@ -51,8 +52,8 @@ def diagnosis(
     own_step: bool,
     half: torch.dtype | None,
     cleared: Collection[str] = (),
-) -> str:
-    """The cause, and what to do about it, in one sentence.
+) -> Cause:
+    """The cause, and what to do about it.
 
     Args:
         law: that was broken.
@@ -63,22 +64,24 @@ def diagnosis(
         cleared: parameters whose gradients keep another law, see :func:`cleared_by`.
     """
     own = {name: parameters[name] for name in law.parameters}
-    return (
+    text = (
         _not_finite(parameters)
         or _without_gradient(own)
         or _half_precision(half)
         or _other_steps(own, optimizer, own_step)
         or (_DATA if law.kind == "data" else None)
         or _clipped_by_value(parameters)
-        or _scaled_apart(law, own, cleared)
-        or _penalty(law, own)
-        or (_LAYERS if _has_enough_entries(law) else _FEW)
+        or _clipped_by_tensor(own)
     )
-
-
-def is_explained(cause: str) -> bool:
-    """Whether a :func:`diagnosis` rests on evidence of one cause, and not on the lack of any."""
-    return cause not in (_LAYERS, _FEW)
+    if text is not None:
+        return Cause(text)
+    factors = _factors(law, own)
+    if factors is not None:
+        return scaled_apart(factors, cleared)
+    text = _penalty(law, own)
+    if text is not None:
+        return Cause(text)
+    return Cause(_LAYERS if _has_enough_entries(law) else _FEW, is_evident=False)
 
 
 def undiagnosed(law: Law, optimizer: str) -> str:
@@ -174,8 +177,8 @@ def _clipped_by_value(parameters: Mapping[str, Moved]) -> str | None:
     return None
 
 
-def _scaled_apart(law: Law, own: Mapping[str, Moved], cleared: Collection[str]) -> str | None:
-    """Gradients of one loss whose tensors were multiplied by different numbers, as clipping by tensor does."""
+def _clipped_by_tensor(own: Mapping[str, Moved]) -> str | None:
+    """Gradients whose norms are numbers that people write."""
     norms = {name: float(torch.linalg.vector_norm(x.gradient)) for name, x in own.items() if x.gradient is not None}
     clipped = [name for name, norm in norms.items() if _is_short(norm, torch.float32, 1e-5)]
     if clipped:
@@ -183,8 +186,7 @@ def _scaled_apart(law: Law, own: Mapping[str, Moved], cleared: Collection[str]) 
             f"the gradient of {_listed(clipped)} has a norm of {norms[clipped[0]]:.4g}: clipped tensor by tensor, "
             "which scales the sides of a balance apart; clip_grad_norm_(model.parameters(), ...) scales all alike"
         )
-    factors = _factors(law, own)
-    return None if factors is None else scaled_text(factors, cleared)
+    return None
 
 
 def _factors(law: Law, own: Mapping[str, Moved]) -> dict[str, float] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from nlcompanion.laws.law import Law
+from nlcompanion.monitoring.cause import Cause
 from nlcompanion.monitoring.diagnosis import Moved, diagnosis
 from nlcompanion.monitoring.evidence import evidence
 from nlcompanion.monitoring.precision import GradientPrecision
@@ -48,7 +49,7 @@ class GradientEvidence:
                 moved[name] = Moved(one.before, one.step, kept, one.expected, one.idle)
         self._kept = law, moved
 
-    def cause(self, cleared: frozenset[str]) -> tuple[Law, str] | None:
+    def cause(self, cleared: frozenset[str]) -> tuple[Law, Cause] | None:
         """The law whose evidence is there, and the cause that it gives.
 
         Args:
@@ -61,5 +62,5 @@ class GradientEvidence:
             self._precision.look_at(name, one.gradient)
         half = self._precision.latest() if self._precision.dtype is None else None
         own_step = not all(map(steps_as_torch_does, self._watch.optimizers))
-        text = diagnosis(law, moved, optimizer=self._optimizer, own_step=own_step, half=half, cleared=cleared)
-        return law, text
+        cause = diagnosis(law, moved, optimizer=self._optimizer, own_step=own_step, half=half, cleared=cleared)
+        return law, cause

@@ -357,7 +357,7 @@ class OptimizerSteps:
             )
             for name, p in self.parameters.items()
         }
-        return diagnosis(
+        cause = diagnosis(
             self.ledger._broken_law,
             moved,
             optimizer=self.name,
@@ -365,6 +365,7 @@ class OptimizerSteps:
             half=half,
             cleared=self._cleared(),
         )
+        return cause.text
 
     def _cleared(self) -> frozenset[str]:
         """Parameters whose gradients keep another law in the step that was just booked."""

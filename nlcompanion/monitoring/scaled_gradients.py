@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from statistics import median
 
 from nlcompanion.laws.law import Law
+from nlcompanion.monitoring.cause import Cause
 
 _ALIKE = 0.1  # of how far the factors of a law differ at most
 _CLEAR = 0.1  # of the broken law's figure, below which another law is kept
@@ -31,8 +32,8 @@ def cleared_by(laws: Iterable[tuple[Law, float]], broken: float, allowed: float)
     return frozenset(cleared)
 
 
-def scaled_text(factors: Mapping[str, float], cleared: Collection[str]) -> str:
-    """What is said of gradients that were multiplied by different numbers.
+def scaled_apart(factors: Mapping[str, float], cleared: Collection[str]) -> Cause:
+    """What is said of gradients that were multiplied by different numbers, as clipping by tensor does.
 
     A law tells the ratios of these numbers alone. The odd tensor is the one beside others that agree: those that the
     other laws clear, or else more than half. Two tensors of one law, without another law, may both be it.
@@ -46,27 +47,18 @@ def scaled_text(factors: Mapping[str, float], cleared: Collection[str]) -> str:
         unit = median(factors[name] for name in sound)
         odd = {name: factor / unit for name, factor in factors.items() if name not in sound}
         by_itself = "it was scaled by itself" if len(odd) == 1 else "they were scaled by themselves"
-        return f"{_times(odd)} times what belongs to that of {_listed(sound)}: {by_itself} {_WHY}"
+        text = f"{_times(odd)} times what belongs to that of {_listed(sound)}: {by_itself} {_WHY}"
+        return Cause(text, blamed=tuple(odd))
     first, *others = factors
     one = _alike(first, factors)
     odd = {name: factors[name] / factors[first] for name in others if name not in one}
     inverse = {name: 1 / factor for name, factor in odd.items()}
-    return (
+    text = (
         f"{_times(odd)} times what belongs to that of {_listed(one)}, or that of {_listed(one)} is "
         f"{_listed(_numbers(inverse))} times what belongs to that of {_listed(odd)}: one of them was scaled by itself, "
         f"and no law that is watched tells which {_WHY}"
     )
-
-
-def named_in(cause: str, names: Collection[str]) -> tuple[str, ...]:
-    """The tensors that :func:`scaled_text` blames, of some; all of them where it cannot tell, none in other texts."""
-    if " times what belongs to that of " not in cause:
-        return ()
-    if ", or that of " in cause:
-        return tuple(names)
-    blamed = cause.partition(" is " if cause.startswith("the gradient of ") else " are ")[0]
-    words = blamed.replace(",", " ").split()
-    return tuple(name for name in names if name in words)
+    return Cause(text, blamed=tuple(factors))
 
 
 def _sound(factors: Mapping[str, float], cleared: Collection[str]) -> list[str]:

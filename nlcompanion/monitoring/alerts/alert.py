@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nlcompanion.laws.law import Law
+from nlcompanion.monitoring.cause import Cause
 from nlcompanion.monitoring.watch.sample import Sample
 
 
@@ -69,7 +70,7 @@ class RunView:
     say: Callable[[str], None]
     ask_evidence: Callable[[Law], None]
     withdraw: Callable[[Law, str], None]
-    diagnose: Callable[[frozenset[str]], tuple[Law, str] | None]
+    diagnose: Callable[[frozenset[str]], tuple[Law, Cause] | None]
     odd: list[tuple[Law, float]] = field(default_factory=list)
 
 

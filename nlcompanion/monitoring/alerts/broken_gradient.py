@@ -10,11 +10,12 @@ from nlcompanion._arguments import counted
 from nlcompanion.laws.law import Law
 from nlcompanion.laws.terms import Shift
 from nlcompanion.monitoring.alerts.alert import Alert, RunView, listed
-from nlcompanion.monitoring.diagnosis import is_explained, undiagnosed
-from nlcompanion.monitoring.scaled_gradients import cleared_by, named_in
+from nlcompanion.monitoring.cause import Cause
+from nlcompanion.monitoring.diagnosis import undiagnosed
+from nlcompanion.monitoring.scaled_gradients import cleared_by
 from nlcompanion.monitoring.watch.sample import Sample
 
-Evidence = tuple[Law, str] | None  # a law, and the cause that the gradients and the step give
+Evidence = tuple[Law, Cause] | None  # a law, and the cause that the gradients and the step give
 
 _FIRST = 5  # samples that show how large rounding is in this run
 _ABOVE = 10.0  # how far above that a gradient may be
@@ -135,7 +136,7 @@ class BrokenGradient:
             cause = _cause(law, evidence)
             if times + 1 < _TWICE or (cause is None and times + 1 < _PATIENCE):  # the evidence may be on its way
                 run.ask_evidence(law)
-            elif run.found[k] and (cause is None or not is_explained(cause)):
+            elif run.found[k] and (cause is None or not cause.is_evident):
                 run.withdraw(law, f"gradients left it at step {first}, and what was measured names no cause")
             else:
                 certain.append(k)
@@ -152,15 +153,14 @@ class BrokenGradient:
     ) -> Alert:
         """One alert for all laws that one fault breaks."""
         k = max(certain, key=lambda k: worst[k] / limits[k])
-        cause = undiagnosed(run.laws[k], run.optimizer)
-        text = f"possible causes: {cause}"
+        cause = Cause(f"possible causes: {undiagnosed(run.laws[k], run.optimizer)}")
         if evidence is not None:
             k = next((j for j in certain if run.laws[j] is evidence[0]), k)
-            text = evidence[1]
+            cause = evidence[1]
         law = run.laws[k]
         self._told |= {run.laws[j].statement for j in certain}
         first = min(self._suspects[run.laws[j].statement][0] for j in certain)
-        tensors = _tensors([run.laws[j] for j in certain], law, text)
+        tensors = _tensors([run.laws[j] for j in certain], law, cause.blamed)
         more = f" (and {counted(len(certain) - 1, 'more law')})" if len(certain) > 1 else ""
         return Alert(
             self.kind,
@@ -171,7 +171,7 @@ class BrokenGradient:
             first,
             sample.step,
             f"the gradient of {listed(tensors)} has a component of {worst[k]:.2g} along the symmetry of "
-            f"{law.statement!r}{more}, where rounding allows {limits[k]:.2g}; {text}",
+            f"{law.statement!r}{more}, where rounding allows {limits[k]:.2g}; {cause.text}",
         )
 
     def _odd_from_the_start(self, sample: Sample, run: RunView) -> list[Alert]:
@@ -199,7 +199,7 @@ class BrokenGradient:
         self._suspects = {law: (int(first), int(times)) for law, (first, times) in state["suspects"].items()}
 
 
-def _cause(law: Law, evidence: Evidence) -> str | None:
+def _cause(law: Law, evidence: Evidence) -> Cause | None:
     """What the evidence says, if it is there and of one of the law's tensors."""
     if evidence is None or not set(evidence[0].parameters) & set(law.parameters):
         return None
@@ -218,7 +218,7 @@ def _is_free_length(law: Law) -> bool:
     return all(term.coefficient > 0 and not isinstance(term, Shift) for term in law.terms) and not law.is_matrix
 
 
-def _tensors(laws: list[Law], worst: Law, cause: str) -> tuple[str, ...]:
+def _tensors(laws: list[Law], worst: Law, blamed: tuple[str, ...]) -> tuple[str, ...]:
     """Where the fault is: in what the evidence names, or in what all broken laws have.
 
     One law of two tensors cannot tell which of them was scaled; where no other law does, both are named.
@@ -226,7 +226,8 @@ def _tensors(laws: list[Law], worst: Law, cause: str) -> tuple[str, ...]:
     common = tuple(name for name in worst.parameters if all(name in law.parameters for law in laws))
     if len(common) == 1:
         return common
-    return named_in(cause, worst.parameters) or common or worst.parameters
+    named = tuple(name for name in worst.parameters if name in blamed)
+    return named or common or worst.parameters
 
 
 def _odd_alert(kind: str, law: Law, degree: float, step: int, run: RunView) -> Alert:
