@@ -18,19 +18,30 @@ IMAGES = 1000
 class DigitLoop:
     """A task of the timer: some steps of 784-d-d-d-10.
 
+    Attributes:
+        after: called after each step.
+
     Args:
         width: of the hidden layers.
         dtype: of weights and images.
         steps: in one call of the task.
         after: called after each step.
+        activation: of the hidden layers.
     """
 
-    def __init__(self, width: int, dtype: torch.dtype, steps: int, after: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        width: int,
+        dtype: torch.dtype,
+        steps: int,
+        after: Callable[[], object] | None = None,
+        activation: str = "relu",
+    ):
         g = torch.Generator().manual_seed(0)
         ink = torch.rand(IMAGES, 784, generator=g) < 0.2
         self.x = (ink * torch.rand(IMAGES, 784, generator=g)).to(dtype)
         self.y = torch.randint(10, (IMAGES,), generator=g)
-        self.model = nl.mlp((784, width, width, width, 10), "relu", init="kaiming", dtype=dtype)
+        self.model = nl.mlp((784, width, width, width, 10), activation, init="kaiming", dtype=dtype)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         self.steps, self.after = steps, after
 

@@ -369,6 +369,7 @@ def test_a_run_that_cannot_be_read_is_said(call, tmp_path):
         assert err.startswith("nlcompanion: error: what is stored of the run ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupt_is_said_and_the_same_command_goes_on(tmp_path, call):
     words = ["sweep", "--epochs", "30", "--subset", "64", "--batch-size", "32", "--seed", "0", "1"]

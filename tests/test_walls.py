@@ -252,18 +252,21 @@ def names_after(first: list[str]) -> None:
     assert run.returncode == 0, run.stderr
 
 
+HIDING = ["nlcompanion.laws", "nlcompanion.networks.mlp"]  # a folder and a module that could
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 def test_a_module_imported_first_hides_no_public_name():
-    modules = with_a_namesake()
-    assert {"nlcompanion.laws", "nlcompanion.networks.mlp"} <= set(modules)
-    names_after(modules)
+    assert set(HIDING) <= set(with_a_namesake())
+    names_after(HIDING)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 def test_nor_does_any_other_module():
-    modules = {name for name in MODULES if not name.endswith("__main__")} - set(with_a_namesake())
+    modules = {name for name in MODULES if not name.endswith("__main__")} - set(HIDING)
     assert len(modules) > 60
+    assert set(with_a_namesake()) <= modules | set(HIDING)
     names_after(sorted(modules))
 
 

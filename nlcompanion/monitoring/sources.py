@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -17,7 +18,7 @@ Key = tuple[str, str, int]
 class SourceReader:
     """Sums ``delta (z s'(z) - s(z))`` of chosen activations over the backward passes that a step's gradient is made of.
 
-    It listens while the modules named in the sources run, one more elementwise pass for each activation. Which passes
+    It listens while the modules named in the sources run, two more products and a sum for each activation. Which passes
     count, and how the gradient was scaled since, is read off one parameter: see :class:`GradientSums`.
 
     Args:
@@ -96,12 +97,55 @@ class SourceReader:
         if key not in self.axes:
             return
 
-        def add(delta: Tensor) -> None:
-            field = source_of(call.function, call.z, delta).double()
+        def add(field: Tensor) -> None:
+            if field.dtype in (torch.float16, torch.bfloat16):
+                field = field.float()
             for axis in self.axes[key]:
-                self.sums.add((key, axis), field.sum([k for k in range(field.ndim) if k != axis]))
+                rest = [k for k in range(field.ndim) if k != axis]
+                # PyTorch adds up in a cascade: its rounding is that of the entries
+                self.sums.add((key, axis), (field.sum(rest) if rest else field).double())
 
-        call.out.register_hook(add)
+        _in_each_pass(call, add)
+
+
+# one node of autograd each, whose gradients are those of the whole function
+_NODES = {
+    "gelu": "GeluBackward",
+    "silu": "SiluBackward",
+    "tanh": "TanhBackward",
+    "sigmoid": "SigmoidBackward",
+    "softplus": "SoftplusBackward",
+    "elu": "EluBackward",
+    "mish": "MishBackward",
+    "hardswish": "HardswishBackward",
+}
+
+
+def _in_each_pass(call: ElementwiseCall, add: Callable[[Tensor], None]) -> None:
+    """Have ``add`` called with the source, elementwise, in each backward pass through this call.
+
+    With ``dz`` the gradient that the pass itself sends on to ``z``, the source is ``dz z - delta s``: two products of
+    what is there. Where the function is no single node, or nothing is sent on to ``z``, its slope is taken anew.
+    """
+    node = call.out.grad_fn
+    expected = _NODES.get(call.name)
+    if node is None or expected is None or not node.name().startswith(expected):
+        call.out.register_hook(lambda delta: add(source_of(call.function, call.z, delta)))
+        return
+    out = call.out.detach()  # a node that held its own output would never be freed
+    version, function, z = out._version, call.function, call.z
+
+    def passed(sent_on: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> None:
+        dz, delta = sent_on[0], received[0]
+        if delta is None:
+            return
+        if dz is None or out._version != version:  # written over since
+            add(source_of(function, z, delta))
+            return
+        with torch.no_grad():
+            add(torch.addcmul(dz * z, delta, out, value=-1))
+
+    node.register_hook(passed)
 
 
 class _Listening(TorchFunctionMode):

@@ -136,7 +136,7 @@ def test_no_damage_of_a_stored_result_is_read_as_sound(tmp_path, name):
     """What is read of a damaged file is what was stored, or nothing."""
     sound, content = read(name), results.path_of(name).read_bytes()
     stored = json.loads(content)
-    each = 5 if len(content) < 100_000 else 2
+    each = 3 if len(content) < 100_000 else 1
     count, refused, mistaken = 0, 0, 0
     for kind, other in damages.damaged(content, damages.OF_TEXT, each, seed=name):
         (tmp_path / f"{name}.json").write_bytes(other)

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -85,10 +86,20 @@ def lightning_run(data, make, *, faulty=False, manual=False, wrapped=False, **se
     return bookkeeper.ledger
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["trainer's", "module's"])
-@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("kind", "manual", "wrapped"),
+    [
+        ("SGD", False, False),
+        ("AdamW", True, True),
+        *(
+            pytest.param(*ways, marks=pytest.mark.slow)
+            for ways in product(OPTIMIZERS, (False, True), (False, True))
+            if ways not in (("SGD", False, False), ("AdamW", True, True))
+        ),
+    ],
+)
 def test_lightning(data, kind, manual, wrapped):
+    """Automatic and manual steps, the trainer's optimizer and the module's wrapped one."""
     how = {"manual": manual, "wrapped": wrapped}
     ledger = lightning_run(data, lambda task: OPTIMIZERS[kind](task.parameters()), **how)
     assert ledger.steps == 16
@@ -168,7 +179,11 @@ def test_accelerate(data, kind, mixed):
 # --- Hugging Face ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"])
+SLOW = pytest.mark.slow
+RULES = ["adamw_torch", *(pytest.param(rule, marks=SLOW) for rule in ("adamw_torch_fused", "sgd", "adafactor"))]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_hugging_face(data, rule, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")

@@ -1,5 +1,7 @@
 """Laws with a source under the ledger: only the passes that a step is made with count."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nlcompanion.laws import audit
+from nlcompanion.laws.sources import ELEMENTWISE, Source, source_of
 from nlcompanion.monitoring import Ledger, LedgerError
+from nlcompanion.monitoring.sources import SourceReader
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +164,75 @@ def test_a_checkpoint_runs_a_pass_within_the_pass(data, reentrant):
         throw_away(loop, n)
         loop.step(n)
     assert loop.ledger.check() < 1e-12
+
+
+# --- what a pass itself sends on --------------------------------------------------------------------------------------
+
+FUNCTIONS = {
+    "gelu": F.gelu,
+    "gelu by tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": lambda z: F.softplus(z, beta=2),
+    "elu": lambda z: F.elu(z, alpha=0.7),
+    "elu, in place": lambda z: F.elu(z + 0, alpha=0.7, inplace=True),
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "softsign": F.softsign,  # several nodes, whose slope is taken anew
+    "tanhshrink": F.tanhshrink,
+}
+
+
+class OneActivation(nn.Module):
+    """A linear map, an activation, and what is done with it: ``after`` sees what came out."""
+
+    def __init__(self, function, after=lambda out: out):
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+        self.function, self.after = function, after
+
+    def forward(self, x):
+        self.z = self.layer(x)
+        return self.after(self.function(self.z))
+
+
+def read(model, x, weights, passes=1):
+    """The sum over samples of the source, for each neuron, as it is read in backward passes."""
+    names = [Source("", name, 0, 1, (), 1.0) for name in ELEMENTWISE]
+    reader = SourceReader(model, names, model.layer.weight)
+    out = (model(x) * weights).sum()
+    for _ in range(passes):
+        out.backward(retain_graph=True)
+    (found,) = reader.sums.take().values()
+    return found
+
+
+def by_hand(function, z, weights):
+    return source_of(function, z, weights).sum(0)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_source_is_read_off_the_pass(data, name):
+    model, x, weights = OneActivation(FUNCTIONS[name]), data[0], torch.randn(64, 3).double()
+    for passes in (1, 2):
+        found = read(model, x, weights, passes)
+        model.zero_grad()
+        assert torch.allclose(found, passes * by_hand(model.function, model.z, weights), rtol=1e-12, atol=1e-13)
+
+
+def test_what_came_out_may_be_written_over(data):
+    """GELU keeps what went in, so its output is free to be."""
+    model, x, weights = OneActivation(F.gelu, lambda out: out.mul_(3.0)), data[0], torch.randn(64, 3).double()
+    found = read(model, x, weights)
+    assert torch.allclose(found, by_hand(F.gelu, model.z, 3 * weights), rtol=1e-12)
+    assert not torch.allclose(found, by_hand(F.gelu, model.z, weights), rtol=1e-3)
+
+
+def test_a_node_is_freed_with_its_graph(data):
+    """What listens to it must not hold it."""
+    model = OneActivation(F.gelu, lambda out: out * 1.0)
+    read(model, data[0], torch.ones(64, 3).double())
+    seen = weakref.ref(model.z)
+    del model.z
+    assert seen() is None

@@ -669,6 +669,7 @@ def test_a_killed_process_holds_no_lock(tmp_path):
         assert mine
 
 
+@pytest.mark.slow
 @unix
 def test_two_sweeps_share_a_folder(tmp_path):
     code = f"""
@@ -713,6 +714,7 @@ def killed(folder: Path, kills: int, seed: int) -> None:
         assert outcome(folder / name) == expected
 
 
+@pytest.mark.slow
 @unix
 def test_three_kills_change_nothing(tmp_path):
     killed(tmp_path, 3, seed=0)
@@ -811,6 +813,7 @@ def forked_workers():
         yield
 
 
+@pytest.mark.slow  # a cluster that restarts its workers
 @unix
 def test_a_dask_cluster_that_loses_a_worker(tmp_path, undisturbed, undisturbed_long):
     distributed = pytest.importorskip("dask.distributed")

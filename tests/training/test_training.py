@@ -820,8 +820,9 @@ SWITCHES = {
 
 # each in a child of one process that has loaded torch, whose switches nobody has touched
 SWITCHED = """
-import os, sys, traceback, torch
-from nlcompanion import TrainConfig, train
+import os, sys, traceback, torch, torch._dynamo
+from nlcompanion import TrainConfig, digits, train
+digits("train")  # what all children need is loaded once
 b = torch.backends
 places = (b, b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)
 

@@ -223,6 +223,7 @@ def peaks():
     return {name: tuple(map(int, line.split())) for name, line in zip(LARGE, lines, strict=True)}
 
 
+@pytest.mark.slow  # kernels of a gibibyte, eight of them
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak that Linux keeps of a process")
 @pytest.mark.parametrize("name", LARGE)
 def test_memory_stays_within_what_is_stated(peaks, name):
