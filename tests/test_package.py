@@ -37,6 +37,7 @@ def test_every_public_name_resolves_and_is_documented(name):
     assert value.__module__.startswith("nlcompanion.")
 
 
+@pytest.mark.slow
 def test_help_works_without_what_only_the_book_needs():
     code = """
 import pydoc, sys

@@ -86,6 +86,7 @@ print([importlib.util.find_spec(name) for name in ("studies", "tools", "tests")]
     assert run.stdout.splitlines() == ["[True, True, True, True]", "[None, None, None]"], run.stderr
 
 
+@pytest.mark.slow
 def test_laws_need_torch_numpy_and_scipy_alone(python, tmp_path):
     run = told(python, ALONE + A_LAW, tmp_path)
     assert run.returncode == 0, run.stderr
@@ -94,6 +95,7 @@ def test_laws_need_torch_numpy_and_scipy_alone(python, tmp_path):
     assert holds == "tensor(True)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "extra"),
     [
@@ -111,6 +113,7 @@ def test_what_is_left_out_is_named_with_the_extra_that_brings_it(python, tmp_pat
     assert f"[{extra}]'" in run.stderr
 
 
+@pytest.mark.slow
 def test_commands_say_which_extra_they_need(python, tmp_path):
     main = "from nlcompanion.command_line import main; raise SystemExit(main({}))"
     run = told(python, ALONE + main.format(["train", "--dry-run"]), tmp_path)

@@ -320,7 +320,9 @@ def test_persistence_of_autoregressive_gradients(rho, beta):
     assert abs(average.square().mean() / exact - 1) < 0.02  # the same number without lags
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.8, 0.97])
+@pytest.mark.parametrize(
+    "rho", [pytest.param(0.0, marks=pytest.mark.slow), 0.8, pytest.param(0.97, marks=pytest.mark.slow)]
+)
 def test_the_length_of_a_weight_under_such_gradients(rho):
     """Heavy ball on weights whose gradient is AR(1) noise in the tangent plane: r^4 settles where P says, to 2%."""
     beta, lr, k, steps, copies, n = 0.9, 0.05, 2e-4, 4000, 50, 100

@@ -30,7 +30,11 @@ OPTIMIZERS = {
 ADAMS_WITH_MUONS_BETA = math.sqrt((1 - LEFT**2) * (1 - LEFT * 0.95) / (1 + LEFT * 0.95) - (LR * DECAY) ** 2)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+FAST = ("AdamW", "Muon")
+EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_the_equilibrium_of_a_run_is_the_one_of_its_updates(name):
     said = nl.equilibrium_of(OPTIMIZERS[name]([weight()]))
     rms, turn = settled_run(OPTIMIZERS[name])
@@ -112,7 +116,7 @@ def sphere_run(kept, *, beta=0.9, lr=0.01, decay=0.2, steps=6000, weights=40, si
     return torch.stack(updates), torch.stack(gradients), torch.stack(radii)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.8])
+@pytest.mark.parametrize("kept", [pytest.param(0.0, marks=pytest.mark.slow), 0.8])
 def test_persistence_is_in_the_size_of_the_updates_and_not_in_their_memory(kept):
     """S is (1 + a beta)/(1 - a beta) however long gradients persist; U^2 = P g^2/(1 - beta)^2; r is the book's."""
     lr, decay, beta = 0.01, 0.2, 0.9

@@ -32,6 +32,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -360,8 +361,10 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.ids, self.links, self.classes, self.images, self.text = set(), [], set(), [], ""
+        self.ids, self.links, self.classes, self.images = set(), [], set(), []
+        self._pieces: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
+        self.text = "".join(self._pieces)
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
@@ -373,7 +376,13 @@ class Page(HTMLParser):
             self.images.append(attrs)
 
     def handle_data(self, data):
-        self.text += data
+        self._pieces.append(data)
+
+
+@cache
+def page_at(path: Path) -> Page:
+    """Each page is read once, whatever is asked of it."""
+    return Page(path)
 
 
 def toc_files() -> list[str]:
@@ -394,7 +403,7 @@ def test_every_page_of_the_contents_is_built_without_a_trace_of_failure():
     files = toc_files()
     assert {f"book/{stem}" for stem in WRITTEN} | {"book/what_holds"} <= set(files)
     for file in files:
-        page = Page(BUILT / f"{file}.html")
+        page = page_at(BUILT / f"{file}.html")
         assert not {"system-message", "problematic"} & page.classes, f"{file} carries a Sphinx error"
         if not file.startswith("book/api/"):  # examples of the reference show errors on purpose
             assert "Traceback (most recent call last)" not in page.text, f"{file} shows a traceback"
@@ -403,7 +412,7 @@ def test_every_page_of_the_contents_is_built_without_a_trace_of_failure():
 @needs_build
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_built_chapter_shows_its_equations_figures_and_verdicts(path: Path):
-    page = Page(BUILT / "book" / f"{path.stem}.html")
+    page = page_at(BUILT / "book" / f"{path.stem}.html")
     assert "math" in page.classes
     figures = [image for image in page.images if "_images/" in image.get("src", "")]
     assert figures or path.stem in REFERENCE
@@ -418,7 +427,7 @@ def test_a_built_chapter_shows_its_equations_figures_and_verdicts(path: Path):
 @needs_build
 def test_the_links_of_what_holds_arrive():
     page = BUILT / "book" / "what_holds.html"
-    links = [link for link in Page(page).links if not re.match(r"[a-z]+:|#", link)]
+    links = [link for link in page_at(page).links if not re.match(r"[a-z]+:|#", link)]
     pages: dict[Path, set[str]] = {}
     for link in links:
         file, _, fragment = link.partition("#")
@@ -426,7 +435,7 @@ def test_the_links_of_what_holds_arrive():
         assert target.exists(), f"{link} leads nowhere"
         if fragment:
             if target not in pages:
-                pages[target] = Page(target).ids
+                pages[target] = page_at(target).ids
             assert fragment in pages[target], f"{link} names a place that {file} lacks"
     assert any("#check-" in link for link in links)
 

@@ -282,6 +282,7 @@ def test_missing_data_is_skipped_and_said(tmp_path, registered, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["modest.json"]
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     def call(*arguments):
         command = [sys.executable, "-m", "studies", *arguments]

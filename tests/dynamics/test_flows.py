@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
+from grids import covering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import CURVATURES, FLOWS, START, damped_oscillator, quadratic, quartic
@@ -32,8 +33,9 @@ from nlcompanion.mechanics import energy
 ENTROPY = lambda q: (q * q.log()).sum()  # noqa: E731
 
 
-@pytest.mark.parametrize("problem", FLOWS, ids=lambda p: p.name)
-@pytest.mark.parametrize("method", ["DOP853", "Radau"])
+@pytest.mark.parametrize(
+    ("problem", "method"), covering(FLOWS, ["DOP853", "Radau"]), ids=lambda x: getattr(x, "name", x)
+)
 def test_exact_solutions(problem, method):
     times = np.linspace(*problem.t_span, 17)[1:]
     q0 = START if problem.q0 is None else problem.q0
@@ -212,8 +214,10 @@ BESIDE_RULES = (
 )
 
 
-@pytest.mark.parametrize("rule", BESIDE_RULES, ids=lambda rule: rule.name)
-@pytest.mark.parametrize("method", ["RK45", "DOP853", "Radau", "BDF", "LSODA"])
+METHODS = ["RK45", "DOP853", "Radau", "BDF", "LSODA"]
+
+
+@pytest.mark.parametrize(("method", "rule"), covering(METHODS, BESIDE_RULES), ids=lambda x: getattr(x, "name", x))
 def test_an_integral_beside_the_state(rule, method):
     """Against a quadrature of the same integrand along the finished trajectory; t^2 is known."""
     times = np.linspace(0.5, 1.5, 101)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from grids import covering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -40,8 +41,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize(("name", "mean"), covering(RULES, [False, True]))
 def test_exact_for_a_linear_model(name, mean):
     """Its outputs in a flow of the parameters are the kernel's, at training points and elsewhere."""
     rule, net = RULES[name], mlp((4, 2), seed=3)

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from grids import covering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import DOP853
@@ -48,9 +49,7 @@ def as_scipy_does(name, evaluated):
     return scipys(rule, q0, v0, **span)
 
 
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("evaluated", [False, True])
-@pytest.mark.parametrize("block", [2, 8192])
+@pytest.mark.parametrize(("name", "evaluated", "block"), covering(RULES, [False, True], [2, 8192]))
 def test_steps_points_and_interpolation_are_scipys(name, evaluated, block, monkeypatch):
     monkeypatch.setattr(nystrom, "_BLOCK", block)
     rule, q0, v0, span = moving(name, evaluated)

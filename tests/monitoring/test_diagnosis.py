@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from grids import covering
 from loops import laws_of, network, samples
 from torch import nn
 
@@ -125,9 +126,12 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+DTYPES = [torch.float64, torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("plant", "rule", "dtype"), covering(PLANTED, RULES, DTYPES), ids=lambda x: getattr(x, "__name__", str(x))
+)
 def test_what_was_done_to_the_gradients(data, plant, rule, dtype):
     assert re.search(PLANTED[plant], found(run(data, RULES[rule], plant, dtype=dtype)))
 

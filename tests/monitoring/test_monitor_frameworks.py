@@ -102,6 +102,7 @@ def test_lightning_keeps_it_in_checkpoints_and_logs_it(data, tmp_path):
 # --- Hugging Face ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [1.0, 1.01])
 def test_hugging_face(data, tmp_path, monkeypatch, fault):
     transformers = pytest.importorskip("transformers")

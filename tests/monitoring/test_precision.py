@@ -40,7 +40,7 @@ def test_the_rounding_of_a_dead_bias_is_no_half_precision(half):
         assert among.latest() is (torch.bfloat16 if half else None)
 
 
-@pytest.mark.parametrize("kinds", [("dead",), ("dead", "scale"), None])
+@pytest.mark.parametrize("kinds", [("dead",), pytest.param(("dead", "scale"), marks=pytest.mark.slow), None])
 def test_a_ledger_of_a_network_with_dead_biases(kinds):
     """``kinds``: also one of the dead biases alone, whose own gradients tell nothing."""
     for half in (False, True):

@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from grids import covering
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -81,9 +82,11 @@ def look_at_inputs(loop, n):
     torch.autograd.grad(loop.loss(n, x), x)
 
 
-@pytest.mark.parametrize("rule", [torch.optim.SGD, torch.optim.Adam])
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU])
-@pytest.mark.parametrize("beside", [throw_away, throw_away_zeros, look_at_gradients, look_at_inputs])
+BESIDE = [throw_away, throw_away_zeros, look_at_gradients, look_at_inputs]
+RULES = [torch.optim.SGD, torch.optim.Adam]
+
+
+@pytest.mark.parametrize(("beside", "activation", "rule"), covering(BESIDE, [nn.Tanh, nn.GELU], RULES))
 def test_backward_passes_beside_the_steps(data, beside, activation, rule):
     loop = Loop(data, network(activation), rule)
     for n in range(5):

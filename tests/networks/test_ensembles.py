@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from grids import covering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -22,9 +23,10 @@ def pair(widths, activation="relu", seeds=3, loss=cross_entropy, **options):
     return team, flat_loss(team, X, Y, over_members(loss)), [flat_loss(net, X, Y, loss) for net in singles]
 
 
-@pytest.mark.parametrize("activation", KINDS, ids=str)
-@pytest.mark.parametrize("init", ["default", "kaiming", "lecun", "ntk"])
-@pytest.mark.parametrize("bias", [False, True])
+INITS = ["default", "kaiming", "lecun", "ntk"]
+
+
+@pytest.mark.parametrize(("activation", "init", "bias"), covering(KINDS, INITS, [False, True]), ids=str)
 def test_members_are_the_single_networks(activation, init, bias):
     team, f, singles = pair((4, 6, 5, 3), activation, init=init, bias=bias)
     q = f.q0 + 0.1 * torch.randn(len(f), generator=torch.Generator().manual_seed(1)).double()  # biases off zero

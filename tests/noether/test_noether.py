@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from grids import covering
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import make_interp_spline
@@ -151,8 +152,7 @@ def imbalance(terms, weights, rate=None):
 # --- Noether's learning dynamics ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", PAIRS)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("name", "loss"), covering(RULES, PAIRS))
 def test_the_charge_moves_by_the_integral_of_the_terms(name, loss):
     """TK Eq. 11 without the potential's term, since the loss has the symmetry; each term that is not 0 is needed."""
     (rule, span), (f, symmetry) = RULES[name], PAIRS[loss]
@@ -259,8 +259,10 @@ def test_asymmetry_and_metric_together_are_the_broken_kinetic_energy(name):
         assert abs(terms.kinetic_asymmetry + terms.metric - broken) < 1e-12 * size
 
 
-@pytest.mark.parametrize("name", ["damped", "nesterov", "natural gradient, entropy", "natural gradient, cosh"])
-@pytest.mark.parametrize("loss", PAIRS)
+LIFTED = ["damped", "nesterov", "natural gradient, entropy", "natural gradient, cosh"]
+
+
+@pytest.mark.parametrize(("name", "loss"), covering(LIFTED, PAIRS))
 def test_noether_with_the_lagrangian_itself(name, loss):
     """TK Eqs. 8, 9 and 23, e^gamma included: by lifting L, then by lifting T."""
     (rule, (t0, t1)), (f, symmetry) = RULES[name], PAIRS[loss]

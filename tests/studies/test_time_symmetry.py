@@ -33,7 +33,7 @@ def test_the_data():
     assert sorted(set(y[:, 0].tolist())) == [-1.0, 1.0]
 
 
-@pytest.mark.parametrize("family", ["gaussian", "bounded"])
+@pytest.mark.parametrize("family", ["gaussian", pytest.param("bounded", marks=pytest.mark.slow)])
 def test_push_bend_and_kicks_are_the_whole_motion(family):
     """The rate of the outputs is a directional derivative; the terms of Eq. 52 are integrated beside it."""
     coarse, fine = (Ride(family, 32, 4, step).go(1.0).measures for step in (0.02, 0.005))

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from grids import covering
 from kernels_with_faults import ByHand, FaultyAdafactor, FaultyAveraging, Shampoo, Soap
 from torch import optim
 
@@ -86,8 +87,7 @@ def chosen(name: str, dtype: torch.dtype) -> list[int]:
     return [n for n in range(len(ways(name))) if (n // 2 + n + first) % 2 == 0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "dtype"), covering(FAMILIES, DTYPES))
 def test_no_false_alarm_in_pytorchs_optimizers(name, dtype):
     for seed in chosen(name, dtype):
         no_false_alarm(name, dtype, seed)
@@ -250,8 +250,11 @@ def test_rprop_promises_no_size():
     assert known_laws(optim.Rprop([torch.nn.Parameter(torch.zeros(2))])).white_rms is None
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-6, 1e-5, 1e-2])
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "centered", "Adagrad"])
+EPS = [0.0, 1e-7, 1e-6, 1e-5, 1e-2]
+WITH_EPS = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "centered", "Adagrad"]
+
+
+@pytest.mark.parametrize(("name", "eps"), covering(WITH_EPS, EPS))
 def test_an_eps_is_part_of_the_rule(name, eps):
     kind, settings, _ = FAMILIES[name]
     factory = functools.partial(kind, lr=1e-3, eps=eps, **settings)

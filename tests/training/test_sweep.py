@@ -468,6 +468,7 @@ def test_the_callers_threads_and_denormals_stay_as_they_were(tmp_path):
         torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 def test_a_process_pool(tmp_path, undisturbed):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         sweep([*CONFIGS, WILD, NO_GPU], tmp_path, pool)

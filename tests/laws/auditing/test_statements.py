@@ -121,7 +121,11 @@ def evaluated(formula, values):
     return eval(formula, {}, names)
 
 
-@pytest.mark.parametrize("name", EQUILIBRIA)
+FAST = ("momentum", "AdamW", "Muon")
+EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in EQUILIBRIA]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_the_equilibrium_is_where_the_table_says(name):
     torch.manual_seed(0)
     model = normalised()
