@@ -53,3 +53,16 @@ class DigitLoop:
             if self.after is not None:
                 self.after()
         return self.steps
+
+
+class Copies:
+    """A task of the timer: several loops alike, one after the other.
+
+    Where its tensors come to lie makes one loop up to 6% faster than the next, for as long as both live.
+    """
+
+    def __init__(self, make: Callable[[], DigitLoop], count: int):
+        self.loops = [make() for _ in range(count)]
+
+    def __call__(self) -> int:
+        return sum(loop() for loop in self.loops)

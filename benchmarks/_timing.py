@@ -54,6 +54,7 @@ def compare(
     budget: float = 10.0,
     warm: bool = True,
     clock: Callable[[], float] = time.process_time,
+    control: Callable[[], int] | None = None,
     seed: int = 0,
 ) -> Timings:
     """Time tasks against the first of them.
@@ -64,10 +65,11 @@ def compare(
         budget: seconds on the wall after which noise below ``NOISE`` will do.
         warm: whether to run each task once beforehand, since first calls allocate and import.
         clock: processor time; ``time.perf_counter`` where the work is done in other processes.
+        control: the same work as the baseline's, on tensors of its own; the baseline itself if not given.
         seed: of the order of the tasks.
     """
     baseline = next(iter(tasks))
-    tasks = {**tasks, CONTROL: tasks[baseline]}
+    tasks = {**tasks, CONTROL: control or tasks[baseline]}
     timings = Timings({name: [] for name in tasks}, baseline)
     order, shuffle = list(tasks), random.Random(seed).shuffle
     if warm:

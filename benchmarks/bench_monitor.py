@@ -9,16 +9,17 @@ from __future__ import annotations
 import sys
 
 import torch
-from _digit_loop import DigitLoop
+from _digit_loop import Copies, DigitLoop
 from _timing import Report, Timings, compare, single_thread
 
 import nlcompanion as nl
 
-WIDTHS = {
-    50: (40, {"least": 7, "budget": 8.0}),
-    200: (20, {"least": 9, "budget": 20.0}),
-    800: (20, {"least": 3, "most": 3}),
+WIDTHS = {  # how many loops alike, and how many rounds
+    50: (4, {"least": 5, "budget": 8.0}),
+    200: (4, {"least": 5, "budget": 20.0}),
+    800: (1, {"least": 3, "most": 3}),
 }
+STEPS = 20  # of a loop in a round: one of them is watched at the default stride
 BARE, DEFAULT, EACH = "bare loop", "every 20th step", "every step"
 STRIDES = {DEFAULT: 20, EACH: 1}
 
@@ -27,17 +28,22 @@ class Loop(DigitLoop):
     """The loop, watched at a stride."""
 
     def __init__(self, width: int, dtype: torch.dtype, watch: str):
-        super().__init__(width, dtype, WIDTHS[width][0])
+        super().__init__(width, dtype, STEPS)
         self.monitor = None
         if watch in STRIDES:
             self.monitor = nl.Monitor(self.model, self.optimizer, every=STRIDES[watch])
 
 
 def measure(width: int, dtype: torch.dtype) -> Timings:
-    loops = {watch: Loop(width, dtype, watch) for watch in (BARE, DEFAULT, EACH)}
-    timings = compare(loops, **WIDTHS[width][1])
-    for watch in STRIDES:  # a fast monitor that watches nothing, or is wrong, would be none
-        monitor = loops[watch].monitor
+    count, rounds = WIDTHS[width]
+
+    def copies(watch: str) -> Copies:
+        return Copies(lambda: Loop(width, dtype, watch), count)
+
+    tasks = {watch: copies(watch) for watch in (BARE, DEFAULT, EACH)}
+    timings = compare(tasks, control=copies(BARE), **rounds)
+    watched = [loop.monitor for watch in STRIDES for loop in tasks[watch].loops]
+    for monitor in watched:  # a fast monitor that watches nothing, or is wrong, would be none
         assert len(monitor.laws) == 3, monitor.notes
         assert not monitor.alerts, monitor.alerts
         assert monitor.stopped is None, monitor.stopped

@@ -11,16 +11,16 @@ import itertools
 import sys
 
 import torch
-from _digit_loop import IMAGES, DigitLoop
+from _digit_loop import IMAGES, Copies, DigitLoop
 from _timing import Report, Timings, compare, single_thread
 from torch.nn.functional import cross_entropy
 
 import nlcompanion as nl
 
-WIDTHS = {
-    50: (12, {"least": 5, "budget": 5.0}),
-    200: (6, {"least": 9, "budget": 20.0}),
-    800: (1, {"least": 5, "most": 5}),
+WIDTHS = {  # how many loops alike, their steps in a round, and how many rounds
+    50: (4, 6, {"least": 5, "budget": 5.0}),
+    200: (4, 4, {"least": 7, "budget": 20.0}),
+    800: (1, 2, {"least": 5, "most": 5}),
 }
 PRODUCT = 1536  # side of the matrices whose product shows the machine's peak
 BARE, PEAK = "bare loop", "matrix product"
@@ -33,7 +33,7 @@ class Loop(DigitLoop):
     """The loop, booked as ``watch`` says."""
 
     def __init__(self, width: int, dtype: torch.dtype, watch: str):
-        super().__init__(width, dtype, WIDTHS[width][0])
+        super().__init__(width, dtype, WIDTHS[width][1])
         laws = nl.homogeneous_laws(nl.flat_loss(self.model, self.x[:1], self.y[:1], cross_entropy))
         totals = [law.total for law in laws]
         self.laws, self.charges = {CHARGES: totals, CHARGES_EACH: laws}.get(watch, []), []
@@ -62,10 +62,16 @@ def measure(width: int, dtype: torch.dtype) -> Timings:
         a @ b
         return 1
 
-    loops = {watch: Loop(width, dtype, watch) for watch in WATCHES}
-    timings = compare({**loops, PEAK: product}, **WIDTHS[width][1])
-    for watch in (LEDGER, LEDGER_EACH):  # a fast ledger that books nothing, or wrongly, would be none
-        loops[watch].ledger.check()
+    count, _, rounds = WIDTHS[width]
+
+    def copies(watch: str) -> Copies:
+        return Copies(lambda: Loop(width, dtype, watch), count)
+
+    tasks = {watch: copies(watch) for watch in WATCHES}
+    timings = compare({**tasks, PEAK: product}, control=copies(BARE), **rounds)
+    for watch in (LEDGER, LEDGER_EACH):
+        for loop in tasks[watch].loops:  # a fast ledger that books nothing, or wrongly, would be none
+            loop.ledger.check()
     print(f"width {width}, {dtype}: {timings}")
     return timings
 
