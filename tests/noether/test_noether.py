@@ -722,14 +722,24 @@ def test_quantity_17_along_a_motion(name):
 
 
 def test_equation_15_holds_for_the_acceleration_of_the_lagrangian():
-    """Pointwise, with the acceleration that the Lagrangian gives: E is its Euler-Lagrange expression."""
-    for name, (rule, (t, _)) in RULES.items():
+    """Pointwise, at the acceleration that the Lagrangian gives: E is its Euler-Lagrange expression, decay included."""
+    for name, (rule, (t, _)) in {**RULES, "decay": (sgd(0.2, 0.5, weight_decay=0.3), (0.0, 1.5))}.items():
         t = torch.tensor(t + 0.3).double()
         a = acceleration(lagrangian(rule, tangled, t_ref=float(t)))(t, START, SPEED)
         for n in torch.eye(3).double():
             law = find_conserved_quantities(rule, tangled, [translation(n)], START)[0]
-            expected = -(grad(tangled)(START) + rule.weight_decay * START) @ n
+            expected = -grad(tangled)(START) @ n
             assert law.quantity(t, START, SPEED, a).item() == pytest.approx(expected.item(), rel=1e-9), name
+
+
+def test_quantity_17_of_gradient_flow_under_decay():
+    """Its velocity is the slope of the loss and the decay's pull; only the loss's own slope is left of E."""
+    flow = replace(gradient_flow(), weight_decay=0.3)
+    slope = grad(tangled)(START)
+    for n in torch.eye(3).double():
+        law = find_conserved_quantities(flow, tangled, [translation(n)], START)[0]
+        assert law.quantity(0.0, START, -slope - 0.3 * START).item() == pytest.approx((-slope @ n).item(), rel=1e-12)
+        assert law.quantity(0.0, START, -slope).item() != pytest.approx((-slope @ n).item(), rel=1e-3)
 
 
 def test_results_are_sequences_and_print_the_same_everywhere():
