@@ -1,13 +1,17 @@
 """What the book's extension of Sphinx adds to pages."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
 from nlcompanion.book.claims import check
-from tools import book_extension
+from tools import book_extension, reference
 from tools.notebooks import RECORD
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("address", "offered"), [("", False), ("https://example.org/owner/book", True)])
@@ -64,3 +68,39 @@ def test_the_front_page_says_how_long_each_chapter_takes(tmp_path):
     assert "| [](one.ipynb), 5 min | this |" in front[0]
     assert "| [](other.md), 2 min, an appendix | that |" in front[0]
     assert elsewhere == [table]
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def test_a_property_keeps_its_sentence():
+    """Napoleon has made a type of what stood before the colon."""
+    lines = ["what the error is judged by.", "", "More.", "", ":type: The largest that it has been, in radians"]
+    reference.mend_property(None, "property", "Tracker.reach", None, None, lines)
+    assert lines == ["The largest that it has been, in radians: what the error is judged by.", "", "More.", ""]
+    given = ["What it is.", "", ":type: int"]
+    reference.mend_property(None, "method", "Tracker.take", None, None, given)  # the control
+    assert given[-1] == ":type: int"
+
+
+def test_fields_that_say_nothing_are_left_out():
+    class Pair(NamedTuple):
+        """Two numbers."""
+
+        first: float
+        second: float
+
+        def both(self):
+            """Their sum."""
+
+    assert reference.leave_out_fields(None, "class", "first", Pair.first, False, None) is True
+    assert reference.leave_out_fields(None, "class", "both", Pair.both, False, None) is None
+
+
+def test_the_reference_as_it_is_built():
+    folder = ROOT / "_build" / "html" / "book" / "api"
+    if not folder.exists():
+        pytest.skip("no built book to look at; `make test` builds it first (make book)")
+    pages = [page.read_text(encoding="utf-8") for page in folder.glob("*.html")]
+    assert not [page for page in pages if "Alias for field number" in page]
+    assert not [page for page in pages if "Define the computation performed at every call" in page]  # torch's words
