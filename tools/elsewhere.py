@@ -21,6 +21,8 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
+# a processor whose PyTorch has no kernels for AVX-512 has no AMX either; PyTorch would pack half precision for it
+NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 OLDEST = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_CBWR": "COMPATIBLE",
@@ -38,8 +40,8 @@ class Arithmetic:
 
 
 ARITHMETICS = {
-    "aten-default": Arithmetic({"ATEN_CPU_CAPABILITY": "default"}),
-    "aten-avx2": Arithmetic({"ATEN_CPU_CAPABILITY": "avx2"}, needs="avx2"),
+    "aten-default": Arithmetic({"ATEN_CPU_CAPABILITY": "default", **NO_AMX}),
+    "aten-avx2": Arithmetic({"ATEN_CPU_CAPABILITY": "avx2", **NO_AMX}, needs="avx2"),
     "mkl-compatible": Arithmetic({"MKL_CBWR": "COMPATIBLE"}),
     "mkl-avx2": Arithmetic({"MKL_CBWR": "AVX2"}, needs="avx2"),
     "onednn-sse41": Arithmetic({"ONEDNN_MAX_CPU_ISA": "SSE41"}),

@@ -186,6 +186,25 @@ def test_a_map_of_many_points_is_asked_few_times():
     assert asked[1] < asked[0] < 150  # a loose tolerance ends earlier
 
 
+def test_a_map_is_asked_as_often_whatever_the_size_of_the_residual():
+    """The tolerance is a share of it."""
+    curvature = 1.0 / torch.arange(1, 301, dtype=torch.float64) ** 2
+    start, zero, t = torch.ones(300).double(), torch.zeros(300).double(), torch.tensor([0.0, 10.0, 100.0]).double()
+    exact = torch.cos(curvature.sqrt() * t[:, None]) * start
+    asked = []
+    for size in (1.0, 1e-6, 1e6):
+        calls = []
+
+        def product(r, calls=calls):
+            calls.append(r)
+            return curvature * r
+
+        u = linearized_dynamics(product, size * start, zero, t, newtonian(), tolerance=1e-8)
+        assert (u / size - exact).norm(dim=1).max() < 1e-6 * start.norm()
+        asked.append(len(calls))
+    assert asked[0] == asked[1] == asked[2] < 100
+
+
 def test_a_map_from_a_start_that_lies_in_few_modes():
     curvature = torch.tensor([4.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     H = lambda r: curvature * r  # noqa: E731

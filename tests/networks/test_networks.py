@@ -142,6 +142,9 @@ def test_other_samples_and_precisions():
     half = f.on(X[:3], Y[:3])
     rest = f.on(X[3:], Y[3:])
     assert (3 * half(f.q0) + 4 * rest(f.q0)).item() / 7 == pytest.approx(f(f.q0).item(), rel=1e-14)
+    made_of_them = flat_loss(mlp((4, 5, 3)), X[:3], Y[:3], cross_entropy)
+    assert half(f.q0).item() == pytest.approx(made_of_them(f.q0).item(), rel=1e-14)
+    assert half(f.q0).item() != pytest.approx(f(f.q0).item(), rel=1e-3)  # the control: else the whole would add up, too
     single = f(f.q0.float())
     assert single.dtype == torch.float32
     assert single.item() == pytest.approx(f(f.q0).item(), rel=1e-5)

@@ -180,6 +180,20 @@ def test_no_false_alarm_in_pytorchs_layers_over_two_hundred_shapes(dtype):
         check_layers(seed, dtype)
 
 
+@pytest.mark.parametrize("layer", [nn.Softmax(0), nn.Softmax(1), nn.LogSoftmax(1), nn.Softmax(-1)], ids=str)
+def test_a_softmax_is_held_along_its_own_axis(layer):
+    x = normal(4, 5, 6, seed=0)
+    check_gradients(layer, x, raise_error=True)
+    y = layer(x.requires_grad_())
+    dy = normal(4, 5, 6, seed=1)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    options = {"dim": layer.dim, "log": isinstance(layer, nn.LogSoftmax)}
+    values, gradients = {"x": x.detach(), "y": y.detach()}, {"x": dx, "y": dy}
+    assert check_recorded("softmax", values, gradients, **options).verdict == "lawful"
+    other = options | {"dim": (layer.dim + 1) % 3}  # the control
+    assert check_recorded("softmax", values, gradients, **other).verdict == "broken"
+
+
 def test_inputs_that_repeat_raise_no_alarm():
     for dtype in DTYPES:
         x = torch.ones(500, 70).to(dtype) / 3
