@@ -6,7 +6,7 @@ PYTHON      ?= python3
 PYTEST_ARGS ?=
 ONLY        ?=
 # one process per core; a file's tests, and a notebook's cells, stay together
-PYTEST_RUNS := -n logical --maxprocesses 8 --dist loadfile
+PYTEST_RUNS := -n logical --maxprocesses 8 --dist loadfile --durations 12
 
 VENV    := .venv
 BIN     := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -535,10 +536,12 @@ STEPS = (
     nesterov(0.01),
     newtonian(0.01),
     newtonian(0.01, half_first_step=False),
+    replace(nesterov(0.01), weight_decay=0.1),  # which pulls ahead of the weights
+    replace(newtonian(0.01), weight_decay=0.1),  # and half as much in the first step
 )
 
 
-@pytest.mark.parametrize("rule", STEPS, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", STEPS, ids=lambda rule: f"{rule.name}, decay {rule.weight_decay:g}")
 @pytest.mark.parametrize("kind", [RePU(2), "swish", "linear"], ids=str)
 def test_along_descend_on_mini_batches(data, rule, kind):
     x, y = data

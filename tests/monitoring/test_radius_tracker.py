@@ -48,6 +48,19 @@ def test_it_is_the_offline_law_step_by_step():
         G = norms.square().sum(2).repeat_interleave(2, 0)
         law = radius_squared(doubled, G, start, lr=LR, momentum=BETA, weight_decay=DECAY)
         assert torch.allclose(getattr(tracker, name), law[-1], rtol=1e-10)
+    G, independent = unit.square().sum(2), (1 - BETA) / (1 + BETA)
+    law = radius_squared(
+        doubled,
+        G.repeat_interleave(2, 0),
+        start,
+        lr=LR,
+        momentum=BETA,
+        weight_decay=DECAY,
+        persistence=independent,
+    )
+    assert torch.allclose(tracker.white, law[-1], rtol=1e-10)
+    lasting_step = LR * G.sqrt() / ((1 - BETA) * weights.square().sum(2))  # in radians, once the momentum has grown
+    assert torch.allclose(tracker.reach, lasting_step.square().mean(0).sqrt(), rtol=1e-12)
     assert torch.allclose(tracker.persistence, average.square().sum((0, 2)) / unit.square().sum((0, 2)), rtol=1e-12)
     assert (tracker.white < tracker.persistent).all()
     assert tracker.steps == 30
