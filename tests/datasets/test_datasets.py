@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import io
 import itertools
+import math
 import os
 import re
 import socket
@@ -26,11 +28,13 @@ import torch
 from dataset_server import TRAIN, VAL, WNIDS, idx, md5, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from nlcompanion import DataError, Dataset, digits, kmnist, tiny_imagenet
 from nlcompanion.datasets import __all__ as public
 from nlcompanion.datasets import archives as _archives
+from nlcompanion.datasets import describe
 from nlcompanion.datasets import download as _files
 
 # functions of the same names hide these modules
@@ -220,6 +224,23 @@ def test_standardising_by_another_data_set():
     mean, deviation = grey.mean(), grey.std(correction=0)
     assert torch.allclose(test.tensors(standardize=train)[0], (test.images.double() - mean) / deviation)
     assert not torch.allclose(test.tensors()[0], test.tensors(standardize=train)[0])
+
+
+def test_moments_of_more_images_than_are_counted_at_once():
+    greys = torch.zeros(6000, 1, 2, 2, dtype=torch.uint8)
+    greys[:4500] = 200
+    labels = torch.zeros(6000, dtype=torch.int64)
+    mean, deviation = Dataset("halves", greys, labels, ("one",)).moments()
+    assert mean == 150
+    assert deviation == pytest.approx(math.sqrt(0.75 * 50**2 + 0.25 * 150**2), rel=1e-15)
+
+
+def test_the_checksum_is_that_of_images_and_labels():
+    whole = digits("test").first(20)
+    others = replace(whole, labels=whole.labels.flip(0))
+    darker = replace(whole, images=whole.images.flip(0))
+    assert len({describe(data)["sha256"] for data in (whole, others, darker)}) == 3
+    assert describe(whole) == describe(replace(whole, labels=whole.labels.clone()))
 
 
 def test_what_cannot_be_standardised():
@@ -638,6 +659,25 @@ def test_every_layout_gives_the_same_data(folder, tiny_files, monkeypatch, kind,
             mean = image.double().mean((1, 2))
             assert (mean - torch.tensor(made.colour(label, number))).abs().max() < 4
     assert tree(folder) == before
+
+
+def test_image_2_comes_before_image_10():
+    wnid = WNIDS[0]
+    names = [f"train/{wnid}/images/{wnid}_{number}.JPEG" for number in (10, 2, 1)]
+    found = _tiny_imagenet._by_class(None, dict.fromkeys(names), "train")
+    assert [number for number, _ in found[wnid]] == [1, 2, 10]
+
+
+def test_rows_stay_rows(tiny_files):
+    """Of an image whose upper half is red, and whose left half is blue."""
+    pixels = np.zeros((made.SIDE, made.SIDE, 3), dtype=np.uint8)
+    half = made.SIDE // 2
+    pixels[:half, :, 0], pixels[:, :half, 2] = 250, 250
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=100, subsampling=0)
+    red, _, blue = _tiny_imagenet._decode_jpeg(out.getvalue(), "one.JPEG", Path())
+    assert red[:half].mean() > 200 > 50 > red[half:].mean()
+    assert blue[:, :half].mean() > 200 > 50 > blue[:, half:].mean()
 
 
 @pytest.mark.parametrize("whole_first", [False, True])

@@ -217,6 +217,16 @@ BESIDE_RULES = (
 METHODS = ["RK45", "DOP853", "Radau", "BDF", "LSODA"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_each_step_keeps_a_state_of_its_own(method):
+    """Whatever the solver does with its arrays afterwards."""
+    run = integrate(gradient_flow(), lambda q: 0.5 * q @ q, [1.0, -2.0], t_span=(0, 3), method=method, rtol=1e-6)
+    exact = torch.exp(-run.t)[:, None] * torch.tensor([1.0, -2.0]).double()
+    assert len(run.t) > 5
+    assert (run.q - exact).abs().max() < 1e-4
+    assert (run.v + exact).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(("method", "rule"), covering(METHODS, BESIDE_RULES), ids=lambda x: getattr(x, "name", x))
 def test_an_integral_beside_the_state(rule, method):
     """Against a quadrature of the same integrand along the finished trajectory; t^2 is known."""

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ def test_the_steady_state_of_a_mirror_rule():
 
 def test_conditions_on_time_point_and_velocity():
     assert flow(stop=lambda t, q, v: t >= 2.0).t[-1].item() == pytest.approx(2, abs=1e-9)
+    assert flow(stop=lambda t, q, v: t >= 2.0).t[-1].item() >= 2.0  # it holds there: not one rounding before
     assert flow(stop=lambda t, q, v: q[0] <= 0.25).q[-1].item() == pytest.approx(0.25, abs=1e-9)
     assert flow(stop=lambda t, q, v: np.bool_(v[0] > -0.5)).v[-1].item() == pytest.approx(-0.5, abs=1e-9)
     assert flow(stop=loss_below(bowl, 1e-4)).q[-1].item() == pytest.approx(math.sqrt(2e-4), rel=1e-8)
@@ -131,6 +133,12 @@ def test_a_stiff_flow_is_said_early():
     """The whole span needs some 2e7 calls: the warning comes within a thousandth of them."""
     with pytest.warns(UserWarning, match="stiff.*BDF"), pytest.raises(FlowError):
         integrate(gradient_flow(), stretched, [1.0, 1.0], t_span=(0, 100), max_nfev=10_000, method="RK45")
+
+
+def test_a_flow_that_its_decay_makes_stiff():
+    decaying = replace(gradient_flow(), weight_decay=1e5)
+    with pytest.warns(UserWarning, match="stiff.*BDF"), pytest.raises(FlowError):
+        integrate(decaying, bowl, [1.0, 1.0], t_span=(0, 100), max_nfev=10_000, method="RK45")
 
 
 def test_what_is_not_stiff_gets_no_warning():

@@ -64,6 +64,7 @@ def test_the_defaults_are_the_papers():
     config = TrainConfig(dataset="tiny_imagenet", model="vgg11")
     assert (config.batch_size, config.momentum, config.weight_decay, config.epochs) == (128, 0.9, 1e-4, 100)
     assert config.lr_drops == (30, 60, 80)
+    assert TrainConfig(epochs=25).lr_drops == (8, 15, 20)  # three tenths of 25 are seven and a half
     rates = [config.lr_at(epoch) / config.lr for epoch in (0, 29, 30, 59, 60, 79, 80, 99)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rel=1e-15)
 
@@ -818,11 +819,11 @@ SWITCHES = {
 }
 
 
-# each in a child of one process that has loaded torch, whose switches nobody has touched
+# each in a child of one process that has loaded torch, whose switches nobody has touched; it computes nothing itself,
+# since children of a process whose threads have worked wait for these for ever
 SWITCHED = """
 import os, sys, traceback, torch, torch._dynamo
-from nlcompanion import TrainConfig, digits, train
-digits("train")  # what all children need is loaded once
+from nlcompanion import TrainConfig, train
 b = torch.backends
 places = (b, b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)
 
@@ -855,7 +856,7 @@ for name, switch in SWITCHES.items():
 def switched():
     """The exit status of each child, and what all of them said."""
     program = SWITCHED.replace("SWITCHES", repr(SWITCHES))
-    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=300)
     return dict(line.split() for line in run.stdout.splitlines()), run.stderr
 
 
