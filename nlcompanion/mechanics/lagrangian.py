@@ -165,7 +165,8 @@ def acceleration_of_numbers(L: Lagrangian) -> Callable[..., Tensor]:
         with torch.enable_grad():
             force, p = _slopes(L(*state), state[1:], again=True)
             sweeps = [_slopes(component, state) for component in p]
-        return _solved(state[0].detach(), state[2].detach(), force.detach(), sweeps)
+        # numbers, also in torch 2.9, where second derivatives may remember what they come from
+        return _solved(state[0].detach(), state[2].detach(), force.detach(), sweeps).detach()
 
     return solved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,10 +19,7 @@ def in_precision(precision: str) -> Iterator[None]:
     cudnn, wanted = torch.backends.cudnn, "tf32" if precision == "tf32" else "ieee"
     second = _switches()
     before, benchmark = [switch.fp32_precision for switch in second], cudnn.benchmark
-    try:
-        first = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    except RuntimeError:
-        first = None
+    first = _first_set()
     try:
         cudnn.benchmark = True
         if first is None:
@@ -38,6 +36,16 @@ def in_precision(precision: str) -> Iterator[None]:
         for switch, value in zip(second, before, strict=True):
             switch.fp32_precision = value
         cudnn.benchmark = benchmark
+
+
+def _first_set() -> tuple[str, bool] | None:
+    """The older switches, for products and for convolutions; None where they refuse to be read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please use the new API")  # torch 2.9 says so to all who read them
+        try:
+            return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        except RuntimeError:
+            return None
 
 
 def _switches() -> list[Any]:
