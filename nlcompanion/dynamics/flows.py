@@ -254,7 +254,7 @@ class _Log:
         q = torch.from_numpy(y[: self.system.n])
         v = torch.from_numpy(self.system.velocity(t, y) if v is None else v)
         if self.kept.record is None:
-            q, v = q.clone(), v.clone()  # the solver goes on using its arrays
+            q, v = q.clone(), v.clone()  # SciPy does not promise that a step makes new arrays, though its solvers do
         self.kept.add(t, q, v)
         if isinstance(self.system, WithIntegral):
             self.integral.append(self.system.integral(y))
