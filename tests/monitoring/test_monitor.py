@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import covering
 from torch import nn
 from watched import OPTIMIZERS, convnet, groups, layers, samples, train, watched
 
@@ -72,7 +71,9 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "make", "every"), covering(RULES, [layers, convnet], [1, 20]))
+@pytest.mark.parametrize("every", [1, 20])
+@pytest.mark.parametrize("make", [layers, convnet])
+@pytest.mark.parametrize("kind", RULES)
 def test_the_figures_are_those_of_their_definitions(data, kind, make, every):
     """At every step SGD's buffers tell the step; at a stride a copy of the weights does."""
     torch.manual_seed(0)

@@ -121,7 +121,7 @@ def evaluated(formula, values):
     return eval(formula, {}, names)
 
 
-FAST = ("momentum", "AdamW", "Muon")
+FAST = ("momentum", "Nesterov", "AdamW", "Muon")
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in EQUILIBRIA]
 
 
