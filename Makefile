@@ -1,5 +1,5 @@
 # make book    the book, from nothing to a page to open
-# make test    every page, notebook, doctest and test
+# make test    every page, notebook and doctest, and all tests but the slow ones
 # make help    all targets
 
 PYTHON      ?= python3
@@ -40,7 +40,7 @@ book: $(READY) ## install what is needed and build the book
 pdf: book ## the whole book as one PDF (needs Chromium)
 	@$(PY) -m tools.pdf
 
-test: book ## build the book, then check its pages, every notebook, doctest and test
+test: book ## build the book, then check its pages, every notebook and doctest, and all tests but the slow ones
 	@$(PY) -m pytest $(PYTEST_RUNS) $(PYTEST_ARGS)
 
 test-all: book ## the same with the slow tests

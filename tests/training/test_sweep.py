@@ -715,12 +715,6 @@ def killed(folder: Path, kills: int, seed: int) -> None:
         assert outcome(folder / name) == expected
 
 
-@pytest.mark.slow
-@unix
-def test_three_kills_change_nothing(tmp_path):
-    killed(tmp_path, 3, seed=0)
-
-
 @unix
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path):
