@@ -5,8 +5,9 @@
 PYTHON      ?= python3
 PYTEST_ARGS ?=
 ONLY        ?=
-# one process per core; a file's tests, and a notebook's cells, stay together
-PYTEST_RUNS := -n logical --maxprocesses 8 --dist loadfile --durations 12
+# one process per core; a file's tests, and a notebook's cells, stay together, in the order of the files: a file of few
+# and long tests, begun last, would keep one core waiting
+PYTEST_RUNS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 12
 
 VENV    := .venv
 BIN     := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -50,7 +51,7 @@ test-elsewhere: book ## the tests and notebooks in the arithmetic of other proce
 	@$(PY) -m tools.elsewhere $(ONLY) -- $(PYTEST_RUNS) $(PYTEST_ARGS)
 
 test-versions: $(READY) ## the package's tests with the oldest and the newest versions of what it needs
-	@$(PY) -m tools.versions $(ONLY)
+	@$(PY) -m tools.versions $(ONLY) -- $(PYTEST_RUNS) $(PYTEST_ARGS)
 
 bugs: $(READY) ## plant bugs in the formulas, one at a time, and see which tests notice (ONLY="ntk" for some)
 	@$(PY) -m tools.planted_bugs $(ONLY)

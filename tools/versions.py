@@ -41,7 +41,7 @@ class NotHad(RuntimeError):
 
 
 def lower_bounds() -> list[str]:
-    """``torch==2.6`` and its like: the lowest version of each subject that the project file allows."""
+    """``torch==2.9`` and its like: the lowest version of each subject that the project file allows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     bounds = []
     for need in map(Requirement, project["dependencies"]):
@@ -107,7 +107,7 @@ def run(kind: str, python: str | None, arguments: Sequence[str]) -> list[list[st
     had = json.loads(subprocess.run([inside, "-c", _VERSIONS], capture_output=True, text=True, check=True).stdout)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     surroundings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | threads
-    command = [str(inside), "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or TESTS)]
+    command = [str(inside), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, *arguments]
     status = subprocess.run(command, cwd=ROOT, env=surroundings).returncode
     names = ("Python", *SUBJECTS)
     versions = ", ".join(f"{name} {version}" for name, version in zip(names, had, strict=True))

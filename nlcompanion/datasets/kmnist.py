@@ -63,7 +63,7 @@ def load(split: str, folder: Path | None, may_download: bool, progress: bool) ->
     paths = (folder and find(official, folder)) or _in_cache(official, folder, may_download, progress)
     images, labels = (read_idx(path, published) for path, published in zip(paths, official, strict=True))
     counts = np.bincount(labels, minlength=len(CLASSES))
-    if len(counts) > len(CLASSES) or counts.min() != counts.max():
+    if len(counts) > len(CLASSES) or len(np.unique(counts)) > 1:
         raise DataError(
             f"{paths[1]} has the labels {np.flatnonzero(counts).tolist()} in the numbers "
             f"{counts[counts > 0].tolist()}, not 0 to {len(CLASSES) - 1} equally often; it is damaged or of another "

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.utils import checkpoint as checkpoints
 
-_GENERATOR = "_checkpoint_without_reentrant_generator"  # looked up by torch.utils.checkpoint.checkpoint at each call
+# what torch.utils.checkpoint.checkpoint looks up at each call: from torch 2.14 on the first, before it the second
+_GENERATORS = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+_GENERATOR = next((name for name in _GENERATORS if hasattr(checkpoints, name)), "")
 
 
 class PlainCheckpoints:

@@ -95,7 +95,7 @@ class _Question:
     @property
     def reached(self) -> np.ndarray:
         """Which atoms got a gradient in any draw; of the others, like experts without a token, nothing is known."""
-        return np.logical_or.reduce([(size > 0).any(0) for size in self.sizes], initial=False)
+        return np.any([(size > 0).any(0) for size in self.sizes], axis=0)
 
     @property
     def n(self) -> int:

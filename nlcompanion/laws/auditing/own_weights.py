@@ -105,7 +105,7 @@ def _defect(room: DoubleCopy, layout: Layout, family: Family, there: Here) -> fl
 
 
 def _ratio(slope: np.ndarray, size: np.ndarray) -> float:
-    return float((slope / np.where(size > 0, size, 1.0)).max())
+    return float(np.max(slope / np.where(size > 0, size, 1.0)))
 
 
 def _holds(slope: np.ndarray, size: np.ndarray, loss: float) -> np.ndarray:
