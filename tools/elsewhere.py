@@ -37,6 +37,7 @@ class Arithmetic:
 
     variables: Mapping[str, str]
     needs: str = ""
+    threads: int = 1
 
 
 ARITHMETICS = {
@@ -47,7 +48,7 @@ ARITHMETICS = {
     "onednn-sse41": Arithmetic({"ONEDNN_MAX_CPU_ISA": "SSE41"}),
     "openblas-haswell": Arithmetic({"OPENBLAS_CORETYPE": "Haswell"}, needs="avx2"),
     "openblas-skylakex": Arithmetic({"OPENBLAS_CORETYPE": "SkylakeX"}, needs="avx512f"),
-    "two-threads": Arithmetic({**THREADS, "NLCOMPANION_TEST_THREADS": "2"}),
+    "two-threads": Arithmetic({**THREADS, "NLCOMPANION_TEST_THREADS": "2"}, threads=2),
     "hash-seed-1": Arithmetic({"PYTHONHASHSEED": "1"}),
     "hash-seed-2": Arithmetic({"PYTHONHASHSEED": "2"}),
     "oldest": Arithmetic(OLDEST, needs="avx2"),  # all of the old ones at once: what continuous integration runs
@@ -73,7 +74,7 @@ def environment(arithmetic: Arithmetic) -> dict[str, str]:
     """This process's environment with the arithmetic's variables, and one thread unless it says two."""
     one = dict.fromkeys(THREADS, "1")
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    if "NLCOMPANION_TEST_THREADS" in arithmetic.variables:
+    if arithmetic.threads > 1:
         path.insert(0, str(ROOT / "tools" / "two_threads"))  # its sitecustomize.py keeps notebooks from choosing one
     return {**os.environ, **one, "PYTHONPATH": os.pathsep.join(path), **arithmetic.variables}
 
@@ -103,6 +104,8 @@ def run(name: str, arguments: Sequence[str]) -> list[object]:
     found = in_force(arithmetic)
     began = time.perf_counter()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    if arithmetic.threads > 1:  # threads that share their core with another process wait for each other
+        command += ["-n", str(max(1, (os.cpu_count() or 1) // arithmetic.threads))]
     status = subprocess.run(command, cwd=ROOT, env=environment(arithmetic)).returncode
     verdict = "green" if status == 0 else f"FAILED (pytest's status {status})"
     computed = f"{found['aten']}, {found['openblas']}, {found['threads']} thread(s)"
