@@ -1,9 +1,8 @@
 """Settings for every test: one thread, a quiet matplotlib. (Denormals stay on: hypothesis draws them.)"""
 
-import os
-
 import matplotlib
 import pytest
+from threads import THREADS
 
 # not through the environment: the notebooks' kernels would inherit it and show no figures
 matplotlib.use("agg")
@@ -14,6 +13,5 @@ def _threads():
     """One thread, or as many as `tools.elsewhere` asks for; they must really be in force."""
     import torch
 
-    threads = int(os.environ.get("NLCOMPANION_TEST_THREADS", "1"))
-    torch.set_num_threads(threads)
-    assert torch.get_num_threads() == threads, f"{torch.get_num_threads()} threads are in force, not {threads}"
+    torch.set_num_threads(THREADS)
+    assert torch.get_num_threads() == THREADS, f"{torch.get_num_threads()} threads are in force, not {THREADS}"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threads import THREADS
 
 from nlcompanion import _storage
 from nlcompanion.book import results
@@ -208,7 +209,7 @@ def test_the_checksum_tells_data_apart():
 def test_make_adds_the_provenance(tmp_path, registered):
     @registered("a quick one")
     def quick():
-        assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == THREADS
         return {"numbers": {"x": 2.0}, "settings": {"seed": 3}}
 
     make("quick", tmp_path)

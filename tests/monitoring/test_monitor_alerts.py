@@ -316,6 +316,21 @@ def test_a_bias_before_a_normalisation_drifts_under_adam(data):
     assert not monitor.alerts  # SGD leaves it where it is
 
 
+@pytest.mark.parametrize("rounding", [True, False])
+def test_a_gradient_of_rounding_moves_a_bias_or_not_and_is_not_frozen(data, rounding):
+    """Near 0 the bias takes every step, at 1 none. The control: so does one of whose gradient nothing is left."""
+    model = convnet(bias=True)
+    monitor, optimizers = watched(model, SGD(model.parameters(), lr=0.05))
+    bias = model[0].bias
+
+    def round_off(n):
+        bias.data.fill_(0.0 if n < AFTER else 1.0)
+        bias.grad.fill_(1e-9 if n < AFTER or rounding else 0.0)
+
+    train(model, optimizers, data, steps=AFTER + WITHIN, before=round_off)
+    assert kinds(monitor) == ([] if rounding else ["frozen"])
+
+
 def test_a_gradient_that_is_not_finite(data):
     model = layers()
     monitor, optimizers = watched(model, OPTIMIZERS["SGD"](model))

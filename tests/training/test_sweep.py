@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threads import THREADS
 
 from nlcompanion import SweepError, TrainConfig, _storage, load_sweep, sweep
 from nlcompanion.training import loop as _train_loop
@@ -94,7 +95,7 @@ def test_one_file_per_run_with_provenance(undisturbed):
     assert content["config"] == CONFIGS[1].to_dict()
     provenance = content["provenance"]
     assert provenance["torch"] == torch.__version__
-    assert (provenance["device"], provenance["threads"], provenance["seed"]) == ("cpu", 1, 0)
+    assert (provenance["device"], provenance["threads"], provenance["seed"]) == ("cpu", THREADS, 0)
     assert 0 < provenance["duration_seconds"] < 60
     assert {"nlcompanion", "python", "numpy", "platform", "made"} <= set(provenance)
 
@@ -455,7 +456,7 @@ def test_threads_take_turns(tmp_path, undisturbed):
     with ThreadPoolExecutor(3) as pool:
         sweep([*CONFIGS, WILD], tmp_path, pool)
     assert outcome(tmp_path) == outcome(undisturbed)
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == THREADS
 
 
 def test_the_callers_threads_and_denormals_stay_as_they_were(tmp_path):
@@ -543,7 +544,7 @@ def test_a_worker_that_dies_is_replaced():
         first = pool.submit(os.getpid).result()
         assert first != os.getpid()
         assert pool.submit(os.getpid).result() == first
-        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == str(THREADS)
         os.kill(first, signal.SIGINT)  # Ctrl-C in a terminal reaches it, too
         assert pool.submit(os.getpid).result() == first
         os.kill(first, signal.SIGKILL)

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from nlcompanion.monitoring.alerts.alert import Alert, RunView
+from nlcompanion.monitoring.alerts.rounding import of_rounding, partners
 from nlcompanion.monitoring.watch.sample import Sample
 
 _SAMPLES = 5
-_ROUNDING = 300.0  # units in the last place, that a gradient of rounding has of its module's
-_CLEAR = 1e-3  # share of a module's gradient below which rounding must lie for this to be told at all
 _DRIFT = 0.02  # of the step of its module's weights, beyond which a dead tensor drifts
 
 
@@ -30,18 +29,19 @@ class DeadDirection:
         self._told: set[str] = set()
 
     def look(self, sample: Sample, run: RunView) -> list[Alert]:
-        if sample.skipped or _ROUNDING * run.eps > _CLEAR:
+        if sample.skipped:
             return []
         alerts = []
+        dead = of_rounding(sample, run)
         per_entry = np.sqrt(sample.counts)
         gradient = sample.gradient_norms / per_entry
         step = sample.updates / per_entry  # without the decay
-        partners = _partners(sample.names, run.shapes)
+        matrices = partners(sample.names, run.shapes)
         for k, name in enumerate(sample.names):
-            partner = partners.get(name)
+            partner = matrices.get(name)
             if partner is None or name not in sample.stepped:
                 continue
-            is_dead = sample.has_gradient[k] and gradient[k] <= _ROUNDING * run.eps * gradient[partner]
+            is_dead = name in dead
             self._dead[name] = self._dead.get(name, 0) + 1 if is_dead else 0
             relative = float(step[k] / step[partner]) if step[partner] > 0 else 0.0
             if not is_dead or not relative > _DRIFT:
@@ -79,13 +79,3 @@ class DeadDirection:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._dead, self._told = dict(state["dead"]), set(state["told"])
         self._drifts = {name: (int(a), int(b), float(c)) for name, (a, b, c) in state["drifts"].items()}
-
-
-def _partners(names: tuple[str, ...], shapes: dict | Any) -> dict[str, int]:
-    """For each vector of a module the place of its matrix or filters."""
-    matrices: dict[str, int] = {}
-    for k, name in enumerate(names):
-        if len(shapes[name]) > 1:
-            matrices.setdefault(name.rpartition(".")[0], k)
-    of_vectors = {name: name.rpartition(".")[0] for name in names if len(shapes[name]) == 1}
-    return {name: matrices[module] for name, module in of_vectors.items() if module in matrices}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nlcompanion.monitoring.alerts.alert import Alert, RunView
+from nlcompanion.monitoring.alerts.rounding import of_rounding
 from nlcompanion.monitoring.watch.sample import Sample
 
 _UNLIKELY = 1e-5  # for a run of steps at rest to be what it was before
@@ -15,7 +16,8 @@ class Frozen:
 
     A tensor that stopped asking for gradients is told at once. One that has rested for some watched steps in a row is
     told when that has a probability below 1e-5 at the share of steps in which it rested before: one that moved in each
-    of 20 steps is after 4, and an expert or an embedding that is often at rest is not.
+    of 20 steps is after 4, and an expert or an embedding that is often at rest is not. A gradient of rounding, as of a
+    bias before a normalisation, moves a weight or not as the last digits have it, and is no reason to move.
     """
 
     kind = "frozen"
@@ -30,6 +32,7 @@ class Frozen:
         if sample.skipped or not (sample.step_norms > 0).any():
             return []
         alerts = []
+        dead = of_rounding(sample, run) if (sample.step_norms == 0).any() else frozenset()
         for k, name in enumerate(sample.names):
             if name not in sample.stepped:
                 continue
@@ -37,6 +40,8 @@ class Frozen:
                 self._note_motion(name)
                 continue
             if name not in self._moved:  # at rest from the start: meant so, or without use
+                continue
+            if name in dead and sample.gradient_norms[k] > 0:
                 continue
             since, times = self._resting.get(name, (sample.step, 0))
             self._resting[name] = since, times + 1
