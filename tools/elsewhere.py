@@ -20,7 +20,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # a processor whose PyTorch has no kernels for AVX-512 has no AMX either; PyTorch would pack half precision for it
 NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 OLDEST = {
@@ -33,7 +33,7 @@ OLDEST = {
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What to set, and the instructions that the processor must have for it."""
+    """What to set, the instructions that the processor must have for it, and the threads of each process."""
 
     variables: Mapping[str, str]
     needs: str = ""
@@ -48,7 +48,7 @@ ARITHMETICS = {
     "onednn-sse41": Arithmetic({"ONEDNN_MAX_CPU_ISA": "SSE41"}),
     "openblas-haswell": Arithmetic({"OPENBLAS_CORETYPE": "Haswell"}, needs="avx2"),
     "openblas-skylakex": Arithmetic({"OPENBLAS_CORETYPE": "SkylakeX"}, needs="avx512f"),
-    "two-threads": Arithmetic({**THREADS, "NLCOMPANION_TEST_THREADS": "2"}, threads=2),
+    "two-threads": Arithmetic({}, threads=2),
     "hash-seed-1": Arithmetic({"PYTHONHASHSEED": "1"}),
     "hash-seed-2": Arithmetic({"PYTHONHASHSEED": "2"}),
     "oldest": Arithmetic(OLDEST, needs="avx2"),  # all of the old ones at once: what continuous integration runs
@@ -71,12 +71,12 @@ print(json.dumps([capability, "/".join(blas), torch.get_num_threads(), bits]))
 
 
 def environment(arithmetic: Arithmetic) -> dict[str, str]:
-    """This process's environment with the arithmetic's variables, and one thread unless it says two."""
-    one = dict.fromkeys(THREADS, "1")
+    """This process's environment with the arithmetic's variables and threads."""
+    threads = dict.fromkeys((*THREADS, "NLCOMPANION_TEST_THREADS"), str(arithmetic.threads))
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     if arithmetic.threads > 1:
         path.insert(0, str(ROOT / "tools" / "two_threads"))  # its sitecustomize.py keeps notebooks from choosing one
-    return {**os.environ, **one, "PYTHONPATH": os.pathsep.join(path), **arithmetic.variables}
+    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path), **arithmetic.variables}
 
 
 def in_force(arithmetic: Arithmetic) -> dict[str, object]:
